@@ -1,0 +1,103 @@
+# `make help` lists the targets; it is made from the comments behind `##`.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Where datasets are kept and where runs are written; environment or make variables.
+DATA_ROOT ?= data
+RUNS_ROOT ?= runs
+export DATA_ROOT RUNS_ROOT
+
+# What the training targets run: OPT="sgd adam adamw adahessian" SEEDS="1 2 3", and further
+# overrides of the config as ARGS="epochs=30 batch_size=128".
+OPT ?= adahessian
+SEEDS ?= 1
+ARGS ?=
+
+empty :=
+comma := ,
+list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+run = $(PY) -m experiments.run
+
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
+	@echo
+	@echo '  Training targets take OPT="sgd adam adamw adahessian" SEEDS="1 2 3" ARGS="key=value ...";'
+	@echo '  DATA_ROOT (now $(DATA_ROOT)) and RUNS_ROOT (now $(RUNS_ROOT)) move data and results.'
+
+setup: $(VENV)/.ready ## Create .venv and install everything; does nothing where all is in place
+
+# The stamps make a second `make setup` free, and a change of the requirements install again.
+# uv installs in seconds what takes pip minutes; where it cannot be had, pip does the same.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install -q uv || true
+	$(call install,harness)
+	@touch $@
+
+# What only the tests need: JAX, the trainers, the packages that serve as oracles.
+$(VENV)/.ready-for-tests: $(VENV)/.ready
+	$(call install,harness$(comma)dev$(comma)jax$(comma)oracle$(comma)bench$(comma)trainers)
+	@touch $@
+
+define install
+	@echo 'Installing $(1) into $(VENV) ...'
+	@export PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	if command -v uv >/dev/null; then \
+		uv pip install -q -p $(PY) -c constraints.txt -e '.[$(1)]'; \
+	else \
+		$(PY) -m pip install -q -c constraints.txt -e '.[$(1)]'; \
+	fi
+endef
+
+quickstart: setup ## Train on real images that need no download (about 5 minutes), then report
+	$(run) configs/digits/resnet20.yaml epochs=30 optimizer=sgd,adam,adamw,adahessian seed=1,2,3
+	$(PY) -m experiments.report --dataset digits
+
+digits-resnet20: ## ResNet-20 on scikit-learn's digits (no download)
+fashion-mnist-resnet20: ## ResNet-20 on Fashion-MNIST
+cifar10-resnet20: ## ResNet-20 on CIFAR-10, the paper's protocol
+cifar10-resnet32: ## ResNet-32 on CIFAR-10, the paper's protocol
+cifar100-resnet32: ## ResNet-32 on CIFAR-100
+experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32
+$(experiments): setup
+	@$(run) configs/$(subst -resnet,/resnet,$@).yaml optimizer=$(call list,$(OPT)) seed=$(call list,$(SEEDS)) $(ARGS)
+
+bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
+	$(PY) -m experiments.bench $(ARGS)
+
+curvature-accuracy: setup ## Error of the finite difference over a zoo of networks
+	$(PY) -m experiments.curvature_accuracy $(ARGS)
+
+spectrum: setup ## Eigenvalues, trace and density of the newest finished run
+	$(PY) -m experiments.spectrum $(ARGS)
+
+jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit-learn's digits
+	$(PY) -m experiments.jax_digits
+
+jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
+	$(PY) -m experiments.bench_jax
+
+report: setup ## Tables and pictures of all runs, from their files
+	@$(PY) -m experiments.report $(ARGS)
+
+test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
+	$(PY) -m pytest -m 'not slow'
+
+test-all: test ## The test suite, and the slow tests after it
+	$(PY) -m pytest -m slow
+
+lint: $(VENV)/.ready-for-tests ## Check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/.ready-for-tests ## Repair style and formatting
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report test test-all lint format

@@ -1,0 +1,72 @@
+"""What the optimizer refuses, with messages that name the value and say what to do."""
+
+import math
+from typing import Any
+
+from torch import Tensor, float32, float64
+
+from adahessian.averaging import check_block_size
+from adahessian.curvature import DOORS
+
+_AVERAGINGS = ("abs", "signed")
+
+
+def check_parameter(p: Tensor, index: int) -> None:
+    """Raise ValueError if parameter number ``index`` or its gradient is of an unfit kind."""
+    name = f"parameter {index} of the optimizer, of shape {tuple(p.shape)},"
+    if p.grad.is_sparse:
+        raise ValueError(
+            f"{name} has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
+            "sparse=False, or train it with another optimizer)"
+        )
+    if p.is_complex():
+        raise ValueError(
+            f"{name} is complex: AdaHessian is defined for real parameters (use view_as_real)"
+        )
+    if p.dtype not in (float32, float64):
+        raise ValueError(
+            f"{name} has dtype {p.dtype}: keep the parameters in float32 and use torch.autocast "
+            "for the forward pass"
+        )
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Raise ValueError if an option of ``group`` is not finite or out of range."""
+
+    def require(name: str, value: Any, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        require("lr", lr, lr.numel() == 1, "a number or a tensor with one element")
+    require("lr", lr, _is_number(lr) and 0 <= lr < math.inf, "finite and at least 0")
+    betas = group["betas"]
+    require("betas", betas, isinstance(betas, tuple | list) and len(betas) == 2, "two numbers")
+    require("betas", betas, all(_is_number(b) and 0 <= b < 1 for b in betas), "in [0, 1)")
+    for name in ("eps", "weight_decay"):
+        value = group[name]
+        require(name, value, _is_number(value) and 0 <= value < math.inf, "finite and at least 0")
+    power = group["hessian_power"]
+    require("hessian_power", power, _is_number(power) and 0 <= power <= 1, "in [0, 1]")
+    check_block_size(group["block_size"])
+    averaging = group["averaging"]
+    curvature = group["curvature"]
+    require("curvature", curvature, curvature in DOORS, f"one of {tuple(DOORS)}")
+    require("averaging", averaging, averaging in _AVERAGINGS, f"one of {_AVERAGINGS}")
+    for name in ("update_interval", "num_samples"):
+        value = group[name]
+        require(name, value, _is_int(value) and value >= 1, "an int of at least 1")
+    norm = group["max_grad_norm"]
+    valid = norm is None or _is_number(norm) and 0 < norm < math.inf
+    require("max_grad_norm", norm, valid, "None or finite and above 0")
+    seed = group["seed"]
+    require("seed", seed, _is_int(seed) and 0 <= seed < 2**63, "an int from 0 to 2**63 - 1")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Tensor) and not isinstance(value, bool)

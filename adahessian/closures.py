@@ -1,0 +1,37 @@
+"""What ``optimizer.step(closure)`` asks of a closure.
+
+It clears the gradients, computes the loss of one fixed batch, calls
+``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss. It may do so for several
+micro-batches. With ``curvature="finite_difference"`` it is evaluated twice at a step that refreshes
+the curvature (and once more at the first one, to see whether it is repeatable), and must then
+compute the same function of the parameters: it may not draw a new batch, clip or otherwise change
+the gradients (there is ``max_grad_norm``), or depend on anything that it changes itself other than
+gradients, buffers of modules, and torch's random state.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def call(closure: Callable[[], Any] | None) -> Any:
+    """Return what ``closure`` returns; None without one."""
+    if closure is None:
+        return None
+    # torch warns of a reference cycle between a parameter and its gradient: the step breaks it.
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph")
+        # The finite difference notes which modules run by such a hook; twice is no matter.
+        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there")
+        return closure()
+
+
+def not_repeatable(found: str) -> RuntimeError:
+    """Return the error for a closure that computes something else the second time."""
+    return RuntimeError(
+        f"the second evaluation of the closure is not the first one's computation: {found}. "
+        "curvature='finite_difference' needs a closure that computes the same function of the "
+        "parameters each time: one fixed batch, drawn outside of it."
+    )

@@ -1,0 +1,99 @@
+"""Several processes: averages over replicas, and tensors of which each process holds a part.
+
+``torch.distributed`` is only touched where a process group or a ``DTensor`` is given.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adahessian.averaging import BlockSize, block_average
+
+
+def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
+    """Replace each of ``tensors``, in place, by its mean over the processes of a group.
+
+    All tensors of a kind travel in one message.
+    """
+    kinds: dict[tuple, list[Tensor]] = {}
+    for t in tensors:
+        kinds.setdefault((t.device, t.dtype), []).append(t)
+    world_size = torch.distributed.get_world_size(process_group)
+    for members in kinds.values():
+        flat = torch.cat([t.reshape(-1) for t in members])
+        torch.distributed.all_reduce(flat, group=process_group)
+        flat.div_(world_size)
+        parts = flat.split([t.numel() for t in members])
+        torch._foreach_copy_(
+            members, [p.view(t.shape) for p, t in zip(parts, members, strict=True)]
+        )
+
+
+def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None:
+    """Raise unless every process of a group holds the same values.
+
+    Raises:
+        RuntimeError: on all processes alike, naming the first tensor that differs.
+    """
+    norms = torch.stack([local(t).double().norm() for t in tensors])
+    # The position-dependent weights tell permuted values apart, which a norm does not.
+    weighted = [local(t).double().reshape(-1) for t in tensors]
+    sums = torch.stack([(w * torch.arange(1, len(w) + 1, device=w.device)).sum() for w in weighted])
+    seen = torch.cat([norms, sums])
+    low, high = seen.clone(), seen.clone()
+    torch.distributed.all_reduce(low, torch.distributed.ReduceOp.MIN, group=process_group)
+    torch.distributed.all_reduce(high, torch.distributed.ReduceOp.MAX, group=process_group)
+    differing = (low != high).nonzero()
+    if len(differing):
+        index = int(differing[0]) % len(tensors)
+        raise RuntimeError(
+            f"the replicas have drifted apart: parameter {index} of the optimizer, of shape "
+            f"{tuple(tensors[index].shape)}, is not the same on all processes. Were they equal at "
+            "the start, and is every gradient reduced (process_group=, DistributedDataParallel)?"
+        )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor, of which this process may hold a part."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a DTensor, over the same memory; other tensors as they are."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def local_box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of this process's part of a DTensor, and where in the whole it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+
+
+def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> Tensor:
+    """Return this process's part of a block average.
+
+    Args:
+        part: this process's part of the values.
+        whole: the parameter they belong to.
+        block_size: see :mod:`adahessian.averaging`.
+    """
+    if not is_sharded(whole) or block_size is None:
+        return block_average(part, block_size)
+    shape, offset = local_box(whole)
+    kept = {"kernel": 2, "row": 1 if whole.ndim == 2 else 2}.get(block_size, 0)
+    if kept and shape[kept:] == tuple(whole.shape[kept:]):
+        return block_average(part, block_size)  # no block crosses the border of a part
+    from torch.distributed.tensor import DTensor
+
+    values = DTensor.from_local(
+        part, whole.device_mesh, whole.placements, shape=whole.shape, stride=whole.stride()
+    )
+    averaged = block_average(values.full_tensor(), block_size)
+    for dim, (start, length) in enumerate(zip(offset, shape, strict=True)):
+        averaged = averaged.narrow(dim, start, length)
+    return averaged

@@ -1,0 +1,99 @@
+"""Rademacher probes: random trees of ±1 that are a pure function of where they are used.
+
+The numbers are those of :mod:`adahessian.probes` (torch): element e of tensor number i is the same
+sign in both for the same (seed, step, sample).
+"""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adahessian.hashing import random_words, stream_keys
+
+_BITS = 32  # elements that share one random word: element e takes bit e % 32 of word e // 32
+
+
+def rademacher_like(
+    tree: Any,
+    *,
+    seed: int | jax.Array,
+    step: int | jax.Array,
+    sample: int | jax.Array = 0,
+    tensor_indices: Sequence[int] | None = None,
+) -> Any:
+    """Return a tree of independent ±1 like ``tree``.
+
+    Args:
+        tree: a pytree of floating-point arrays. Elements are counted in row-major order, leaves in
+            the order of ``jax.tree.leaves`` (dicts: sorted by key).
+        seed: an int from 0 to 2⁶³ − 1, or a scalar integer array, which may be traced.
+        step: which optimizer step the probe belongs to; may be traced.
+        sample: which of several probes of the same step; may be traced.
+        tensor_indices: the number of each leaf (default: its place in ``tree``). A leaf keeps its
+            probe when others are left out.
+
+    Returns:
+        A tree of the same structure, shapes and dtypes: E[z] = 0 and E[z zᵀ] = I over the seeds,
+        for all leaves together.
+
+    Raises:
+        ValueError: ``seed`` is an int out of range.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    if tensor_indices is None:
+        tensor_indices = range(len(leaves))
+    if isinstance(seed, int | np.integer) and not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    # The streams of all leaves at once: the scalar part of the hash is compiled once, not per leaf.
+    indices = _Words(np.array(tensor_indices, dtype=np.uint32))
+    first, second = stream_keys(_hashable(seed), _hashable(step), _hashable(sample), indices)
+    probes = [
+        _signs(jnp.shape(leaf), jnp.result_type(leaf), (first.array[i], second.array[i]))
+        for i, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(treedef, probes)
+
+
+def _signs(shape: tuple[int, ...], dtype: Any, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
+    numel = int(np.prod(shape))
+    word_index = _Words(jnp.arange(-(-numel // _BITS), dtype=np.uint32))
+    words = random_words(word_index, (_Words(keys[0]), _Words(keys[1]))).array
+    bits = (words[:, None] >> np.arange(_BITS, dtype=np.uint32)) & np.uint32(1)
+    signs = jnp.where(bits.ravel()[:numel] == 1, 1, -1)
+    return signs.reshape(shape).astype(dtype)
+
+
+def _hashable(number: int | jax.Array) -> "int | _Words":
+    if isinstance(number, int | np.integer):
+        return int(number)
+    return _Words(jnp.asarray(number).astype(np.uint32))
+
+
+class _Words:
+    """A uint32 array that :mod:`adahessian.hashing` can compute with.
+
+    JAX refuses the hash's Python constants of more than 31 bits unless 64-bit types are enabled, so
+    they are turned to uint32 here.
+    """
+
+    def __init__(self, array: jax.Array | np.ndarray):
+        self.array = jnp.asarray(array)
+
+    def _operation(apply):
+        def method(self, other: "int | _Words") -> "_Words":
+            return _Words(apply(self.array, _as_uint32(other)))
+
+        return method
+
+    __and__ = _operation(operator.and_)
+    __mul__ = _operation(operator.mul)
+    __rshift__ = _operation(operator.rshift)
+    __xor__ = __rxor__ = _operation(operator.xor)
+
+
+def _as_uint32(number: int | _Words) -> jax.Array | np.uint32:
+    return number.array if isinstance(number, _Words) else np.uint32(number)

@@ -1,0 +1,316 @@
+"""The AdaHessian update rule as an optax gradient transformation."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adahessian.jax.averaging import BlockAxes, BlockSize, block_average, check_block_size
+
+MISSING_HESSIAN = (
+    "AdaHessian needs the curvature beside the gradient. Get it with\n"
+    "    value, grads, hessian = value_grad_and_hessian(loss, (params, batch), rng)\n"
+    "and pass it on: tx.update(grads, opt_state, params, hessian=hessian), in flax nnx "
+    "optimizer.update(model, grads, hessian=hessian), in linen state.apply_gradients(grads=grads, "
+    "hessian=hessian) with the TrainState of adahessian.jax.train_state."
+)
+
+
+class ScaleByAdaHessianState(NamedTuple):
+    """State of :func:`scale_by_adahessian`; the counters are int32 scalars."""
+
+    step: jax.Array  # updates so far
+    num_refreshes: jax.Array  # of the curvature, so far
+    steps_to_refresh: jax.Array  # 0: the next update refreshes the curvature
+    exp_avg: optax.Updates  # float32, or float64 where the parameter is
+    exp_hessian_diag_sq: optax.Updates  # likewise
+
+
+def adahessian(
+    learning_rate: optax.ScalarOrSchedule = 0.15,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-4,
+    weight_decay: float = 0.0,
+    hessian_power: float = 1.0,
+    *,
+    block_size: BlockSize = "kernel",
+    block_axes: BlockAxes = None,
+    averaging: str = "abs",
+    update_interval: int = 1,
+    weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdaHessian (Yao, Gholami, Shen, Mustafa, Keutzer, Mahoney, AAAI 2021, arXiv:2006.00719).
+
+    With the gradient g and the estimate ``hessian`` = z · Hz of the same batch, one step t is
+
+    .. code-block:: text
+
+        m ← β₁ m + (1 − β₁) g                         exp_avg                 (Eq. 7, 11)
+        d = mean over samples and block of |hessian|   the curvature           (Eq. 8 to 10)
+        v ← β₂ v + (1 − β₂) d²                        exp_hessian_diag_sq     (Eq. 11)
+        m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ʳ)         r: refreshes of d so far
+        θ ← θ − lr · (m̂ / (v̂^(hessian_power / 2) + eps) + weight_decay · θ)
+
+    as in :class:`adahessian.AdaHessian` (torch). Example::
+
+        tx = adahessian(0.15)
+        opt_state = tx.init(params)
+
+        @jax.jit
+        def train_step(params, opt_state, batch, step):
+            value, grads, hessian = value_grad_and_hessian(loss, (params, batch), 0, step=step)
+            updates, opt_state = tx.update(grads, opt_state, params, hessian=hessian)
+            return optax.apply_updates(params, updates), opt_state, value
+
+    Differences from the paper: its Eq. 10 averages z · Hz with its sign; the code that produced its
+    image results averages the magnitudes, and so do we by default (``averaging``). With
+    ``update_interval`` above 1 we apply β₂ and its bias correction once a refresh, not once a step.
+
+    Args:
+        learning_rate: a scalar or a schedule. 0.15 is the paper's value for image classification.
+        b1: decay of the gradient's running average, in [0, 1).
+        b2: decay of the squared curvature's running average, in [0, 1).
+        eps: added to the denominator, outside the power.
+        weight_decay: decoupled: each step shrinks the parameters by learning rate · weight_decay.
+        hessian_power: the paper's k in [0, 1]; 0 leaves momentum SGD.
+        block_size: what the curvature is averaged over, see :mod:`adahessian.jax.averaging`.
+        block_axes: the axes to average over, for arrays that are not laid out as flax's layers: a
+            function of an array's name ("attention/query/kernel") and the array, or a tree like the
+            parameters. For each array it gives a tuple of axes, () for none or None for the
+            default.
+        averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
+            off-diagonal noise of the probe cancels (the paper's Eq. 10).
+        update_interval: the first step refreshes the curvature and then every so many steps; the
+            others ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
+        weight_decay_mask: a tree of bools, or a function from the parameters to one: what decays.
+
+    Returns:
+        A transformation with ``update(grads, state, params, *, hessian)``. ``hessian`` is a tree
+        like the gradients, of signed unaveraged estimates, with or without an additional first
+        axis for samples (``keep_samples``).
+
+    Raises:
+        ValueError: an option out of range; on updating also a missing ``hessian`` or one whose
+            structure or shapes do not fit.
+    """
+    return optax.chain(
+        scale_by_adahessian(
+            b1,
+            b2,
+            eps,
+            hessian_power,
+            block_size=block_size,
+            block_axes=block_axes,
+            averaging=averaging,
+            update_interval=update_interval,
+        ),
+        optax.add_decayed_weights(weight_decay, weight_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_adahessian(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-4,
+    hessian_power: float = 1.0,
+    *,
+    block_size: BlockSize = "kernel",
+    block_axes: BlockAxes = None,
+    averaging: str = "abs",
+    update_interval: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Divide the gradient's running average by the curvature's; see :func:`adahessian`.
+
+    The updates have the dtype of the gradients and point uphill.
+    """
+    _check_options(b1, b2, eps, hessian_power, averaging, update_interval)
+    check_block_size(block_size)
+
+    def update(updates, state, params=None, *, hessian=None, **extra_args):
+        del params, extra_args
+        named, treedef = _flatten_with_names(updates)
+        hessians = _flatten_hessian(hessian, named, treedef)
+        axes = _flatten_block_axes(block_axes, named, treedef)
+        exp_avgs = treedef.flatten_up_to(state.exp_avg)
+        exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
+
+        refresh = state.steps_to_refresh <= 0
+        step = optax.safe_increment(state.step)
+        num_refreshes = jnp.where(
+            refresh, optax.safe_increment(state.num_refreshes), state.num_refreshes
+        )
+        steps_left = jnp.where(refresh, update_interval, state.steps_to_refresh) - 1
+        bias_correction1 = _bias_correction(b1, step)
+        bias_correction2 = _bias_correction(b2, num_refreshes)
+
+        directions = []
+        for i, (name, grad) in enumerate(named):
+            if _is_masked(grad):
+                directions.append(grad)
+                continue
+            m, v = exp_avgs[i], exp_hessian_diag_sqs[i]
+            d = _magnitude(hessians[i], grad, v.dtype, averaging)
+            d = block_average(d, block_size, name=name, block_axes=axes[i])
+            m = (m + (1 - b1) * (grad.astype(m.dtype) - m)).astype(m.dtype)
+            v = jnp.where(refresh, b2 * v + (1 - b2) * (d * d), v).astype(v.dtype)
+            denom = _power(v / bias_correction2, hessian_power / 2) + eps
+            directions.append((m / bias_correction1 / denom).astype(grad.dtype))
+            exp_avgs[i], exp_hessian_diag_sqs[i] = m, v
+
+        state = ScaleByAdaHessianState(
+            step=step,
+            num_refreshes=num_refreshes,
+            steps_to_refresh=steps_left.astype(jnp.int32),
+            exp_avg=treedef.unflatten(exp_avgs),
+            exp_hessian_diag_sq=treedef.unflatten(exp_hessian_diag_sqs),
+        )
+        return treedef.unflatten(directions), state
+
+    return optax.GradientTransformationExtraArgs(_init, update)
+
+
+def needs_hessian(opt_state: Any) -> jax.Array:
+    """Return whether the coming update refreshes the curvature, a bool scalar that may be traced.
+
+    Args:
+        opt_state: the state of any optimizer with AdaHessian inside. With several of them
+            (``optax.partition``) it tells whether one of them refreshes.
+
+    Raises:
+        ValueError: there is no AdaHessian inside.
+    """
+
+    def found(node):
+        return isinstance(node, ScaleByAdaHessianState)
+
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=found) if found(node)]
+    if not states:
+        raise ValueError(
+            f"no state of AdaHessian in {jax.tree.structure(opt_state)}: needs_hessian takes what "
+            "tx.init or tx.update returned"
+        )
+    # The leaf, not the field: flax nnx wraps each array of an optimizer's state.
+    return functools.reduce(
+        jnp.logical_or, [jax.tree.leaves(s.steps_to_refresh)[0] <= 0 for s in states]
+    )
+
+
+def _init(params: optax.Params) -> ScaleByAdaHessianState:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"parameter {jax.tree_util.keystr(path)} has dtype {dtype}: AdaHessian is defined "
+                "for real floating-point parameters (leave others out with optax.masked)"
+            )
+
+    # Each call makes new buffers: a buffer that stands in two places cannot be donated.
+    def counter():
+        return jnp.zeros((), jnp.int32)
+
+    def average():
+        return jax.tree.map(zeros_for_average, params)
+
+    return ScaleByAdaHessianState(counter(), counter(), counter(), average(), average())
+
+
+def zeros_for_average(param: jax.Array) -> jax.Array:
+    """Return zeros like ``param``, but never below float32."""
+    return jnp.zeros_like(param, jnp.promote_types(jnp.result_type(param), jnp.float32))
+
+
+def _magnitude(hessian: jax.Array, grad: jax.Array, dtype: Any, averaging: str) -> jax.Array:
+    """Return what is to be averaged over blocks: z · Hz or its magnitude, mean over samples."""
+    hessian = jnp.asarray(hessian, dtype)
+    if averaging == "abs":
+        hessian = jnp.abs(hessian)
+    return hessian.mean(0) if hessian.ndim > grad.ndim else hessian
+
+
+def _bias_correction(beta: float | jax.Array, count: jax.Array) -> jax.Array:
+    """Return 1 − betaᵗ, without the cancellation that costs float32 four digits at t = 1."""
+    return -jnp.expm1(count.astype(float) * jnp.log1p(beta - 1.0))
+
+
+def _power(array: jax.Array, exponent: float | jax.Array) -> jax.Array:
+    is_half = isinstance(exponent, float) and exponent == 0.5
+    return jnp.sqrt(array) if is_half else array**exponent
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _flatten_with_names(updates: optax.Updates) -> tuple[list[tuple[str, Any]], Any]:
+    """Return (name, array) pairs and the tree's structure, in which a masked node is a leaf.
+
+    With masked nodes as leaves, a tree that is not masked (hessian, block_axes) fits as well.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=_is_masked)
+    named = []
+    for path, leaf in paths:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        # An nnx.State's arrays are the attribute `value` of its leaves.
+        named.append((name.removesuffix("/value"), leaf))
+    return named, treedef
+
+
+def _flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
+    if hessian is None:
+        raise ValueError(MISSING_HESSIAN)
+    try:
+        leaves = treedef.flatten_up_to(hessian)
+    except ValueError as error:
+        raise ValueError(
+            f"hessian must be a tree like the gradients, but its structure differs: {error}"
+        ) from error
+    for (name, grad), leaf in zip(named, leaves, strict=True):
+        if _is_masked(grad):
+            continue
+        shape = jnp.shape(leaf)
+        if grad.shape not in (shape, shape[1:]):  # the latter: one estimate for each sample
+            raise ValueError(
+                f"hessian has shape {shape} where the gradient {name!r} has {grad.shape}"
+            )
+    return leaves
+
+
+def _flatten_block_axes(
+    block_axes: BlockAxes, named: list[tuple[str, Any]], treedef: Any
+) -> list[tuple[int, ...] | None]:
+    if block_axes is None:
+        return [None] * len(named)
+    if callable(block_axes):
+        return [None if _is_masked(leaf) else block_axes(name, leaf) for name, leaf in named]
+    try:
+        return treedef.flatten_up_to(block_axes)
+    except ValueError as error:
+        raise ValueError(
+            "block_axes must be a function (name, array) -> axes or a tree of tuples like the "
+            f"parameters: {error}"
+        ) from error
+
+
+def _check_options(b1, b2, eps, hessian_power, averaging, update_interval) -> None:
+    """Raise ValueError if an option is out of range; arrays (inject_hyperparams) pass unseen."""
+
+    def require(name: str, value: Any, valid: Callable[[Any], bool], allowed: str) -> None:
+        if not isinstance(value, jax.Array) and not valid(value):
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+
+    for name, beta in (("b1", b1), ("b2", b2)):
+        require(name, beta, lambda b: 0 <= b < 1, "in [0, 1)")
+    require("eps", eps, lambda e: 0 <= e < float("inf"), "finite and at least 0")
+    require("hessian_power", hessian_power, lambda k: 0 <= k <= 1, "in [0, 1]")
+    require("averaging", averaging, lambda a: a in ("abs", "signed"), "'abs' or 'signed'")
+    require(
+        "update_interval",
+        update_interval,
+        lambda n: isinstance(n, int) and not isinstance(n, bool) and n >= 1,
+        "an int of at least 1",
+    )

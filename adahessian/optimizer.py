@@ -1,0 +1,441 @@
+"""The AdaHessian optimizer: Adam with the curvature's running root mean square as denominator."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adahessian.checks import check_options, check_parameter
+from adahessian.closures import call
+from adahessian.curvature import (
+    DOORS,
+    CurvatureError,
+    Door,
+    compare_doors,
+    hutchinson_samples,
+)
+from adahessian.distributed import average_, check_replicas, local, local_block_average
+from adahessian.probes import rademacher_like
+from adahessian.update import foreach_update, single_update
+
+# One product, and one gradient norm, span all groups.
+_OPTIMIZER_WIDE = ("curvature", "num_samples", "seed", "max_grad_norm")
+
+
+class AdaHessian(Optimizer):
+    r"""AdaHessian (Yao, Gholami, Shen, Mustafa, Keutzer, Mahoney, AAAI 2021, arXiv:2006.00719).
+
+    With the gradient g, a Rademacher probe z and the Hessian H of the same batch, one step t is
+
+    .. code-block:: text
+
+        m ← β₁ m + (1 − β₁) g                        exp_avg                 (Eq. 7, 11)
+        d = mean over samples and block of |z · Hz|   the curvature           (Eq. 8 to 10)
+        v ← β₂ v + (1 − β₂) d²                       exp_hessian_diag_sq     (Eq. 11)
+        m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ʳ)        r: refreshes of d so far
+        θ ← θ − lr · weight_decay · θ                decoupled
+        θ ← θ − lr · m̂ / (v̂^(hessian_power / 2) + eps)
+
+    Example::
+
+        optimizer = AdaHessian(model.parameters(), lr=0.15)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = loss_function(model(images), labels)
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        loss = optimizer.step(closure)
+
+    The published ``loss.backward(create_graph=True); optimizer.step()`` works as well.
+
+    Differences from the paper: its Eq. 10 averages z · Hz with its sign; the code that produced
+    its image results averages the magnitudes, and so do we by default (``averaging``). The paper
+    does not print the interval code behind its Table 8; with ``update_interval`` above 1 we apply
+    β₂ and its bias correction once a refresh, not once a step.
+
+    Args:
+        params: parameters or parameter groups; every option but ``curvature``, ``num_samples``,
+            ``seed`` and ``max_grad_norm`` can differ between groups. float32 or float64 (under
+            autocast the parameters stay float32).
+        lr: learning rate, zero allowed; a float or a one-element tensor. 0.15 is the paper's value
+            for image classification.
+        betas: decay of the two running averages, each in [0, 1).
+        eps: added to the denominator, outside the power.
+        weight_decay: decoupled: each step shrinks the parameters by lr · weight_decay. The
+            released training script passes its weight decay divided by the initial lr.
+        hessian_power: the paper's k in [0, 1]; 0 leaves momentum SGD, 0.5 was used for language
+            models.
+        block_size: what the curvature is averaged over, see :mod:`adahessian.averaging`.
+        averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
+            off-diagonal noise of the probe cancels (the paper's Eq. 10).
+        curvature: how H·z is computed: "double_backward", exact, or "finite_difference", from one
+            more evaluation of the closure: less than half the time and memory, any model whose
+            gradient can be computed, an error of about 1 % (:mod:`adahessian.curvature`).
+        update_interval: refresh the curvature at the first step and then every so many steps. May
+            be changed in ``param_groups`` during training.
+        num_samples: probes per refresh.
+        seed: of the probes, 0 to 2⁶³ − 1. Replicas of one model need the same.
+        max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
+            place here because the curvature must not be clipped: within a closure it would
+            scale the second gradient of a finite difference as well.
+        process_group: average gradient and H·z over these processes, each of which has computed
+            them on its own part of the batch with a bare module (DistributedDataParallel does
+            not support double backward). Not with DistributedDataParallel or fully_shard, which
+            average themselves.
+        foreach: update all parameters of a group together (default: yes).
+        maximize: ascend instead of descend.
+
+    State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``. It
+    begins with the first refresh at which the parameter has a gradient; one that joins between
+    refreshes (unfrozen, a new group) keeps its value until then.
+
+    Raises:
+        ValueError: an option out of range; on stepping also a sparse or complex gradient or a
+            parameter below float32.
+        RuntimeError: on stepping: the curvature is due but no gradient has a graph. Parameters
+            and state are then unchanged.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float | Tensor = 0.15,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-4,
+        weight_decay: float = 0.0,
+        hessian_power: float = 1.0,
+        *,
+        block_size: int | str | None = "kernel",
+        averaging: str = "abs",
+        curvature: str = "double_backward",
+        update_interval: int = 1,
+        num_samples: int = 1,
+        seed: int = 0,
+        max_grad_norm: float | None = None,
+        process_group: Any = None,
+        foreach: bool | None = None,
+        maximize: bool = False,
+    ):
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "hessian_power": hessian_power,
+            "block_size": block_size,
+            "averaging": averaging,
+            "curvature": curvature,
+            "update_interval": update_interval,
+            "num_samples": num_samples,
+            "seed": seed,
+            "max_grad_norm": max_grad_norm,
+            "foreach": foreach,
+            "maximize": maximize,
+            # Counters, not options. They stand here because only what is in `state` or in
+            # `param_groups` survives deepcopy, pickle and state_dict.
+            "step": 0,
+            "last_refresh": None,
+        }
+        self._process_group = process_group
+        super().__init__(params, defaults)
+
+    # GradScaler then leaves the unscaling to us: H·z has the scale of the loss too.
+    _step_supports_amp_scaling = True
+    _comparing = False  # whether curvature_error is evaluating the closure
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether backward needs create_graph at the coming step: to refresh the curvature."""
+        return self._comparing or (self.is_second_order and self._refresh_is_due())
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether this optimizer ever needs create_graph (a convention of timm); constant."""
+        return self._curvature == "double_backward"
+
+    @property
+    def _curvature(self) -> str:
+        return self.param_groups[0]["curvature"]
+
+    def _refresh_is_due(self) -> bool:
+        return any(
+            _is_due(group) and any(p.requires_grad for p in group["params"])
+            for group in self.param_groups
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it falls in with the refreshes of the groups that are there."""
+        if isinstance(param_group, dict):  # if not, torch raises
+            group = {**self.defaults, **param_group}
+            check_options(group)
+            if self.param_groups:
+                first = self.param_groups[0]
+                for key in _OPTIMIZER_WIDE:
+                    if group[key] != first[key]:
+                        raise ValueError(
+                            f"{key} is one for all parameter groups: got {group[key]!r} beside "
+                            f"{first[key]!r}"
+                        )
+                param_group = {
+                    **param_group,
+                    "step": first["step"],
+                    "last_refresh": first["last_refresh"],
+                }
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process group can be neither copied nor pickled: then this fails instead of forgetting.
+        return {**super().__getstate__(), "_process_group": self._process_group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle or a state dict, also from one that a published AdaHessian wrote.
+
+        Those know no refresh counter (they count steps) and keep ``step`` as an int. The next
+        step then refreshes the curvature.
+        """
+        super().__setstate__(state)
+        for group in self.param_groups:
+            old = "last_refresh" not in group
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+            for p in group["params"]:
+                param_state = self.state.get(p)
+                if not param_state or "step" not in param_state:
+                    continue
+                param_state.setdefault("num_refreshes", param_state["step"])
+                for key in ("step", "num_refreshes"):
+                    # Counters stay on the CPU: a step must not wait for the device to read them.
+                    param_state[key] = torch.tensor(float(param_state[key]), dtype=torch.float32)
+                if old:
+                    group["step"] = max(group["step"], int(param_state["step"]))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Take one step.
+
+        Args:
+            closure: clears the gradients, computes the loss of one batch, calls
+                ``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss.
+                Without it the gradients must be there.
+
+        Returns:
+            What the closure returned, detached; None without a closure.
+        """
+        scale = None  # of the loss
+        if getattr(self, "found_inf", None) is not None:  # we are called by a GradScaler
+            if self.found_inf.item():
+                self._drop_graphs()
+                return None
+            scale = self._loss_scale()
+
+        door = None
+        if self._refresh_is_due():
+            door = DOORS[self._curvature](closure, self._all_params())
+            is_first = all(group["last_refresh"] is None for group in self.param_groups)
+            loss = door.first_pass(check=is_first)
+        else:
+            loss = call(closure)
+        loss = loss.detach() if isinstance(loss, Tensor) else loss
+
+        members = self._members()
+        refreshing = [m for m in members if door is not None and _is_due(m.group)]
+        diagonals = self._diagonals(refreshing, door, scale) if refreshing else {}
+        self._drop_graphs()
+        if diagonals is None:  # overflow
+            return loss
+        self._finish_gradients([m.param.grad for m in members], scale)
+
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            refresh = bool(diagonals) and _is_due(group)
+            if refresh:
+                for p in params:
+                    self._init_state(p)
+                group["last_refresh"] = group["step"]
+            # The others await their first refresh. Their state need not be empty: wrappers such as
+            # timm's Lookahead keep things of their own there.
+            params = [p for p in params if "step" in self.state.get(p, {})]
+            if params:
+                self._update(group, params, [diagonals[p] for p in params] if refresh else None)
+            group["step"] += 1
+        return loss
+
+    @torch.no_grad()
+    def curvature_error(self, closure: Callable[[], Tensor]) -> CurvatureError:
+        """Compare the finite difference with double backward, at the coming step's probe.
+
+        Works whatever ``curvature`` is set to. Parameters, gradients, state, buffers and random
+        states are left as they were.
+
+        Args:
+            closure: as for :meth:`step`.
+        """
+        params = [p for p in self._all_params() if p.requires_grad]
+        grads = [p.grad for p in params]
+        first = self.param_groups[0]
+        z = rademacher_like(params, seed=first["seed"], step=first["step"])
+        self._comparing = True  # the closure asks needs_graph
+        try:
+            return compare_doors(closure, params, z)
+        finally:
+            self._comparing = False
+            for p, grad in zip(params, grads, strict=True):
+                p.grad = grad
+
+    def check_replicas(self) -> None:
+        """Raise RuntimeError, on all processes, if their parameters are not the same.
+
+        A check of many processes that train one model: call it every now and then. Over
+        ``process_group``, or all processes.
+        """
+        check_replicas(self._all_params(), self._process_group)
+
+    def _all_params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _loss_scale(self) -> Tensor | None:
+        if self.grad_scale is None and self._refresh_is_due():
+            raise RuntimeError(
+                "scaler.unscale_(optimizer) has unscaled the gradient, but not the Hessian, by a "
+                "factor that torch does not pass on: call scaler.step(optimizer) without it, and "
+                "clip by max_grad_norm= instead; or use bfloat16 autocast without a GradScaler"
+            )
+        return self.grad_scale
+
+    def _drop_graphs(self) -> None:
+        for p in self._all_params():
+            if p.grad is not None and p.grad.requires_grad:
+                # A fresh tensor over the same memory: detach_() is forbidden on gradients that
+                # are views, as DistributedDataParallel makes them.
+                p.grad = p.grad.detach()
+
+    def _finish_gradients(self, grads: list[Tensor], scale: Tensor | None) -> None:
+        """Unscale, average over the processes, clip; in place."""
+        if scale is not None:
+            torch._foreach_div_(grads, scale)
+        if self._process_group is not None:
+            average_(grads, self._process_group)
+        max_norm = self.param_groups[0]["max_grad_norm"]
+        if max_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._all_params(), max_norm)
+
+    def _members(self) -> list["_Member"]:
+        """Return the parameters with a gradient; raise if one of them, or an option, is bad."""
+        for group in self.param_groups:
+            check_options(group)
+        if self._process_group is not None:  # all processes must send the same tensors
+            for p in self._all_params():
+                if p.requires_grad and p.grad is None:
+                    p.grad = torch.zeros_like(p)
+        index = itertools.count()
+        members = [_Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
+        members = [m for m in members if m.param.grad is not None]
+        for m in members:
+            check_parameter(m.param, m.index)
+        return members
+
+    def _diagonals(
+        self, members: list["_Member"], door: Door, scale: Tensor | None
+    ) -> dict[Tensor, Tensor] | None:
+        """Return the averaged curvature d of each parameter in ``members``.
+
+        None if it has overflowed at a GradScaler's scale.
+        """
+        params = [m.param for m in members]
+        first = self.param_groups[0]
+        samples = hutchinson_samples(
+            lambda z, more: door.product(params, z, more),
+            params,
+            seed=first["seed"],
+            step=first["step"],
+            num_samples=first["num_samples"],
+            tensor_indices=[m.index for m in members],
+        )
+        totals = None
+        for sample in samples:
+            resolution = door.resolution(params)
+            if resolution is not None:
+                sizes = torch._foreach_maximum(torch._foreach_abs(sample), resolution)
+                sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
+            if scale is not None:
+                torch._foreach_div_(sample, scale)
+            if self._process_group is not None:
+                # Before the absolute value: the mean of |z · Hz| over the processes would grow
+                # with their number.
+                average_(sample, self._process_group)
+            terms = [
+                s.abs_() if m.group["averaging"] == "abs" else s
+                for s, m in zip(sample, members, strict=True)
+            ]
+            totals = terms if totals is None else torch._foreach_add(totals, terms)
+        if first["num_samples"] > 1:
+            torch._foreach_div_(totals, first["num_samples"])
+        if scale is not None and not all(t.isfinite().all() for t in totals):
+            warnings.warn(
+                f"H·z overflowed at the loss scale {float(scale):g}: this step is skipped. Start "
+                "the GradScaler with a smaller init_scale, or use bfloat16 autocast without one.",
+                stacklevel=3,
+            )
+            return None
+        return {
+            m.param: local_block_average(total, m.param, m.group["block_size"])
+            for total, m in zip(totals, members, strict=True)
+        }
+
+    def _init_state(self, p: Tensor) -> None:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            state["num_refreshes"] = torch.tensor(0.0, dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            state["exp_hessian_diag_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+    def _update(
+        self, group: dict[str, Any], params: list[Tensor], diagonals: list[Tensor] | None
+    ) -> None:
+        """Apply the update rule; ``diagonals`` is None between refreshes."""
+        beta1, beta2 = group["betas"]
+        states = [self.state[p] for p in params]
+        corrections = []
+        for state in states:
+            state["step"] += 1
+            if diagonals is not None:
+                state["num_refreshes"] += 1
+            corrections.append(
+                (1 - beta1 ** state["step"].item(), 1 - beta2 ** state["num_refreshes"].item())
+            )
+        update = single_update if group["foreach"] is False else foreach_update
+        grads = [local(p.grad) for p in params]
+        update(
+            [local(p) for p in params],
+            torch._foreach_neg(grads) if group["maximize"] else grads,
+            diagonals,
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_hessian_diag_sq"]) for state in states],
+            corrections,
+            beta1=beta1,
+            beta2=beta2,
+            lr=float(group["lr"]),
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            hessian_power=group["hessian_power"],
+        )
+
+
+class _Member(NamedTuple):
+    """A parameter that takes part in a step."""
+
+    group: dict[str, Any]
+    index: int  # in the optimizer, over all groups: what its probe depends on
+    param: Tensor
+
+
+def _is_due(group: dict[str, Any]) -> bool:
+    last = group["last_refresh"]
+    return last is None or group["step"] - last >= group["update_interval"]

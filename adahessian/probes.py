@@ -1,0 +1,120 @@
+"""Rademacher probes: random vectors of ±1 that are a pure function of where they are used.
+
+A probe is a hash of (seed, step, sample, tensor index, element index). So there is no generator to
+save for a resume, every replica of a model draws the same probe, two tensors of one shape draw
+different ones (an equal probe adds their cross derivatives to both diagonals), and JAX draws the
+same numbers (:mod:`adahessian.hashing`).
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adahessian.distributed import is_sharded, local_box
+from adahessian.hashing import random_words, stream_keys
+
+_BITS = 32  # elements that share one random word: element e takes bit e % 32 of word e // 32
+
+
+def rademacher_like(
+    tensors: Sequence[Tensor],
+    *,
+    seed: int,
+    step: int,
+    sample: int = 0,
+    tensor_indices: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Return one tensor of independent ±1 for each of ``tensors``.
+
+    Args:
+        tensors: tensors whose shapes, dtypes and devices the probes take. Elements are counted in
+            logical (row-major) order, so the memory format changes nothing. Of a DTensor's probe
+            the part that this process holds is made: the parts of one tensor fit together.
+        seed: up to 63 bits.
+        step: which optimizer step the probe belongs to.
+        sample: which of several probes of the same step.
+        tensor_indices: the number of each tensor in its optimizer (default: its place in
+            ``tensors``). A tensor keeps its probe when others are left out.
+
+    Returns:
+        Contiguous tensors: E[z] = 0 and E[z zᵀ] = I over the seeds, for all tensors together.
+    """
+    if tensor_indices is None:
+        tensor_indices = range(len(tensors))
+    parts = [_Part.of(t) for t in tensors]
+    probes: list[Tensor | None] = [None] * len(tensors)
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault((tensor.device, tensor.dtype), []).append(place)
+    for (device, dtype), members in places.items():
+        words = tuple(parts[i].words for i in members)
+        word_index, owner = _layout(words, device)
+        index_of_owner = _constant(tuple(tensor_indices[i] for i in members), device)
+        keys = stream_keys(seed, step, sample, index_of_owner)
+        bits = random_words(word_index, (keys[0][owner], keys[1][owner]))
+        # One pass for all tensors of a kind: on an accelerator the launches would cost more than
+        # the arithmetic. Each tensor owns whole words, so its bits are a contiguous run.
+        bits = (bits.unsqueeze(1) >> _constant(tuple(range(_BITS)), device)) & 1
+        signs = bits.to(dtype).mul_(2).sub_(1).view(-1)
+        runs = signs.split([_BITS * (last - first) for first, last in words])
+        for place, run in zip(members, runs, strict=True):
+            probes[place] = parts[place].cut(run)
+    return probes
+
+
+class _Part(NamedTuple):
+    """The elements of a tensor that this process holds: all, or a box of a DTensor.
+
+    They are cut out of the run of elements from ``start`` to ``stop``, in the order of the whole
+    tensor: an element has the same sign in whichever part it lies.
+    """
+
+    start: int
+    stop: int
+    run_shape: tuple[int, ...]  # of the run, once its incomplete words are cut off
+    box: tuple[tuple[int, int], ...]  # (first, length) in each dim of run_shape
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Part":
+        shape = tuple(tensor.shape)
+        if not is_sharded(tensor) or not shape:
+            return cls(0, tensor.numel(), shape, ())
+        part, offset = local_box(tensor)
+        if 0 in part:
+            return cls(0, 0, tuple(part), ())
+        # The run spans the part's first to last row along the first dim.
+        row = math.prod(shape[1:])
+        run_shape = (part[0], *shape[1:])
+        box = ((0, part[0]), *zip(offset[1:], part[1:], strict=True))
+        return cls(offset[0] * row, (offset[0] + part[0]) * row, run_shape, box)
+
+    @property
+    def words(self) -> tuple[int, int]:
+        """The first random word of the run, and the one after the last."""
+        return self.start // _BITS, -(-self.stop // _BITS)
+
+    def cut(self, signs: Tensor) -> Tensor:
+        first = self.start - self.words[0] * _BITS
+        part = signs[first : first + self.stop - self.start].view(self.run_shape)
+        for dim, (start, length) in enumerate(self.box):
+            part = part.narrow(dim, start, length)
+        return part.contiguous()
+
+
+# Constants of a model: the same for every step of a training run, hence the (small) caches.
+@lru_cache(maxsize=16)
+def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=16)
+def _layout(words: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return, for each random word, its index within its tensor and the place of that tensor."""
+    empty = torch.empty(0, dtype=torch.int64)
+    word_index = torch.cat([torch.arange(first, last) for first, last in words] + [empty])
+    counts = torch.tensor([last - first for first, last in words], dtype=torch.int64)
+    return word_index.to(device), torch.repeat_interleave(counts).to(device)

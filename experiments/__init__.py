@@ -1,0 +1,1 @@
+"""The harness around the optimizer: trains, records, reports. Runs from the repository."""

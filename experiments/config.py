@@ -1,0 +1,360 @@
+"""Configurations: one YAML file per experiment, validated, resolved to one run, and signed.
+
+A file describes an experiment (dataset x model) with its optimizers side by side. `load` reads
+it, applies `key.path=value` overrides and validates everything; `resolve` picks one optimizer and
+one seed. The result is again a `Config`, with a single optimizer, so a run's own `config.yaml` is
+a configuration file like any other.
+
+Two rules for whoever adds a key:
+
+- A key of the first version has no default: the files are complete. A key added later has one,
+  and that default must be the value that reproduces what was done before the key existed,
+  because the signature leaves out every key that equals its default. So finished runs keep
+  their directories. Such a default must never change afterwards.
+- A key that cannot change a result (where, how fast, how often it is saved) belongs to
+  `WITHOUT_EFFECT`, and so never enters the signature.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: shown as one message without a traceback, exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown word: the nearest known one, or all of them."""
+    known = [str(name) for name in known]
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+# ------------------------------------------------------------------------------------- schema
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown key, no silent conversion (`"1"` is not 1), immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
+            for key in values:
+                if key not in cls.model_fields:
+                    _refuse(f"unknown key '{key}'; {nearest(str(key), cls.model_fields)}")
+        return values
+
+
+class Dataset(Section):
+    """Which images, how they are split, augmented and scaled."""
+
+    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
+    validation_size: NotNegative  # images taken from the training set, the same number per class
+    crop_padding: NotNegative  # random crop of the image padded by so many zeros; 0: no crop
+    flip: bool  # random horizontal flip
+    mean: list[FiniteFloat]  # per channel, of pixels scaled to [0, 1]
+    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
+class Model(Section):
+    """Which network."""
+
+    name: Literal["resnet"]
+    depth: Positive
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> "Model":
+        if self.depth < 8 or self.depth % 6 != 2:
+            _refuse(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, ...)")
+        return self
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}{self.depth}"
+
+
+class Schedule(Section):
+    """The learning rate: multiplied by `factor` at each of the `drops`."""
+
+    drops: list[Fraction]  # where in the training, as fractions of `epochs`
+    factor: Annotated[float, Field(gt=0, le=1)]
+    # The released code steps its scheduler before it trains an epoch, so each drop acts one
+    # epoch early: milestones 80 and 120 begin after 79 and 119 epochs.
+    stepped_at_epoch_start: bool
+
+
+class Optimizer(Section):
+    """One optimizer: `constructor(params, lr=, weight_decay=, **every other key)`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    constructor: str  # dotted path of a torch.optim.Optimizer, such as torch.optim.SGD
+    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    # The released code divides the weight decay of decoupled optimizers by the initial learning
+    # rate, so that one number shrinks the weights equally under every optimizer.
+    weight_decay_divided_by_lr: bool
+    # {5: {update_interval: 4}}: after 5 epochs, that entry of every parameter group becomes 4.
+    after_epochs: dict[NotNegative, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimizer":
+        if self.weight_decay_divided_by_lr and self.lr == 0:
+            _refuse("weight_decay_divided_by_lr needs lr > 0")
+        known = set(inspect.signature(self.load_constructor()).parameters) - {"self", "params"}
+        for key in self.model_extra or {}:
+            if key not in known:
+                choices = sorted(known | set(Optimizer.model_fields))
+                _refuse(f"unknown key '{key}', no argument of {self.constructor}; "
+                        + nearest(key, choices))  # fmt: skip
+        for values in self.after_epochs.values():
+            if "lr" in values:
+                _refuse("after_epochs: lr belongs to the schedule, it cannot be set here")
+        return self
+
+    def load_constructor(self) -> type:
+        """Import the class that `constructor` names."""
+        module, _, name = self.constructor.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, ValueError, AttributeError) as error:
+            _refuse(f"constructor '{self.constructor}' cannot be imported: {error}")
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor is called with beside the parameters."""
+        decay = (
+            self.weight_decay / self.lr if self.weight_decay_divided_by_lr else self.weight_decay
+        )
+        extra = {key: _tuples(value) for key, value in (self.model_extra or {}).items()}
+        return {"lr": self.lr, "weight_decay": decay, **extra}
+
+
+class Config(Section):
+    """An experiment; with a single optimizer, a run."""
+
+    task: Literal["image_classification"]
+    dataset: Dataset
+    model: Model
+    epochs: Positive
+    batch_size: Positive  # images per step over all processes
+    schedule: Schedule
+    best_epoch_split: Literal["test", "val"]  # which accuracy names the best epoch
+    optimizers: Annotated[dict[str, Optimizer], Field(min_length=1)]
+    seed: NotNegative = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_epochs: Positive = 1
+    checkpoint_every_steps: NotNegative = 0  # also inside an epoch; 0: at the end of epochs only
+    curvature_error_every_epochs: NotNegative = 0  # compare the finite difference; 0: never
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.best_epoch_split == "val" and self.dataset.validation_size == 0:
+            _refuse("best_epoch_split 'val' needs dataset.validation_size > 0")
+        return self
+
+    @property
+    def optimizer_name(self) -> str:
+        (name,) = self.optimizers
+        return name
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.optimizers[self.optimizer_name]
+
+
+# The seed is in the directory's name; the others cannot change a result.
+WITHOUT_EFFECT = {
+    "seed",
+    "device",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "curvature_error_every_epochs",
+}
+
+
+def _refuse(message: str) -> None:
+    """Refuse a value inside a validator, with pydantic's key path but without its preamble."""
+    raise PydanticCustomError("refused", "{message}", {"message": message})
+
+
+def _tuples(value: Any) -> Any:
+    """YAML has lists only; optimizers expect `betas` as a tuple."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the 1.2 rules for plain words, and no key twice.
+
+    By the 1.1 rules, PyYAML's, `5e-4` is a string, `no` is False, `010` is 8 and `1:30` is 90.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^({_pattern})$"), _first
+    )
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML; a syntax error is the user's."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from None
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration file, apply overrides, validate.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value`, the value in YAML: `epochs=30`, `optimizers.sgd.lr=0.05`.
+
+    Raises:
+        UserError: naming each offending key path, its value and what is allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no configuration file {path}")
+    document = read_yaml(path.read_text())
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds no mapping of keys")
+    for override in overrides:
+        _override(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _override(document: dict, override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"'{override}' is no override: write key.path=value")
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    section = document
+    for part in parents:
+        section = section.setdefault(part, {})
+        if not isinstance(section, dict):
+            raise UserError(f"override '{override}': '{part}' has no keys inside")
+    section[last] = read_yaml(text)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        # A constructor's mistake lies in a mapping: repeating the whole mapping helps nobody.
+        value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+        where = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        lines.append(f"{where}{value}: {item['msg']}" if where else item["msg"])
+    return lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
+
+
+def write_yaml(config: Config) -> str:
+    """The configuration as YAML text, complete, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+# ----------------------------------------------------------------------------------- identity
+
+
+def resolve(config: Config, optimizer: str, seed: int) -> Config:
+    """The configuration of one run: one optimizer, one seed.
+
+    Raises:
+        UserError: the experiment has no such optimizer, or the seed is no natural number.
+    """
+    if optimizer not in config.optimizers:
+        raise UserError(f"unknown optimizer '{optimizer}'; {nearest(optimizer, config.optimizers)}")
+    one = {"optimizers": {optimizer: config.optimizers[optimizer]}, "seed": seed}
+    return config.model_copy(update=one)
+
+
+def signature(config: Config) -> str:
+    """Eight hex digits that name what a run computes, apart from its seed.
+
+    A hash of the resolved configuration without `WITHOUT_EFFECT`, without keys that equal their
+    default (see the module's docstring), without constructor arguments that equal the
+    constructor's default, and blind to spelling: 1 or 1.0, key order, comments.
+    """
+    return _digest({**_effective(config), "optimizer": _effective_optimizer(config.optimizer)})
+
+
+def protocol(config: Config) -> str:
+    """The signature of what all optimizers of an experiment share: what may stand in one table."""
+    return _digest(_effective(config))
+
+
+def _effective(config: Config) -> dict:
+    exclude = WITHOUT_EFFECT | {"optimizers"}
+    return config.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
+
+
+def _effective_optimizer(optimizer: Optimizer) -> dict:
+    parameters = inspect.signature(optimizer.load_constructor()).parameters
+    return {
+        key: value
+        for key, value in optimizer.model_dump(mode="json", exclude_defaults=True).items()
+        if key in Optimizer.model_fields or _canonical(value) != _canonical(parameters[key].default)
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:8]
+
+
+def _canonical(value: Any) -> str:
+    """One text per meaning: keys sorted, 1.0 as 1, tuples as lists."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(key): plain(inner) for key, inner in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(inner) for inner in item]
+        if isinstance(item, float) and item.is_integer():
+            return int(item)
+        return item
+
+    return json.dumps(plain(value), sort_keys=True, default=str)

@@ -1,0 +1,103 @@
+"""Train: `python -m experiments.run CONFIG optimizer=NAME[,NAME] seed=N[,N] [key.path=value ...]`.
+
+Runs one after another, each in its own directory below `RUNS_ROOT` (default `runs`), with data
+from `DATA_ROOT` (default `data`). A run that is done is skipped; one that was interrupted goes
+on from its checkpoint.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import build
+from experiments.config import Config, UserError, load, read_yaml, resolve
+from experiments.record import RunDirectory, git_state
+from experiments.train import NonFiniteLoss, train
+
+USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.run",
+        description="Train the runs of an experiment that are not done yet.",
+        epilog="example: python -m experiments.run configs/digits/resnet20.yaml "
+        "optimizer=sgd,adahessian seed=1,2,3 epochs=30",
+    )
+    parser.add_argument("config", help="a YAML file below configs/")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="optimizer=NAME[,NAME], seed=N[,N], and any key.path=value of the configuration",
+    )
+    parsed = parser.parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        runs = select(parsed.config, parsed.settings)
+        for config in runs:
+            build.check(config)
+        return max([train_unless_done(config) for config in runs])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+
+
+def select(path: str, settings: Sequence[str]) -> list[Config]:
+    """The resolved configurations that a command line asks for, optimizer by optimizer."""
+    chosen = {"optimizer": None, "seed": None}
+    overrides = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key in chosen:
+            chosen[key] = [item.strip() for item in value.split(",")]
+        else:
+            overrides.append(setting)
+    config = load(path, overrides)
+    names = chosen["optimizer"] or list(config.optimizers)
+    if chosen["optimizer"] is None and len(names) > 1:
+        raise UserError(f"which optimizer? add optimizer=NAME[,NAME] with {', '.join(names)}")
+    seeds = [_seed(text) for text in chosen["seed"]] if chosen["seed"] else [config.seed]
+    return [resolve(config, name, seed) for name in names for seed in seeds]
+
+
+def _seed(text: str) -> int:
+    seed = read_yaml(text)
+    if type(seed) is not int or seed < 0:
+        raise UserError(f"seed = '{text}': must be a whole number, 0 or more")
+    return seed
+
+
+def train_unless_done(config: Config) -> int:
+    """Train one run, or say that it is done; returns the exit code."""
+    directory = RunDirectory(Path(os.environ.get("RUNS_ROOT") or "runs"), config)
+    if directory.done:
+        print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
+        return 0
+    try:
+        with directory.locked():
+            train(config, directory, Path(os.environ.get("DATA_ROOT") or "data"))
+    except NonFiniteLoss as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _other_commit(directory: RunDirectory) -> str:
+    then, now = directory.meta()["sessions"][-1]["commit"], git_state()["commit"]
+    return "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    print(f"{category.__name__}: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

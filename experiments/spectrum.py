@@ -1,0 +1,347 @@
+"""The Hessian's spectrum of a run: `python -m experiments.spectrum [RUN_DIR] [key=value ...]`.
+
+Without RUN_DIR it takes the newest finished run below `RUNS_ROOT`. It loads the run's checkpoint
+and looks at the loss over the first batches of its first epoch, shuffled and augmented as in
+training, so that the same images are seen whenever it is asked. It prints the top eigenvalues
+and the trace with their errors, and writes into the run's directory:
+
+- `spectrum.npz`: `eigenvalues` and their `residuals`, `trace` and `trace_standard_error`, the
+  density as `grid` and `density`, the quadrature's `nodes` and `weights`, and `settings` (JSON).
+- `spectrum.png`: the density, and how many eigenvalues are how large.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from adahessian import spectrum
+from experiments import build, checkpoint
+from experiments.config import NotNegative, Positive, Section, UserError, load, read_yaml
+from experiments.record import Progress
+from experiments.tasks import Task
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Settings(Section):
+    """What can be set on the command line."""
+
+    batches: Positive = 8  # of the first training epoch, of the run's own batch size
+    mode: Literal["train", "eval"] = "train"  # batch or running statistics, dropout on or off
+    curvature: Literal["double_backward", "finite_difference"] = "double_backward"
+    k: Positive = 5  # eigenvalues from the top
+    trace_matvecs: Annotated[int, Field(ge=4)] = 45
+    num_lanczos_steps: Positive = 60
+    num_repeats: Positive = 1
+    max_matvecs: Positive = 300  # for the eigenvalues, should they be slow to converge
+    keep_batches: NotNegative = 1  # whose graphs stay in memory between products
+    on_host: bool = False  # whether Lanczos vectors are kept in the host's memory
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: NotNegative = 0
+
+
+@dataclass
+class Spectrum:
+    """What was computed; the units are those of the loss per squared unit of the parameters."""
+
+    top: spectrum.Eigenpairs
+    trace: spectrum.Estimate
+    quadrature: spectrum.Quadrature
+    grid: Tensor
+    density: Tensor
+    num_params: int
+    num_images: int
+    epoch: int
+    mode: str
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    defaults = ", ".join(f"{key}={value}" for key, value in Settings().model_dump().items())
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.spectrum",
+        description="Top eigenvalues, trace and density of the Hessian at a run's checkpoint.",
+        epilog=f"settings and their defaults: {defaults}",
+    )
+    parser.add_argument("words", nargs="*", metavar="RUN_DIR | key=value")
+    words = parser.parse_args(arguments).words
+    try:
+        settings = read_settings([word for word in words if "=" in word])
+        directory = find_run([word for word in words if "=" not in word])
+        result = compute(directory, settings)
+        write(directory, settings, result)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def read_settings(words: Sequence[str]) -> Settings:
+    """Settings from `key=value`, the value in YAML.
+
+    Raises:
+        UserError: naming the key, its value and what is allowed.
+    """
+    values = dict(word.split("=", 1) for word in words)
+    try:
+        return Settings.model_validate({key: read_yaml(text) for key, text in values.items()})
+    except ValidationError as error:
+        found = [
+            f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}"
+            if item["loc"]
+            else item["msg"]
+            for item in error.errors()
+        ]
+        raise UserError("\n  ".join(found)) from None
+
+
+def find_run(words: Sequence[str]) -> Path:
+    """The directory that was named, or that of the run that finished last.
+
+    Raises:
+        UserError: there is none, or it has no checkpoint.
+    """
+    if len(words) > 1:
+        raise UserError(f"one run directory at a time, got {' '.join(words)}")
+    if words:
+        directory = Path(words[0])
+        if not (directory / "config.yaml").is_file():
+            raise UserError(f"{directory} is no run's directory: it has no config.yaml")
+    else:
+        root = Path(os.environ.get("RUNS_ROOT") or "runs")
+        done = sorted(root.glob("*/*/*/*/DONE"), key=lambda path: path.stat().st_mtime)
+        if not done:
+            raise UserError(f"no finished run below {root}: name a run's directory")
+        directory = done[-1].parent
+    return directory
+
+
+def name_of(directory: Path) -> str:
+    """Data set, model, optimizer and run: the last parts of the path."""
+    return "/".join(directory.resolve().parts[-4:])
+
+
+# ---------------------------------------------------------------------------------- computation
+
+
+def compute(directory: Path, settings: Settings) -> Spectrum:
+    """Compute the spectrum at a run's checkpoint, showing progress.
+
+    Raises:
+        UserError: a checkpoint that is missing or damaged, or settings that do not fit the run.
+    """
+    task, model, epoch = restore(directory, settings)
+    model.train(settings.mode == "train")
+    sample = list(islice(task.training_batches(0, 0), settings.batches))
+    weights: dict[int, float] = {}
+
+    def loss(batch: Any) -> Tensor:
+        value, sums = task.loss(model, batch)
+        weights[id(batch)] = float(sums["weight"])
+        return value
+
+    hessian = spectrum.Hessian(
+        loss,
+        model,
+        sample,
+        curvature=settings.curvature,
+        weight=lambda batch: weights[id(batch)],
+        keep_batches=settings.keep_batches,
+    )
+    if settings.k > hessian.size:
+        raise UserError(f"k = {settings.k}: the model has {hessian.size} parameters")
+    torch.manual_seed(settings.seed)  # dropout's masks, where there are any
+    shared = {"seed": settings.seed, "on_host": settings.on_host}
+    start = time.perf_counter()
+    with Meter(name_of(directory), settings) as meter:
+        trace = spectrum.trace(
+            hessian, settings.trace_matvecs, progress=meter.part("trace"), **shared
+        )
+        quadrature = spectrum.lanczos_quadrature(
+            hessian,
+            settings.num_lanczos_steps,
+            settings.num_repeats,
+            progress=meter.part("density"),
+            **shared,
+        )
+        with warnings.catch_warnings():  # the table says which have not converged
+            warnings.filterwarnings("ignore", "after .* products", RuntimeWarning)
+            top = spectrum.top_eigenvalues(
+                hessian,
+                settings.k,
+                max_matvecs=max(settings.max_matvecs, settings.k),
+                progress=meter.part("eigenvalues"),
+                **shared,
+            )
+    seconds = time.perf_counter() - start
+    images = round(sum(weights.values()))
+    grid, density = spectrum.smooth(quadrature)
+    return Spectrum(
+        top, trace, quadrature, grid, density, hessian.size, images, epoch, settings.mode, seconds
+    )
+
+
+def restore(directory: Path, settings: Settings) -> tuple[Task, nn.Module, int]:
+    """The task and the model of a run as its checkpoint left it, and the epochs trained."""
+    config = load(directory / "config.yaml")
+    state = checkpoint.load(directory)
+    if state is None:
+        raise UserError(f"{directory} has no checkpoint that can be read")
+    device = build.build_device(config.model_copy(update={"device": settings.device}))
+    task = build.build_task(config, device, Path(os.environ.get("DATA_ROOT") or "data"))
+    model = task.build_model()
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
+    return task, model, state["position"]["epoch"]
+
+
+class Meter:
+    """Shows the progress over all products, and the time that is left.
+
+    How many products the eigenvalues take is not known beforehand: it is guessed.
+    """
+
+    def __init__(self, label: str, settings: Settings) -> None:
+        guess = min(settings.max_matvecs, 15 + 5 * settings.k)
+        density = settings.num_lanczos_steps * settings.num_repeats
+        self.total = settings.trace_matvecs + density + guess
+        self.progress = Progress(label, self.total)
+        self.done, self.start = 0, time.perf_counter()
+
+    def __enter__(self) -> "Meter":
+        self.progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.__exit__(*error)
+
+    def part(self, name: str) -> Callable[[int, int], None]:
+        """A callback for one of the computations."""
+
+        def product_done(done: int, total: int) -> None:
+            self.done += 1
+            left = max(self.total - self.done, 1)
+            seconds = left * (time.perf_counter() - self.start) / self.done
+            self.progress.step(min(self.done, self.total))
+            self.progress.note(f"{name}: product {done}, about {seconds:.0f} s left in all")
+
+        return product_done
+
+
+# --------------------------------------------------------------------------------------- output
+
+
+def write(directory: Path, settings: Settings, result: Spectrum) -> None:
+    """Print the figures; write them and the picture into the run's directory."""
+    import numpy
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    numbers, picture = directory / "spectrum.npz", directory / "spectrum.png"
+    arrays = {
+        "eigenvalues": result.top.eigenvalues,
+        "residuals": result.top.residuals,
+        "converged": result.top.converged,
+        "trace": torch.tensor(result.trace.value),
+        "trace_standard_error": torch.tensor(result.trace.standard_error),
+        "grid": result.grid,
+        "density": result.density,
+        "nodes": result.quadrature.nodes,
+        "weights": result.quadrature.weights,
+        "epoch": torch.tensor(result.epoch),
+        "images": torch.tensor(result.num_images),
+    }
+    temporary = directory / "spectrum.tmp.npz"
+    numpy.savez(
+        temporary,
+        settings=json.dumps(settings.model_dump()),
+        **{name: value.numpy() for name, value in arrays.items()},
+    )
+    os.replace(temporary, numbers)
+    draw(result, name_of(directory), picture)
+
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    table = Table("largest eigenvalues", "residual", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    for value, residual, converged in zip(
+        result.top.eigenvalues, result.top.residuals, result.top.converged, strict=True
+    ):
+        table.add_row(f"{value:.6g}", f"{residual:.1g}{'' if converged else ' (not converged)'}")
+    console.print(f"Hessian of the training loss after epoch {result.epoch}")
+    console.print(_what(result))
+    console.print(table)
+    if not result.top.converged.all():
+        console.print(f"after {settings.max_matvecs} products; max_matvecs=N allows more")
+    console.print(f"trace {result.trace.value:.6g} ± {result.trace.standard_error:.2g}")
+    console.print(f"smallest node of the density {float(result.quadrature.nodes.min()):.4g}")
+    console.print(f"numbers: {numbers}\npicture: {picture}", soft_wrap=True)
+
+
+def _what(result: Spectrum) -> str:
+    return (
+        f"{result.num_params} parameters, {result.num_images} images, {result.mode} mode, "
+        f"{result.seconds:.0f} s"
+    )
+
+
+def draw(result: Spectrum, title: str, path: Path) -> None:
+    """The density on a logarithmic scale, and how many eigenvalues are how large."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grid, density = result.grid, result.density
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    left.semilogy(grid, density, linewidth=1.2)
+    for value in result.top.eigenvalues:
+        left.axvline(float(value), color="C1", linewidth=0.8, alpha=0.8)
+    left.plot([], [], color="C1", label=f"{len(result.top.eigenvalues)} largest eigenvalues")
+    # A single eigenvalue's bump has the height 1 / (n · width · 2.5): two decades below is nothing.
+    width = float(grid[1] - grid[0]) * (len(grid) - 1) / 112
+    left.set_ylim(0.01 / (result.num_params * 2.5 * width), 2 * float(density.max()))
+    left.set(xlabel="eigenvalue", ylabel="density (log)", title="whole spectrum")
+    left.legend()
+
+    nodes, order = result.quadrature.nodes.flatten().sort()
+    counts = result.quadrature.weights.flatten()[order]
+    counts *= result.num_params / len(result.quadrature.nodes)
+    for sign, color, label in ((1, "C0", "positive"), (-1, "C3", "negative")):
+        chosen = sign * nodes > 0
+        sizes, largest_first = (sign * nodes[chosen]).sort(descending=True)
+        right.step(
+            sizes, counts[chosen][largest_first].cumsum(0), where="post", color=color, label=label
+        )
+    right.set(xscale="log", yscale="log", ylim=(0.5, 2 * result.num_params))
+    right.set(xlabel="magnitude of the eigenvalue", ylabel="eigenvalues of at least that magnitude")
+    right.set_title("how many are large")
+    right.legend()
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{title}\nafter epoch {result.epoch}, {_what(result)}", fontsize=9)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Settings of the whole suite."""
+
+import os
+
+# Two processes with two threads each slow each other tenfold, and the suite starts processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items):
+    """JAX compiles every problem anew: minutes, which `make test` leaves to `make test-all`."""
+    for item in items:
+        if item.path.name.startswith("test_jax"):
+            item.add_marker("slow")

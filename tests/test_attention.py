@@ -1,0 +1,160 @@
+"""A transformer: attention kernels without a second derivative, and activation checkpointing."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from adahessian import AdaHessian
+
+DOORS = ("double_backward", "finite_difference")
+every_way_of_checkpointing = pytest.mark.parametrize(
+    ("door", "reentrant"),
+    [("double_backward", False), ("finite_difference", False), ("finite_difference", True)],
+)
+EVERY_KERNEL = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, kernels, dropout, width=16, heads=2):
+        super().__init__()
+        self.kernels, self.heads = kernels, heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.widen, self.narrow = nn.Linear(width, 32), nn.Linear(32, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = (t.transpose(-2, -3) for t in (q, k, v))
+        with sdpa_kernel(self.kernels):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.dropout(self.project(y.transpose(-2, -3).flatten(-2)))
+        return x + self.dropout(self.narrow(F.relu(self.widen(self.norm2(x)))))
+
+
+class Transformer(nn.Module):
+    """Predicts the next token.
+
+    Args:
+        kernels: which attention kernels may be used.
+        reentrant: how the blocks are checkpointed; None: not.
+        dropout: of the blocks.
+    """
+
+    def __init__(self, kernels=EVERY_KERNEL, reentrant=None, dropout=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.reentrant = reentrant
+        self.embed = nn.Embedding(10, 16)
+        self.position = nn.Parameter(0.1 * torch.randn(12, 16))
+        self.blocks = nn.ModuleList(Block(kernels, dropout) for _ in range(2))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        for block in self.blocks:
+            if self.reentrant is None:
+                x = block(x)
+            else:
+                x = checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+def train(model, door, steps, lr=0.1, dtype=torch.float32):
+    """Train on counting: each token is the one before plus a step of 1 to 3, modulo 10."""
+    model = model.to(dtype)
+    optimizer = AdaHessian(model.parameters(), lr=lr, hessian_power=0.5, curvature=door)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    torch.manual_seed(1)
+    for _ in range(steps):
+        start, stride = (torch.randint(1, n, (32, 1), generator=generator) for n in (10, 4))
+        tokens = (start + stride * torch.arange(13)) % 10
+
+        def closure(tokens=tokens):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        losses.append(optimizer.step(closure).item())
+    return losses, optimizer
+
+
+def test_the_fast_kernel_trains_through_the_finite_difference():
+    losses, _ = train(Transformer(), "finite_difference", 150)
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_double_backward_names_the_ways_out():
+    with pytest.raises(RuntimeError, match="curvature='finite_difference'.*SDPBackend.MATH"):
+        train(Transformer([SDPBackend.FLASH_ATTENTION]), "double_backward", 1)
+
+
+def test_the_fast_kernels_curvature_is_the_slow_ones():
+    """Finite difference of the fast kernel against double backward of the plain formula."""
+    states = []
+    for door, kernels in zip(DOORS, [[SDPBackend.MATH], EVERY_KERNEL], strict=True):
+        _, optimizer = train(Transformer(kernels), door, 1, dtype=torch.float64)
+        states.append([s["exp_hessian_diag_sq"].sqrt() for s in optimizer.state.values()])
+    for exact, approximate in zip(*states, strict=True):
+        assert (approximate - exact).norm() < 1e-4 * exact.norm()
+
+
+@every_way_of_checkpointing
+def test_activation_checkpointing_changes_nothing(door, reentrant):
+    """Also not the dropout, which checkpointing draws again."""
+    kernels = [SDPBackend.MATH]
+    plain, checkpointed = (
+        train(Transformer(kernels, r, dropout=0.1), door, 5, dtype=torch.float64)
+        for r in (None, reentrant)
+    )
+    assert checkpointed[0] == pytest.approx(plain[0], rel=1e-6)
+    for s, t in zip(checkpointed[1].state.values(), plain[1].state.values(), strict=True):
+        a, b = (x["exp_hessian_diag_sq"].sqrt() for x in (s, t))
+        assert (a - b).norm() < 1e-5 * b.norm()
+
+
+def train_checkpointed(door, reentrant):
+    """Train a network whose first layers are checkpointed (or not: None); return the losses."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).double()
+    optimizer = AdaHessian(model.parameters(), curvature=door)
+    x = torch.randn(16, 4, dtype=torch.float64, requires_grad=True)
+
+    def closure():
+        optimizer.zero_grad()
+        if reentrant is None:
+            y = model(x)
+        else:
+            y = model[3](checkpoint(model[:3], x, use_reentrant=reentrant))
+        loss = (y - x.sum(dim=1, keepdim=True).detach()).square().mean()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    return [optimizer.step(closure).item() for _ in range(4)]
+
+
+@every_way_of_checkpointing
+def test_checkpointed_batch_normalization(door, reentrant):
+    """Double backward gives batch normalization a derivative of its own, which a forward that runs
+    again within backward must not miss."""
+    assert train_checkpointed(door, reentrant) == pytest.approx(
+        train_checkpointed(door, None), rel=1e-6
+    )
+
+
+def test_reentrant_checkpointing_under_double_backward_is_refused():
+    """Its inner backward drops create_graph. torch notices if there are parameters below; if not,
+    the curvature inside would silently be zero."""
+    for train_reentrantly in (
+        lambda: train(Transformer([SDPBackend.MATH], True), "double_backward", 1),
+        lambda: train_checkpointed("double_backward", True),
+    ):
+        with pytest.raises(RuntimeError, match="use_reentrant=False"):
+            train_reentrantly()

@@ -1,0 +1,161 @@
+import random
+import time
+
+import pytest
+import torch
+from harness import complete, small_config, start
+
+from experiments import checkpoint, train
+from experiments.record import RunDirectory, read_metrics, without_times
+
+
+def test_a_saved_state_comes_back(tmp_path):
+    assert checkpoint.load(tmp_path) is None
+    checkpoint.save(tmp_path, {"a": torch.arange(3), "b": [1, 2.5, "x"]})
+    state = checkpoint.load(tmp_path)
+    assert state["a"].tolist() == [0, 1, 2] and state["b"] == [1, 2.5, "x"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def damage_cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def damage_flip(content: bytes) -> bytes:
+    """One bit in the middle of a tensor's data: torch.load alone would not notice."""
+    at = content.index(b"\x07" * 1000) + 500
+    return content[:at] + b"\x06" + content[at + 1 :]
+
+
+def damage_empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_empty])
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, tmp_path):
+    for number in (1, 2):
+        state = {"number": number, "data": torch.full((5000,), 7, dtype=torch.uint8)}
+        checkpoint.save(tmp_path, state)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
+        assert checkpoint.load(tmp_path)["number"] == 1
+    path.unlink()  # killed between the two renames
+    assert checkpoint.load(tmp_path)["number"] == 1
+
+
+def test_with_nothing_left_to_read_a_run_starts_from_the_beginning(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoint.load(tmp_path) is None
+
+
+def test_the_random_state_comes_back():
+    state = checkpoint.random_state()
+    first = torch.rand(3)
+    checkpoint.restore_random_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+# ----------------------------------------------------------------------------- stop and resume
+
+
+def result(directory):
+    """What must not depend on interruptions: metrics without times, weights, summary."""
+    rows = [without_times(row) for row in read_metrics(directory.metrics_path)]
+    weights = torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"]
+    return rows, weights, (directory.path / "DONE").read_text()
+
+
+def assert_equal(one, other):
+    assert one[0] == other[0] and one[2] == other[2]
+    assert one[1].keys() == other[1].keys()
+    assert all(torch.equal(tensor, other[1][name]) for name, tensor in one[1].items())
+
+
+OVERRIDES = ("optimizers.adahessian.update_interval=3", "checkpoint_every_steps=2")
+
+
+def train_here(root, config):
+    directory = RunDirectory(root, config)
+    with directory.locked():
+        train.train(config, directory, root)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    config = small_config(*OVERRIDES, optimizer="adahessian")
+    return result(train_here(tmp_path_factory.mktemp("whole"), config))
+
+
+@pytest.mark.parametrize("place", ["optimizer_step", "evaluate", "_note", "save"])
+def test_resumed_from_anywhere_it_is_bitwise_the_uninterrupted_run(
+    place, uninterrupted, tmp_path, monkeypatch
+):
+    """Stopped now before, now after each part of the loop, also between refreshes."""
+    config = small_config(*OVERRIDES, optimizer="adahessian")
+    original, calls = getattr(train, place), []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) % 7 == 1:
+            raise KeyboardInterrupt
+        value = original(*arguments)
+        if len(calls) % 7 == 4:
+            raise KeyboardInterrupt
+        return value
+
+    monkeypatch.setattr(train, place, interrupted)
+    for _ in range(40):
+        try:
+            directory = train_here(tmp_path, config)
+            break
+        except KeyboardInterrupt:
+            pass
+    assert_equal(result(directory), uninterrupted)
+
+
+def test_going_back_to_the_previous_checkpoint_changes_nothing(uninterrupted, tmp_path):
+    config = small_config(*OVERRIDES, optimizer="adahessian")
+    directory = train_here(tmp_path, config)
+    (directory.path / "DONE").unlink()
+    (directory.path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged"):
+        train_here(tmp_path, config)
+    assert_equal(result(directory), uninterrupted)
+
+
+def test_killed_at_random_moments_the_same_command_gives_the_uninterrupted_run(tmp_path):
+    """The real command in a process of its own, killed with SIGKILL again and again."""
+    arguments = ("optimizer=adahessian", "epochs=5", *OVERRIDES)
+    config = small_config("epochs=5", *OVERRIDES, optimizer="adahessian")
+    whole = RunDirectory(tmp_path / "whole", config)
+    complete(tmp_path / "whole", *arguments)
+
+    killed = RunDirectory(tmp_path / "killed", config)
+    moments = random.Random(0)
+    inside_an_epoch = 0
+    for _ in range(4):
+        process = start(tmp_path / "killed", *arguments)
+        seen = modified(killed)
+        while process.poll() is None and modified(killed) == seen:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, 0.6))
+        process.kill()
+        _, errors = process.communicate()
+        assert "Traceback" not in errors
+        inside_an_epoch += checkpoint.load(killed.path)["position"]["step"] > 0
+    assert not killed.done, "killed too late to be a test"
+    assert inside_an_epoch
+    complete(tmp_path / "killed", *arguments)
+    assert_equal(result(killed), result(whole))
+    assert len(killed.meta()["sessions"]) == 5
+
+
+def modified(directory):
+    path = directory.path / "checkpoint.pt"
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:  # also for the moment between the two renames
+        return None

@@ -1,0 +1,130 @@
+"""Compiled models: the steps that refresh the curvature run eagerly, those between them compiled.
+
+A compiled function has no second derivative, and shows the finite difference no gates.
+"""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adahessian import AdaHessian
+
+DOORS = ("double_backward", "finite_difference")
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(36, 3),
+    )
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(32, 1, 8, 8, generator=generator)
+    return images, (images.mean(dim=(1, 2, 3)) * 20).round().clamp(-1, 1).long() + 1
+
+
+def train(model, door, loss_function=F.cross_entropy, steps=7, **options):
+    """Train ``model`` and return the loss of each step."""
+    optimizer = AdaHessian(model.parameters(), lr=0.05, curvature=door, **options)
+    images, labels = batch()
+    torch.manual_seed(1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_function(model(images), labels)
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    return [optimizer.step(closure).item() for _ in range(steps)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Counting:
+    """A backend that compiles nothing and counts the calls of what it was given."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, graph, inputs):
+        def run(*args):
+            self.calls += 1
+            return graph.forward(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("interval", "compiled"), [(1, 0), (3, 4)])
+def test_only_the_steps_between_refreshes_are_compiled(door, interval, compiled):
+    backend = Counting()
+    losses = train(torch.compile(network(), backend=backend), door, update_interval=interval)
+    assert backend.calls == compiled  # of 7 steps
+    assert losses == train(network(), door, update_interval=interval)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_trains_the_same(door, backend):
+    plain, model = network(), network()
+    expected = train(plain, door, update_interval=3)
+    losses = train(torch.compile(model, backend=backend), door, update_interval=3)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[-1] < losses[0]
+    for p, q in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+
+
+# The compiler looks at the gradient of all that goes into a compiled function.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("door", DOORS)
+def test_a_model_compiled_in_place_and_a_compiled_loss(door):
+    expected = train(network(), door, update_interval=2)
+    model = network()
+    model.compile(backend="aot_eager")
+    compiled_loss = torch.compile(F.cross_entropy, backend="aot_eager")
+    losses = train(model, door, compiled_loss, update_interval=2)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_graph_by_hand_needs_an_eager_model():
+    """Without a closure nobody but the user can run the refreshing step eagerly."""
+    images, labels = batch()
+    model = network()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = AdaHessian(model.parameters())
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        F.cross_entropy(compiled(images), labels).backward(create_graph=True)
+        optimizer.step()
+    optimizer.zero_grad()
+    with torch.compiler.set_stance("force_eager"):
+        F.cross_entropy(compiled(images), labels).backward(create_graph=True)
+    optimizer.step()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("door", DOORS)
+def test_inductor(door):
+    """Its dropout draws other numbers than eager's, so there is none here."""
+
+    def perceptron():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 3))
+
+    expected = train(perceptron(), door, update_interval=3)
+    losses = train(torch.compile(perceptron(), backend="inductor"), door, update_interval=3)
+    assert losses == pytest.approx(expected, rel=1e-3)
