@@ -1,6 +1,6 @@
 """Hessian-vector products, and the estimate of the Hessian's diagonal that is made from them.
 
-There are two doors to H·z: :func:`double_backward` differentiates the gradient once more and is
+There are two doors to H·z: :class:`DoubleBackward` differentiates the gradient once more and is
 exact; :class:`FiniteDifference` evaluates the gradient once more and needs no second derivative of
 anything.
 """
@@ -10,78 +10,28 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from adahessian import probes
-from adahessian.batch_norm import FastBatchNorm
-from adahessian.closures import call
+from adahessian.double_backward import DoubleBackward
 from adahessian.finite_difference import FiniteDifference
 
-
-def double_backward(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    *,
-    retain_graph: bool = False,
-) -> list[Tensor]:
-    """Return the exact product of the Hessian and a vector: the derivative of gradᵀ·vector.
-
-    Args:
-        grads: first derivatives of one scalar by ``params``, made with ``create_graph=True``. One
-            without a graph is constant in every parameter: its rows of the Hessian are zero.
-        params: the parameters.
-        vectors: the vector, one tensor of each parameter's shape.
-        retain_graph: keep the graph for a further product.
-
-    Returns:
-        The product, one detached tensor of each parameter's shape. A parameter on which no
-        gradient depends gets zeros.
-    """
-    rows = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
-    if not rows:
-        return [torch.zeros_like(p) for p in params]
-    products = torch.autograd.grad(
-        outputs=[g for g, _ in rows],
-        inputs=list(params),
-        grad_outputs=[v for _, v in rows],
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
-    return [
-        torch.zeros_like(p) if hz is None else hz for p, hz in zip(params, products, strict=True)
-    ]
-
-
-_MISSING_GRAPH = (
-    "the curvature is due at this step, but no gradient has a graph: call "
-    "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
-    "loss.backward(create_graph=optimizer.needs_graph), which builds the graph only for the steps "
-    "that refresh the curvature."
-)
-
-
-_NOT_UNDER_DDP = (
-    "backward(create_graph=True) does not run under DistributedDataParallel, whose gradient "
-    "buckets are filled in place. Train the bare module with AdaHessian(process_group=...), which "
-    "averages gradient and H·z itself, or use curvature='finite_difference', which runs under "
-    "DistributedDataParallel as it is."
-)
-_REENTRANT = (
-    "activation checkpointing with use_reentrant=True has no second derivative: the curvature of "
-    "what is inside would be zero. Use checkpoint(..., use_reentrant=False), or "
-    "curvature='finite_difference'."
-)
-_NO_SECOND_DERIVATIVE = (
-    "this model uses a kernel whose second derivative torch does not have. Use "
-    "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
-    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) around the forward pass."
-)
+Draw = Callable[[], list[list[Tensor | None]]]
 
 
 class Door(Protocol):
-    """A way from a closure to H·z."""
+    """A way from a closure to H·z.
+
+    Args:
+        closure: see :mod:`adahessian.closures`.
+        params: the parameters whose gradients it fills.
+        draw: returns the vectors of all products that will be asked for, in their order: for each
+            product one tensor for each of ``params``, None for those that take no part.
+    """
+
+    def __init__(
+        self, closure: Callable[[], Any] | None, params: Sequence[Tensor], draw: Draw
+    ) -> None: ...
 
     def first_pass(self, check: bool) -> Any:
         """Evaluate the closure and return what it returns; ``check`` it the first time."""
@@ -91,61 +41,6 @@ class Door(Protocol):
 
     def resolution(self, params: Sequence[Tensor]) -> list[Tensor] | None:
         """Return the size below which an element of a product is noise; None if it is exact."""
-
-
-def _runs_again_without_graph(grads: Sequence[Tensor]) -> bool:
-    """Whether a reentrant checkpoint, whose inner backward drops create_graph, is in the graph."""
-    pending, seen = [g.grad_fn for g in grads if g.requires_grad], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        pending.extend(following for following, _ in node.next_functions)
-    return False
-
-
-class DoubleBackward:
-    """The exact door.
-
-    Args:
-        closure: computes a loss, calls ``backward(create_graph=True)`` and returns the loss. None
-            if the gradients and their graph are there already.
-        params: the parameters whose gradients it fills.
-    """
-
-    def __init__(self, closure: Callable[[], Any] | None, params: Sequence[Tensor]) -> None:
-        self._closure = closure
-
-    def first_pass(self, check: bool = False) -> Any:
-        # A compiled function has no second derivative.
-        with torch.compiler.set_stance("force_eager"), FastBatchNorm():
-            try:
-                return call(self._closure)
-            except RuntimeError as error:
-                if "in-place operation" in str(error) and torch.distributed.is_initialized():
-                    raise RuntimeError(_NOT_UNDER_DDP) from error
-                raise
-
-    def product(
-        self, params: Sequence[Tensor], vectors: Sequence[Tensor], more: bool = False
-    ) -> list[Tensor]:
-        grads = [p.grad for p in params]
-        if not any(g.requires_grad for g in grads):
-            raise RuntimeError(_MISSING_GRAPH)
-        if not all(g.requires_grad for g in grads) and _runs_again_without_graph(grads):
-            raise RuntimeError(_REENTRANT)
-        try:
-            return double_backward(grads, params, vectors, retain_graph=more)
-        except RuntimeError as error:
-            if "is not implemented" in str(error):
-                raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
-            raise
-
-    def resolution(self, params: Sequence[Tensor]) -> None:
-        return None
 
 
 DOORS: dict[str, type[Door]] = {
@@ -193,7 +88,7 @@ def compare_doors(
     params, vectors = [p for p, _ in used], [v for _, v in used]
     approximate = difference.product(params, vectors)
     with difference.rerun():
-        door = DoubleBackward(closure, params)
+        door = DoubleBackward(closure, params, lambda: [list(vectors)])
         door.first_pass()
         exact = door.product(params, vectors)
     difference.undo()

@@ -37,9 +37,12 @@ class FiniteDifference:
         closure: clears the gradients, computes a loss, calls backward and returns the loss: the
             same function of the parameters each time.
         params: the parameters that may be asked about.
+        draw: no matter here.
     """
 
-    def __init__(self, closure: Callable[[], Any] | None, params: Sequence[Tensor]) -> None:
+    def __init__(
+        self, closure: Callable[[], Any] | None, params: Sequence[Tensor], draw: Any = None
+    ) -> None:
         if closure is None:
             raise RuntimeError(
                 "curvature='finite_difference' evaluates the loss twice: call "

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adahessian.curvature import double_backward, hutchinson_samples
+from adahessian.curvature import hutchinson_samples
+from adahessian.double_backward import double_backward
 
 
 def value_grad_and_hessian(

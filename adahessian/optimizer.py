@@ -236,7 +236,7 @@ class AdaHessian(Optimizer):
 
         door = None
         if self._refresh_is_due():
-            door = DOORS[self._curvature](closure, self._all_params())
+            door = DOORS[self._curvature](closure, self._all_params(), self._draw)
             is_first = all(group["last_refresh"] is None for group in self.param_groups)
             loss = door.first_pass(check=is_first)
         else:
@@ -299,6 +299,27 @@ class AdaHessian(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
+    def _all_members(self) -> list["_Member"]:
+        index = itertools.count()
+        return [_Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
+
+    def _draw(self) -> list[list[Tensor | None]]:
+        """Return the probes of the refresh that is due: for each sample one for each parameter."""
+        due = [m for m in self._all_members() if m.param.requires_grad and _is_due(m.group)]
+        first = self.param_groups[0]
+        drawn = []
+        for sample in range(first["num_samples"]):
+            z = rademacher_like(
+                [m.param for m in due],
+                seed=first["seed"],
+                step=first["step"],
+                sample=sample,
+                tensor_indices=[m.index for m in due],
+            )
+            by_param = dict(zip((m.param for m in due), z, strict=True))
+            drawn.append([by_param.get(p) for p in self._all_params()])
+        return drawn
+
     def _loss_scale(self) -> Tensor | None:
         if self.grad_scale is None and self._refresh_is_due():
             raise RuntimeError(
@@ -333,9 +354,7 @@ class AdaHessian(Optimizer):
             for p in self._all_params():
                 if p.requires_grad and p.grad is None:
                     p.grad = torch.zeros_like(p)
-        index = itertools.count()
-        members = [_Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
-        members = [m for m in members if m.param.grad is not None]
+        members = [m for m in self._all_members() if m.param.grad is not None]
         for m in members:
             check_parameter(m.param, m.index)
         return members

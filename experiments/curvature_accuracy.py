@@ -165,11 +165,11 @@ def products(
     kernel = sdpa_kernel(SDPBackend.MATH) if door == EXACT else contextlib.nullcontext()
     torch.manual_seed(2)  # dropout's
     found: list[list[list[Tensor]]] = [[] for _ in steps]
+    vectors = [probes.rademacher_like(params, seed=3, step=0, sample=s) for s in range(num_probes)]
     with kernel:
-        evaluation = DOORS[door](closure, params)
+        evaluation = DOORS[door](closure, params, lambda: vectors)
         evaluation.first_pass(check=False)
-        for sample in range(num_probes):
-            z = probes.rademacher_like(params, seed=3, step=0, sample=sample)
+        for sample, z in enumerate(vectors):
             more = sample + 1 < num_probes
             for h, place in zip(steps, found, strict=True):
                 with step_size(precision.key, h):

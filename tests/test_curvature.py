@@ -6,7 +6,8 @@ from problems import conv_problem, coupled_quadratic
 from reference import dense_hessian
 
 from adahessian import probes
-from adahessian.curvature import double_backward, hutchinson_samples
+from adahessian.curvature import hutchinson_samples
+from adahessian.double_backward import double_backward
 
 
 def grads_and_leaves(loss, params):

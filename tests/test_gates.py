@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian import finite_difference, gates
-from adahessian.curvature import double_backward
+from adahessian.double_backward import double_backward
 from adahessian.finite_difference import FiniteDifference
 from adahessian.probes import rademacher_like
 
