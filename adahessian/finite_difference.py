@@ -13,11 +13,13 @@ from adahessian.closures import call, not_repeatable
 from adahessian.distributed import local
 from adahessian.gates import Gates, HiddenKinks
 
-# The step h of the finite difference: truncation grows like h, rounding like 1/h. docs/curvature.md
-# has the errors over a zoo of networks, and how they change with h.
-STEP_SIZES = {
+# The step h of the finite difference, by the precision in which the gradient is computed:
+# truncation grows like h, rounding like 1/h. docs/curvature.md has the errors over a zoo of
+# networks, and how they change with h.
+STEP_SIZES: dict[torch.dtype | str, float] = {
     torch.float64: 1e-8,
     torch.float32: 5e-5,
+    "tf32": 1e-3,
     torch.bfloat16: 3e-3,
     torch.float16: 3e-3,
 }
@@ -100,7 +102,7 @@ class FiniteDifference:
             RuntimeError: the second evaluation is another computation than the first, or h·z is
                 lost in the rounding of θ.
         """
-        h = self._step_size(params)
+        h = STEP_SIZES[self.precision(params)]
         values = [local(p.detach()) for p in params]
         first_values = [v.clone() for v in values]
         try:
@@ -207,9 +209,13 @@ class FiniteDifference:
                 "closure clear the gradients itself? does it clip them? max_grad_norm does it)"
             )
 
-    def _step_size(self, params: Sequence[Tensor]) -> float:
-        dtypes = {p.dtype for p in params} | {self._gates.autocast_dtype} - {None}
-        return max(STEP_SIZES[dtype] for dtype in dtypes)
+    def precision(self, params: Sequence[Tensor]) -> torch.dtype | str:
+        """Return the coarsest precision in which the first pass computed: a key of STEP_SIZES."""
+        found = {p.dtype for p in params} | {self._gates.autocast_dtype} - {None}
+        on_gpu = any(p.is_cuda for p in params)
+        if on_gpu and torch.cuda.is_tf32_supported() and _rounds_to_tf32(self._gates.called):
+            found.add("tf32")
+        return max(found, key=STEP_SIZES.__getitem__)
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if module not in self._buffers_before:
@@ -218,6 +224,20 @@ class FiniteDifference:
 
     def _buffers_before_flat(self):
         return [(m, *noted) for m, buffers in self._buffers_before.items() for noted in buffers]
+
+
+def _rounds_to_tf32(called: set[str]) -> bool:
+    """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.
+
+    That is the default for convolutions and recurrent layers, but not for matrix products.
+    """
+    backends = torch.backends
+    kinds = {
+        backends.cudnn.conv: any(name.startswith("conv") for name in called),
+        backends.cudnn.rnn: not called.isdisjoint({"lstm", "gru", "rnn_tanh", "rnn_relu"}),
+        backends.cuda.matmul: True,
+    }
+    return any(used and kind.fp32_precision == "tf32" for kind, used in kinds.items())
 
 
 def _noted_buffers(module: nn.Module) -> list[tuple[str, Tensor, Tensor]]:

@@ -53,6 +53,7 @@ class Gates(TorchFunctionMode):
         super().__init__()
         self.inside: str | None = None  # the torch function that is running, for HiddenKinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
+        self.called: set[str] = set()  # names of the torch functions that it came through
         self._tape: list[tuple[str, Any]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
@@ -92,6 +93,7 @@ class Gates(TorchFunctionMode):
             if torch.is_autocast_enabled(kind):
                 self.autocast_dtype = torch.get_autocast_dtype(kind)
         self.inside = name_of(func)
+        self.called.add(self.inside)
         out = func(*args, **kwargs)
         self.inside = None
         # Comparisons, argmax, argsort, bucketize, ...: whatever says where a value lies.

@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian, probes
 from adahessian.curvature import DOORS
@@ -39,21 +41,67 @@ class Precision:
     name: str
     params: torch.dtype
     autocast: torch.dtype | None = None
+    tf32: bool = False  # emulated
 
     @property
-    def key(self) -> torch.dtype:
-        return self.autocast or self.params
+    def key(self) -> torch.dtype | str:
+        """Its name in `STEP_SIZES`."""
+        return "tf32" if self.tf32 else self.autocast or self.params
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounds to the 10 bits after the binary point that a tensor core reads; passes gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        shifted = x * (2**13 + 1)  # Veltkamp: its lowest bits are beyond those to be kept
+        return shifted - (shifted - x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _RoundedGradient(torch.autograd.Function):
+    """The identity, whose gradient is rounded: it is the input of the backward pass's products."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Rounded.apply(grad)
+
+
+class EmulatedTF32(TorchFunctionMode):
+    """Convolutions and matrix products as NVIDIA's tensor cores compute them in float32.
+
+    Both factors are rounded to 10 bits, products are summed in float32: in the forward pass, the
+    backward pass, and the derivative of the backward pass. So TF32 can be looked at without a GPU.
+    """
+
+    products = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul, Tensor.matmul}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.products:
+            x, weight, *rest = args
+            product = func(_Rounded.apply(x), _Rounded.apply(weight), *rest, **(kwargs or {}))
+            return _RoundedGradient.apply(product)
+        return func(*args, **(kwargs or {}))
 
 
 FLOAT64 = Precision("float64", torch.float64)
 PRECISIONS = (
     FLOAT64,
     Precision("float32", torch.float32),
+    Precision("TF32", torch.float32, tf32=True),
     Precision("bfloat16", torch.float32, torch.bfloat16),
 )
 SWEEPS = {
     "float64": (1e-9, 3e-9, 1e-8, 3e-8, 1e-7),
     "float32": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4),
+    "TF32": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     "bfloat16": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
 }
 
@@ -66,6 +114,7 @@ class Case:
     build: Callable[[], zoo.Problem]
     steps: tuple[int, ...]
     lr: float = 0.15
+    emulable: bool = True  # whether all its products pass through `EmulatedTF32`
 
 
 def cases(quick: bool, images: str) -> list[Case]:
@@ -90,7 +139,7 @@ def cases(quick: bool, images: str) -> list[Case]:
         Case("transformer", transformer, few, lr=0.047),  # as in the paper
         Case("Conv1d", lambda: zoo.random_problem(zoo.conv1d(), (batch, 2, 32)), few),
         Case("Conv3d", lambda: zoo.random_problem(zoo.conv3d(), (batch // 4, 1, 8, 8, 8)), few),
-        Case("LSTM", lambda: zoo.random_problem(zoo.LSTM(), (batch, 12, 8)), few),
+        Case("LSTM", lambda: zoo.random_problem(zoo.LSTM(), (batch, 12, 8)), few, emulable=False),
         Case("tanh MLP", lambda: zoo.random_problem(zoo.mlp(nn.Tanh), (batch, 20)), few),
         Case("ReLU MLP", lambda: zoo.random_problem(zoo.mlp(nn.ReLU), (batch, 20)), few),
     ]
@@ -124,7 +173,7 @@ def states(case: Case) -> Iterator[tuple[int, zoo.Problem]]:
 
 
 @contextlib.contextmanager
-def step_size(key: torch.dtype, h: float) -> Iterator[None]:
+def step_size(key: torch.dtype | str, h: float) -> Iterator[None]:
     """Let the finite difference take the step h for the block."""
     before = STEP_SIZES[key]
     STEP_SIZES[key] = h
@@ -156,8 +205,10 @@ def products(
 
     def closure() -> Tensor:
         model.zero_grad()
+        rounding = EmulatedTF32() if precision.tf32 else contextlib.nullcontext()
         with torch.autocast("cpu", precision.autocast, enabled=precision.autocast is not None):
-            loss = problem.loss(model, batch)
+            with rounding:
+                loss = problem.loss(model, batch)
         loss.backward(create_graph=door == EXACT)
         return loss
 
@@ -168,6 +219,8 @@ def products(
     vectors = [probes.rademacher_like(params, seed=3, step=0, sample=s) for s in range(num_probes)]
     with kernel:
         evaluation = DOORS[door](closure, params, lambda: vectors)
+        if precision.tf32:
+            evaluation.precision = lambda _: precision.key  # it would look for a GPU
         evaluation.first_pass(check=False)
         for sample, z in enumerate(vectors):
             more = sample + 1 < num_probes
@@ -239,6 +292,8 @@ def measure(
         names = [name for name, _ in problem.model.named_parameters()]
         (exact64,) = products(problem, FLOAT64, EXACT, num_probes, [0.0])
         for precision in precisions:
+            if precision.tf32 and not case.emulable:
+                continue
             exact = exact64
             if precision != FLOAT64:
                 (exact,) = products(problem, precision, EXACT, num_probes, [0.0])

@@ -6,6 +6,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from adahessian import AdaHessian
+from adahessian.finite_difference import FiniteDifference, _rounds_to_tf32
 
 
 def problem():
@@ -23,7 +24,7 @@ def problem():
 def make_closure(model, optimizer, x, y, dtype=torch.bfloat16):
     def closure():
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
             loss = nn.functional.cross_entropy(model(x).float(), y)
         loss.backward(create_graph=optimizer.needs_graph)
         return loss
@@ -130,3 +131,28 @@ def test_finite_difference_refuses_a_grad_scaler_and_names_bfloat16():
     scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
     with pytest.raises(RuntimeError, match="bfloat16"):
         scaler.step(optimizer)
+
+
+def test_what_reads_float32_as_tf32_on_a_gpu():
+    """torch's default there: convolutions and recurrent layers do, matrix products do not."""
+    conv, matmul = {"relu", "conv2d"}, {"linear", "matmul"}
+    assert _rounds_to_tf32(conv) and _rounds_to_tf32({"lstm"}) and not _rounds_to_tf32(matmul)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.backends.cudnn.allow_tf32 = False
+        assert not _rounds_to_tf32(conv)
+        torch.set_float32_matmul_precision("high")
+        assert _rounds_to_tf32(matmul)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def test_the_coarsest_precision_sets_the_step():
+    model, x, y = problem()
+    params = list(model.parameters())
+    for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        optimizer = AdaHessian(params, curvature="finite_difference")
+        door = FiniteDifference(make_closure(model, optimizer, x, y, dtype), params)
+        door.first_pass()
+        assert door.precision(params) == expected

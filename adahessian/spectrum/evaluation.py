@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from adahessian.finite_difference import FiniteDifference, _random_states, _restore
+from adahessian.finite_difference import STEP_SIZES, FiniteDifference, _random_states, _restore
 
 
 class Untouched:
@@ -108,7 +108,7 @@ class Displaced:
         if norm == 0:
             return None, 0.0
         rms = norm / self._size**0.5
-        step = self._door._step_size(self._params) / rms
+        step = STEP_SIZES[self._door.precision(self._params)] / rms
         if max(float(n) for n in torch._foreach_norm(pieces, torch.inf)) > 2 * rms:
             step *= _STEP_ALONG_EIGENVECTORS
         # Through .data: what autograd has saved for other products need not be thrown away,
