@@ -1,6 +1,7 @@
 """H·z from one more evaluation of the gradient: the door that needs no second derivative."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -62,8 +63,8 @@ class FiniteDifference:
         """Evaluate the closure, and note what a further evaluation must find again.
 
         Args:
-            check: warn of pieces that cannot be frozen, and evaluate once more to see whether the
-                closure is repeatable.
+            check: warn of pieces that cannot be frozen and of TF32, and evaluate once more to see
+                whether the closure is repeatable.
 
         Returns:
             What the closure returned.
@@ -79,7 +80,9 @@ class FiniteDifference:
                 loss = self._evaluate()
         finally:
             hook.remove()
-        kinks.warn()
+        if check:
+            kinks.warn()
+            self._warn_of_tf32()
         self._random_after = _random_states(self._devices)
         self._buffers_after = [
             (module, *noted) for module in self._buffers_before for noted in _noted_buffers(module)
@@ -216,6 +219,19 @@ class FiniteDifference:
         if on_gpu and torch.cuda.is_tf32_supported() and _rounds_to_tf32(self._gates.called):
             found.add("tf32")
         return max(found, key=STEP_SIZES.__getitem__)
+
+    def _warn_of_tf32(self) -> None:
+        # bfloat16 is somebody's choice; TF32 is torch's default for convolutions.
+        params = [p for p in self._asked if p.dtype == torch.float32]
+        if params and self.precision(params) == "tf32":
+            warnings.warn(
+                "the finite difference reads gradients that are computed in TF32, with three "
+                "digits: expect errors of 10 % and more behind batch normalization. Set "
+                "torch.backends.cudnn.allow_tf32 = False (for matrix products: "
+                "torch.set_float32_matmul_precision('highest')), or use "
+                "curvature='double_backward'.",
+                stacklevel=3,
+            )
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if module not in self._buffers_before:

@@ -156,3 +156,13 @@ def test_the_coarsest_precision_sets_the_step():
         door = FiniteDifference(make_closure(model, optimizer, x, y, dtype), params)
         door.first_pass()
         assert door.precision(params) == expected
+
+
+def test_tf32_is_mentioned(monkeypatch):
+    model, x, y = problem()
+    optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+    monkeypatch.setattr(FiniteDifference, "precision", lambda self, params: "tf32")
+    closure = make_closure(model, optimizer, x, y, None)
+    with pytest.warns(UserWarning, match="allow_tf32 = False"):
+        optimizer.step(closure)
+    optimizer.step(closure)  # once is enough
