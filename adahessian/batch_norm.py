@@ -33,7 +33,8 @@ def _batch_norm(
     # Checkpointing runs the forward again within backward, where this mode is off: what is saved
     # under its hooks must be what torch itself saves.
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-    if hooked or not training or weight is None or bias is None or not full_precision:
+    usual = hooked or not training or weight is None or bias is None or not full_precision
+    if usual or torch._C._are_functorch_transforms_active():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
 

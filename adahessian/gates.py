@@ -71,6 +71,7 @@ class Gates(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
+        self._note(func, args)
         gate = GATES.get(func)
         if gate is Detached and (
             torch._C._current_graph_task_id() >= 0 or not args[0].requires_grad
@@ -88,12 +89,7 @@ class Gates(TorchFunctionMode):
                 return gate.replay(self._replayed(func), func, args, kwargs)
             finally:
                 self.inside = None
-        if self.autocast_dtype is None and torch.is_tensor(args[0] if args else None):
-            kind = args[0].device.type
-            if torch.is_autocast_enabled(kind):
-                self.autocast_dtype = torch.get_autocast_dtype(kind)
         self.inside = name_of(func)
-        self.called.add(self.inside)
         out = func(*args, **kwargs)
         self.inside = None
         # Comparisons, argmax, argsort, bucketize, ...: whatever says where a value lies.
@@ -104,6 +100,14 @@ class Gates(TorchFunctionMode):
                 else:
                     out = self._replayed(func).clone()
         return out
+
+    def _note(self, func: Callable, args: tuple) -> None:
+        """Note in which precision the evaluation computes."""
+        self.called.add(name_of(func))
+        if self.autocast_dtype is None and torch.is_tensor(args[0] if args else None):
+            kind = args[0].device.type
+            if torch.is_autocast_enabled(kind):
+                self.autocast_dtype = torch.get_autocast_dtype(kind)
 
     def _backward(
         self, tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None,

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adahessian.first_layer import FirstLayer
+
 
 def name_of(func: Callable) -> str:
     """Return a function's name for comparison and messages."""
@@ -349,6 +351,7 @@ def _build_table() -> dict[Callable, Any]:
         name = f"fractional_max_pool{n}d"
         with_indices = getattr(F, name + "_with_indices")
         kinds[name] = kinds[name + "_with_indices"] = _MaxPool(n, with_indices, 4)
+    kinds |= dict.fromkeys("conv1d conv2d conv3d".split(), FirstLayer())
     table = {}
     for name, gate in kinds.items():
         for form in (name, name + "_", f"__{name}__"):
