@@ -10,10 +10,11 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
   `time/*` in seconds. Only `time/*` can differ between two identical runs. An interrupted and
   resumed run has the same lines as an uninterrupted one.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.checkpoint`.
+- `attempts.jsonl`: how each attempt began and ended, see `experiments.attempts`.
+- `lease.json`: who is training it now, see `experiments.lease`.
 - `DONE`: the summary; its presence says that the run is complete.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -28,8 +29,9 @@ from typing import IO, Any
 
 import torch
 
-from experiments import checkpoint
+from experiments import attempts, checkpoint
 from experiments.config import Config, UserError, protocol, signature, write_yaml
+from experiments.lease import Lease
 
 
 class RunDirectory:
@@ -47,20 +49,27 @@ class RunDirectory:
             root / config.dataset.name / config.model.label / config.optimizer_name / self.name
         )
         self.metrics_path = self.path / "metrics.jsonl"
+        self.lease = Lease(self.path)
 
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the directory and keep other processes out of it; the lock dies with us."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training {self.path}") from None
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Create the directory, keep other processes out of it, and record the attempt.
+
+        Args:
+            wait: for a process that is training the run, rather than refuse.
+
+        Raises:
+            LeaseHeld: another process is training the run.
+            StorageError: the directory cannot be written.
+        """
+        with checkpoint.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with self.lease.held(wait), attempts.recorded(self.path):
+            checkpoint.clean(self.path)
             yield
 
     def describe(self, session: dict[str, Any], metrics: dict[str, str], headline: str) -> None:
@@ -86,7 +95,8 @@ class RunDirectory:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line to the metrics, on disk when this returns."""
-        with self.metrics_path.open("a") as file:
+        self.lease.check()
+        with checkpoint.writing(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -102,8 +112,13 @@ class RunDirectory:
                 f"{self.metrics_path} is shorter than when the checkpoint was saved; "
                 f"remove {self.path} to train this run anew"
             )
-        with self.metrics_path.open("ab") as file:
+        self.lease.check()
+        with checkpoint.writing(self.metrics_path), self.metrics_path.open("ab") as file:
             file.truncate(size)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Save the state of the training; see `checkpoint.save`."""
+        checkpoint.save(self.path, state, before_renaming=self.lease.check)
 
     def finish(self, headline: str, direction: str) -> None:
         """Write the summary and so mark the run as done."""
@@ -119,12 +134,14 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         """Write a whole file by rename: it is there complete or not at all."""
         temporary = self.path / f"{name}.tmp"
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
-        checkpoint.sync_directory(self.path)
+        self.lease.check()
+        with checkpoint.writing(self.path / name):
+            with temporary.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+            checkpoint.sync_directory(self.path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Runs one after another, each in its own directory below `RUNS_ROOT` (default `runs`), with data
 from `DATA_ROOT` (default `data`). A run that is done is skipped; one that was interrupted goes
-on from its checkpoint.
+on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the step, save it, and exit with 130,
+143 and 140.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import build
+from experiments import build, stopping
 from experiments.config import Config, UserError, load, read_yaml, resolve
 from experiments.record import RunDirectory, git_state
 from experiments.train import NonFiniteLoss, train
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except stopping.Stopped as stop:
+        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
@@ -75,15 +79,21 @@ def _seed(text: str) -> int:
     return seed
 
 
-def train_unless_done(config: Config) -> int:
-    """Train one run, or say that it is done; returns the exit code."""
+def train_unless_done(config: Config, wait: bool = False) -> int:
+    """Train one run, or say that it is done; returns the exit code.
+
+    Args:
+        config: of the run.
+        wait: while another process trains it, rather than refuse.
+    """
     directory = RunDirectory(Path(os.environ.get("RUNS_ROOT") or "runs"), config)
     if directory.done:
         print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
         return 0
     try:
-        with directory.locked():
-            train(config, directory, Path(os.environ.get("DATA_ROOT") or "data"))
+        with stopping.listening(), directory.locked(wait):
+            if not directory.done:  # it may be since we waited
+                train(config, directory, Path(os.environ.get("DATA_ROOT") or "data"))
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import build, checkpoint
+from experiments import build, checkpoint, stopping
 from experiments.config import Config
 from experiments.record import Progress, RunDirectory, session
 from experiments.tasks import Task
@@ -60,6 +60,9 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
 
     Raises:
         NonFiniteLoss: with step and learning rate; the last good checkpoint stays.
+        Stopped: a signal asked for it, and the step that it came in is saved.
+        StorageError: a file cannot be written; the last good checkpoint stays.
+        LeaseLost: another process has taken over.
     """
     device = build.build_device(config)
     task = build.build_task(config, device, data_root)
@@ -126,8 +129,11 @@ def train_epoch(
         progress.step(done + position.step)
         every = config.checkpoint_every_steps
         inside = position.step < task.steps_per_epoch  # at the end, evaluation comes first
-        if every and (done + position.step) % every == 0 and inside:
+        stop = stopping.requested()
+        if stop or (every and (done + position.step) % every == 0 and inside):
             save(training, position)
+        if stop:
+            raise stopping.Stopped(stop)
     times = {"time/epoch_seconds": position.seconds}
     if step_seconds:
         times["time/step_seconds"] = statistics.median(step_seconds)
@@ -217,7 +223,7 @@ def save(training: Training, position: Position) -> None:
         "position": asdict(position),
         "metrics_size": training.directory.metrics_size(),
     }
-    checkpoint.save(training.directory.path, state)
+    training.directory.save_checkpoint(state)
 
 
 def restore(training: Training) -> Position:
