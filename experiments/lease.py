@@ -199,6 +199,18 @@ def job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
 
 
+def alive(directory: Path) -> bool:
+    """Whether somebody is training this run, to tell people: for nodes whose clocks agree."""
+    path = directory / NAME
+    try:
+        owner, age = read(path), time.time() - path.stat().st_mtime
+        if owner is None or age > STALE_SECONDS:
+            return False
+        return owner["kernel"] != _identity()["kernel"] or not _has_let_go(path, owner["token"])
+    except FileNotFoundError:
+        return False
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """The owner in a lease's file; None where there is none."""
     try:

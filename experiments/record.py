@@ -34,6 +34,16 @@ from experiments.config import Config, UserError, protocol, signature, write_yam
 from experiments.lease import Lease
 
 
+def runs_root() -> Path:
+    """Where all runs live."""
+    return Path(os.environ.get("RUNS_ROOT") or "runs")
+
+
+def data_root() -> Path:
+    """Where data sets are."""
+    return Path(os.environ.get("DATA_ROOT") or "data")
+
+
 class RunDirectory:
     """The directory of one run.
 
@@ -144,6 +154,29 @@ class RunDirectory:
             checkpoint.sync_directory(self.path)
 
 
+class Onlooker(RunDirectory):
+    """A run's directory for all but the first of several processes: it is read, never written."""
+
+    @contextmanager
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        yield
+
+    def describe(self, *arguments: Any) -> None:
+        pass
+
+    def append(self, row: dict[str, Any]) -> None:
+        pass
+
+    def cut_metrics(self, size: int) -> None:
+        pass
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, *arguments: str) -> None:
+        pass
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a `meta.json` or `DONE`."""
     return json.loads(path.read_text())
@@ -152,6 +185,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The newest row of a `metrics.jsonl` that may be being written; empty where there is none."""
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:  # torn
+            continue
+    return {}
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
@@ -179,7 +222,12 @@ def session(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the harness and whether files differ from it; None outside of a repository."""
+    """Commit of the harness and whether files differ from it; None outside of a repository.
+
+    A snapshot of the code, which `slurm.submit` makes for a job, says of which commit it is.
+    """
+    if (of_snapshot := Path(__file__).parent.parent / "commit.json").exists():
+        return read_json(of_snapshot)
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

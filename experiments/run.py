@@ -7,15 +7,13 @@ on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the step, save it, an
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments import build, stopping
+from experiments import build, distributed, stopping
 from experiments.config import Config, UserError, load, read_yaml, resolve
-from experiments.record import RunDirectory, git_state
+from experiments.record import Onlooker, RunDirectory, data_root, git_state, runs_root
 from experiments.train import NonFiniteLoss, train
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
@@ -86,14 +84,15 @@ def train_unless_done(config: Config, wait: bool = False) -> int:
         config: of the run.
         wait: while another process trains it, rather than refuse.
     """
-    directory = RunDirectory(Path(os.environ.get("RUNS_ROOT") or "runs"), config)
-    if directory.done:
+    distributed.start(build.build_device(config))
+    directory = (RunDirectory if distributed.is_main() else Onlooker)(runs_root(), config)
+    if distributed.agree(directory.done):
         print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
         return 0
     try:
         with stopping.listening(), directory.locked(wait):
-            if not directory.done:  # it may be since we waited
-                train(config, directory, Path(os.environ.get("DATA_ROOT") or "data"))
+            if not distributed.agree(directory.done):  # it may be since we waited
+                train(config, directory, data_root())
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

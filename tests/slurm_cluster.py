@@ -93,9 +93,12 @@ class Cluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.daemons: dict[str, subprocess.Popen] = {}
-        self.own_namespaces = os.getuid() == 0 and not subprocess.run(
-            ["unshare", "-m", "-u", "-p", "--fork", "true"], stderr=subprocess.DEVNULL
-        ).returncode
+        self.own_namespaces = (
+            os.getuid() == 0
+            and not subprocess.run(
+                ["unshare", "-m", "-u", "-p", "--fork", "true"], stderr=subprocess.DEVNULL
+            ).returncode
+        )
 
     def start(self) -> None:
         """Bring it up; returns when all nodes are idle."""
