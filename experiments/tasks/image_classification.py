@@ -58,7 +58,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalized images `(n, channels, height, width)`, of the configured type, and labels `(n,)`."""
+    """Normalized images `(n, channels, height, width)` and labels `(n,)`."""
 
     inputs: Tensor
     labels: Tensor
