@@ -26,7 +26,8 @@ class Job:
     data_root: str
 
     def __call__(self) -> None:
-        # submitit's handler: it asks Slurm (or the local controller) for a requeue, and exits.
+        # submitit's handler, where it runs this: it asks Slurm (or the local controller) for a
+        # requeue, and exits.
         handler = signal.getsignal(signal.SIGUSR2)
         requeue = handler if callable(handler) else lambda number, frame: None
         os.environ["RUNS_ROOT"], os.environ["DATA_ROOT"] = self.runs_root, self.data_root
@@ -87,6 +88,8 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
 
 def _export_ranks() -> None:
     """Tell torch.distributed about the other processes of this job, in its own words."""
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        return  # called without submitit, in one process
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 

@@ -24,7 +24,7 @@ class Submitted:
 
     Attributes:
         job: Slurm's id (`12`, or `12_3` in an array), or the process id of a local job.
-        cluster: `slurm`, `local` or `debug`.
+        cluster: `slurm` or `local`.
         folder: where submitit keeps the job's files, logs among them.
         host: from where.
     """

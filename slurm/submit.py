@@ -126,35 +126,37 @@ def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
     """Submit runs, all of them at once."""
     root = runs_root().absolute()
     folder = root / ".slurm" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(2)}"
-    executor = make_executor(profile, folder, name_of(runs))
+    executor = None
+    if profile.cluster != "debug":
+        executor = make_executor(profile, folder, name_of(runs))
     for run in runs:
         run.path.mkdir(parents=True, exist_ok=True)
         (run.path / "config.yaml").write_text(write_yaml(run.config))
-    parts = [list(runs)] if profile.cluster == "debug" else spread(runs, profile)
+    parts = spread(runs, profile)
     calls = [
         Job([str((run.path / "config.yaml").absolute()) for run in part], str(root),
             str(data_root().absolute()))
         for part in parts
     ]  # fmt: skip
+    if executor is None:
+        return calls[0]()
     with chdir(snapshot(root)), _outside_of_jobs():
         try:
             sent = executor.submit_array(calls) if len(calls) > 1 else [executor.submit(calls[0])]
         except Exception as error:  # submitit wraps what sbatch says into several types
             raise UserError(f"nothing was submitted: {error}") from error
-        for job, part in zip(sent, parts, strict=True):
-            for run in part:
-                record = jobs.Submitted(job.job_id, profile.cluster, str(folder), platform.node())
-                record.write(root / run.path.absolute().relative_to(root))
-                print(f"job {job.job_id}: {run.path}", flush=True)
-            if profile.cluster == "debug":
-                job.results()
+    for job, part in zip(sent, parts, strict=True):
+        for run in part:
+            record = jobs.Submitted(job.job_id, profile.cluster, str(folder), platform.node())
+            record.write(run.path)
+            print(f"job {job.job_id}: {run.path}", flush=True)
 
 
 def spread(runs: Sequence[RunDirectory], profile: Profile) -> list[list[RunDirectory]]:
     """Which runs share a job: none on Slurm; on one machine as many jobs as may run at once."""
     if profile.cluster == "slurm":
         return [[run] for run in runs]
-    count = min(profile.array_parallelism, len(runs))
+    count = min(profile.array_parallelism if profile.cluster == "local" else 1, len(runs))
     return [list(runs[start::count]) for start in range(count)]
 
 
@@ -181,9 +183,8 @@ def make_executor(profile: Profile, folder: Path, name: str) -> Any:
     # Submissions to this machine have no shell that outlives the terminal.
     if profile.cluster == "local":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    options = {} if profile.cluster == "debug" else {
-        f"{profile.cluster}_max_num_timeout": WITHOUT_END}  # fmt: skip
-    executor = submitit.AutoExecutor(folder=folder, cluster=profile.cluster, **options)
+    limit = {f"{profile.cluster}_max_num_timeout": WITHOUT_END}
+    executor = submitit.AutoExecutor(folder=folder, cluster=profile.cluster, **limit)
     executor.update_parameters(**profile.parameters(name))
     return executor
 

@@ -150,6 +150,14 @@ class Cluster:
                        script + " ".join(command)]  # fmt: skip
         self._daemon(name, command)
 
+    def reconfigure(self, old: str, new: str) -> None:
+        """Change the configuration of the running cluster."""
+        path = self.directory / "slurm.conf"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        run("scontrol", "reconfigure")
+
     def crash_node(self, name: str) -> None:
         """Kill a node with all that runs on it."""
         os.kill(self._slurmd(name), signal.SIGKILL)
@@ -226,9 +234,12 @@ def nodes() -> range:
     return range(1, NODES + 1)
 
 
-def run(*command: str) -> str:
+def run(*command: str, **environment: Path | str) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True)
+    variables = {**os.environ, **{key: str(value) for key, value in environment.items()}}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, env=variables
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

@@ -4,10 +4,8 @@ Sends configs/sweeps/digits-lr.yaml as a job array to a real Slurm of four nodes
 its jobs and kills a node under others, and compares with the same sweep on this machine alone.
 """
 
-import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,6 @@ from slurm_cluster import Cluster, run  # noqa: E402
 from experiments import attempts, checkpoint  # noqa: E402
 from experiments.record import last_metrics, read_metrics, without_times  # noqa: E402
 from experiments.sweep import Run, expand  # noqa: E402
-from slurm import submit  # noqa: E402
 from slurm.jobs import submitted  # noqa: E402
 
 SWEEP = Path(__file__).parent.parent / "configs" / "sweeps" / "digits-lr.yaml"
@@ -37,9 +34,7 @@ setup: [export OMP_NUM_THREADS=1]
 
 def send(root: Path, profile: str) -> list[Run]:
     """Submit the sweep with its runs below `root`."""
-    os.environ["RUNS_ROOT"] = str(root)
-    if submit.main([str(SWEEP), "--profile", profile]):
-        raise RuntimeError("the sweep was not submitted")
+    run(sys.executable, "-m", "slurm.submit", str(SWEEP), "--profile", profile, RUNS_ROOT=root)
     return expand(SWEEP, root)
 
 
@@ -120,14 +115,7 @@ def main() -> int:
     try:
         cluster.start()
         print(demonstrate(cluster, folder))
-        print(
-            subprocess.run(
-                [sys.executable, "-m", "slurm.status"],
-                capture_output=True,
-                text=True,
-                env={**os.environ, "RUNS_ROOT": str(folder / "disturbed")},
-            ).stdout
-        )
+        print(run(sys.executable, "-m", "slurm.status", RUNS_ROOT=folder / "disturbed"))
     finally:
         cluster.stop()
         shutil.rmtree(folder, ignore_errors=True)

@@ -140,17 +140,29 @@ def test_asked_to_go_it_goes_on_elsewhere(fault, lab, undisturbed):
     assert_equal(result(directory), undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("partition", "reason"), [("main", "stopped by SIGUSR2"), ("abrupt", "stopped by SIGTERM")]
-)
-def test_preempted_by_a_higher_partition(partition, reason, lab, undisturbed):
-    """`main` gives the signal and time to answer; `abrupt` sends SIGTERM and SIGKILL after 5 s."""
-    directory, job = lab.submit_and_wait_for_a_checkpoint(partition=partition)
+def test_preempted_with_the_signal(lab, undisturbed):
+    directory, job = lab.submit_and_wait_for_a_checkpoint(partition="main")
+    tries = preempt(lab, directory, "preemption with the signal")
+    assert [one.reason for one in tries] == ["stopped by SIGUSR2", "done"]
+    assert_equal(result(directory), undisturbed)
+
+
+def test_preempted_without_the_signal(lab, undisturbed):
+    """SIGTERM, and SIGKILL five seconds later: submitit would have ignored the first."""
+    directory, job = lab.submit_and_wait_for_a_checkpoint(partition="abrupt")
+    lab.cluster.reconfigure("\nSlurmctldParameters", "\n#SlurmctldParameters")
+    try:
+        tries = preempt(lab, directory, "preemption without the signal")
+    finally:
+        lab.cluster.reconfigure("\n#SlurmctldParameters", "\nSlurmctldParameters")
+    assert [one.reason for one in tries] == ["stopped by SIGTERM", "done"]
+    assert_equal(result(directory), undisturbed)
+
+
+def preempt(lab, directory, fault):
     since = time.monotonic()
     run("srun", "--partition=high", "--nodes=4", "--exclusive", "sleep", "1")
-    tries = lab.finish(directory, since, f"preemption in {partition}")
-    assert [one.reason for one in tries] == [reason, "done"]
-    assert_equal(result(directory), undisturbed)
+    return lab.finish(directory, since, fault)
 
 
 def test_killed_it_starts_again_from_its_checkpoint(lab, undisturbed):

@@ -10,8 +10,7 @@ from slurm_cluster import Cluster
 
 
 @pytest.mark.slow
-def test_a_disturbed_sweep_ends_with_the_table_of_an_undisturbed_one(monkeypatch):
-    monkeypatch.setenv("RUNS_ROOT", "")  # put back what the demonstration sets
+def test_a_disturbed_sweep_ends_with_the_table_of_an_undisturbed_one():
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     folder.chmod(0o755)  # munge insists that everybody can reach its socket
     cluster = Cluster(folder / "cluster")
