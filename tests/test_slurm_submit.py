@@ -10,7 +10,7 @@ import pytest
 from harness import DIGITS, REPOSITORY, SMALL, small_config
 
 from experiments import attempts, checkpoint
-from experiments.config import UserError
+from experiments.config import UserError, write_yaml
 from experiments.record import RunDirectory
 from slurm import cancel, jobs, status, submit
 from slurm.profile import FOLDER, load_profile
@@ -121,6 +121,22 @@ def test_a_job_from_inside_a_job_does_not_inherit_it(monkeypatch):
         left = {key for key in os.environ if key.startswith(("SLURM_", "SUBMITIT_"))}
         assert left == {"SLURM_CONF"}
     assert os.environ["SLURM_JOB_ID"] == "7"
+
+
+def test_where_slurm_does_not_answer_status_goes_by_files_and_submit_refuses(
+    root, monkeypatch, capsys
+):
+    run = RunDirectory(root, small_config())
+    run.path.mkdir(parents=True)
+    (run.path / "config.yaml").write_text(write_yaml(run.config))
+    jobs.Submitted("12_3", "slurm", str(root), "login").write(run.path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    (row,), note = status.collect(root, None)
+    assert (row.state, row.job) == ("new", "12_3") and note.startswith(
+        "from files alone: no squeue"
+    )
+    assert submit.main([str(run.path / "config.yaml"), "--profile", "local"]) == 2
+    assert "no squeue here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "NODE_FAIL", "PREEMPTED", "REQUEUED"])
