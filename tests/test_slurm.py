@@ -254,13 +254,13 @@ def test_one_array_member_fails_and_is_sent_again_alone(lab, capsys):
 
 def test_a_run_that_fails_three_times_alike_is_left_alone(lab):
     directory = RunDirectory(lab.root, small_config(*LONG, optimizer="adahessian"))
-    (directory.metrics_path).mkdir(parents=True)  # no metrics can be written
+    (directory.path / checkpoint.CURRENT).mkdir(parents=True)  # can be neither read nor written
     lab.submit_one()
     job = submitted(directory.path).job
     lab.wait_for(lambda: lab.cluster.jobs().get(job) == "FAILED", 150, "failure")
     tries = attempts.read(directory.path)
     assert len(tries) == 3 and len({one.reason for one in tries}) == 1
-    assert "metrics.jsonl" in tries[0].reason
+    assert "checkpoint.pt: Is a directory" in tries[0].reason
     assert "ended 3 times alike without a new checkpoint" in lab.log(directory)
     (row,) = collect(lab.root, None)[0]
     assert (row.state, row.attempts) == ("failed", "3")

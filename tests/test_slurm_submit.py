@@ -150,18 +150,20 @@ def test_what_is_over(state):
 
 
 @pytest.mark.slow
-def test_on_this_machine_in_the_background_cancelled_and_sent_again(root):
-    overrides = ("epochs=15", "checkpoint_every_steps=2")
+def test_on_this_machine_in_the_background_cancelled_and_sent_again(root, capsys):
+    overrides = ("epochs=20", "checkpoint_every_steps=2")
+    arguments = [str(DIGITS), "--optimizers", "sgd", "--seeds", "1-2", "--profile", "local",
+                 "--set", *SMALL, *overrides]  # fmt: skip
     directory = RunDirectory(root, small_config(*overrides))
 
     def send():
-        command = [sys.executable, "-m", "slurm.submit", str(DIGITS), "--optimizers", "sgd",
-                   "--seeds", "1-2", "--profile", "local", "--set", *SMALL, *overrides]  # fmt: skip
+        command = [sys.executable, "-m", "slurm.submit", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.check_output(command, cwd=REPOSITORY, text=True, env=environment)
 
     assert send().count("job ") == 2
-    assert send().count("skipped, ") == 2
+    assert submit.main(arguments) == 0
+    assert capsys.readouterr().out.count("skipped, ") == 2
     wait_for(lambda: checkpoint.stamp(directory.path))
     cancel.cancel("sgd")
     wait_for(lambda: not jobs.local_job_runs(jobs.submitted(directory.path)))
