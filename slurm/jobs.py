@@ -35,9 +35,9 @@ class Submitted:
     host: str
 
     @property
-    def log(self) -> Path:
-        """What the first process of the job writes, over all attempts."""
-        return Path(self.folder) / f"{self.job}_0_log.err"
+    def logs(self) -> list[Path]:
+        """What submitit and the first process of the job write, over all attempts."""
+        return [Path(self.folder) / f"{self.job}_0_log.{end}" for end in ("out", "err")]
 
     def write(self, directory: Path) -> None:
         (directory / NAME).write_text(json.dumps(asdict(self)) + "\n")

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         sent = [jobs.submitted(path) for path in find(runs_root(), parsed.pattern)]
-        logs = [str(job.log) for job in sent if job and job.log.exists()]
+        logs = [str(path) for job in sent if job for path in job.logs if path.exists()]
         if not logs:
             raise UserError(f"no log yet of runs like {parsed.pattern}")
         follow = ["--follow=name", "--retry"] if parsed.follow else []

@@ -248,10 +248,10 @@ def run(*command: str, **environment: Path | str) -> str:
 def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="slurm-"))
     cluster = Cluster(directory)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that daemons are not left
     try:
         cluster.start()
         print(f"export SLURM_CONF={directory}/slurm.conf   # Ctrl-C stops the cluster", flush=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.pause()
     except KeyboardInterrupt:
         pass

@@ -5,6 +5,7 @@ its jobs and kills a node under others, and compares with the same sweep on this
 """
 
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -25,7 +26,7 @@ PROFILE = """\
 cluster: slurm
 partition: main
 timeout_minutes: 60
-memory_gb: 1
+memory_gb: 5  # of a node's 8: one run per node
 warning_seconds: 30
 array_parallelism: 4
 setup: [export OMP_NUM_THREADS=1]
@@ -112,6 +113,7 @@ def main() -> int:
     cluster = Cluster(folder / "cluster")
     cluster.directory.mkdir()
     folder.chmod(0o755)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that daemons are not left
     try:
         cluster.start()
         print(demonstrate(cluster, folder))

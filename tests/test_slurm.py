@@ -29,7 +29,6 @@ from slurm.status import collect
 pytestmark = pytest.mark.slow
 
 LONG = ("epochs=12", "checkpoint_every_steps=4")
-TIMES: list[str] = []
 
 
 @pytest.fixture(scope="module")
@@ -78,24 +77,25 @@ class Lab:
     def wait_for(self, condition, seconds, what):
         return self.cluster.wait_for(condition, seconds, what)
 
-    def finish(self, directory: RunDirectory, since: float, fault: str) -> list[attempts.Attempt]:
-        """Wait for the run to be done, note how long the fault took to survive."""
-        tries = attempts.read(directory.path)
+    def wait_for_the_end(self, directory: RunDirectory) -> list[attempts.Attempt]:
+        """Wait until the run is done and its lease released."""
         try:
-            self.wait_for(lambda: len(attempts.read(directory.path)) > len(tries), 120, "attempt")
-            again = time.monotonic() - since
-            self.wait_for(lambda: directory.done, 180, "end of the run")
+            self.wait_for(lambda: directory.done, 300, "end of the run")
+            self.wait_for(lambda: not (directory.path / lease.NAME).exists(), 10, "released lease")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.log(directory)}") from error
-        self.wait_for(lambda: not (directory.path / lease.NAME).exists(), 10, "released lease")
-        TIMES.append(f"{fault}: training again after {again:.1f} s")
-        print(TIMES[-1])
         return attempts.read(directory.path)
+
+    def finish(self, directory: RunDirectory, since: float, fault: str) -> list[attempts.Attempt]:
+        """Wait for the run to be done, note how long the fault took to survive."""
+        count = len(attempts.read(directory.path))
+        self.wait_for(lambda: len(attempts.read(directory.path)) > count, 120, "new attempt")
+        print(f"{fault}: training again after {time.monotonic() - since:.1f} s")
+        return self.wait_for_the_end(directory)
 
     def log(self, directory: RunDirectory) -> str:
         job = submitted(directory.path)
-        texts = [path.read_text() for path in (job.log, job.log.with_suffix(".out"))]
-        return "\n".join(texts)
+        return "\n".join(path.read_text() for path in job.logs if path.exists())
 
 
 @pytest.fixture
@@ -197,9 +197,9 @@ def test_a_node_is_cut_off_and_its_copy_lives_on(lab, undisturbed):
     since = time.monotonic()
     stopped = lab.cluster.cut_off_node(node)
     lab.wait_for(lambda: "waiting for job" in lab.log(directory), 60, "second copy")
-    TIMES.append(f"node cut off: second copy waits after {time.monotonic() - since:.1f} s")
+    print(f"node cut off: second copy waits after {time.monotonic() - since:.1f} s")
     os.kill(orphan, signal.SIGCONT)
-    lab.wait_for(lambda: directory.done, 120, "end of the run")
+    lab.wait_for_the_end(directory)
     lab.wait_for(lambda: lab.cluster.jobs()[job] == "COMPLETED", 30, "end of the second copy")
     for pid in stopped:
         os.kill(pid, signal.SIGCONT)
@@ -217,10 +217,9 @@ def test_time_limit(lab, tmp_path):
     config = small_config(*overrides, optimizer="adahessian")
     directory = RunDirectory(lab.root, config)
     whole = result(train_here(tmp_path / "whole", config))
-    lab.wait_for(lambda: directory.done, 300, "end of the run")
-    reasons = [one.reason for one in attempts.read(directory.path)]
+    reasons = [one.reason for one in lab.wait_for_the_end(directory)]
     assert reasons[-1] == "done" and set(reasons[:-1]) == {"stopped by SIGUSR2"}
-    TIMES.append(f"time limit of one minute: {len(reasons)} attempts")
+    print(f"time limit of one minute: {len(reasons)} attempts")
     assert_equal(result(directory), whole)
 
 
@@ -245,8 +244,9 @@ def test_one_array_member_fails_and_is_sent_again_alone(lab, capsys):
     lab.wait_for(lambda: states() == ["done", "done", "failed", "failed"], 120, "end")
     rows, _ = collect(lab.root, None)
     assert all("learning rate 1e+30" in row.reason for row in rows if row.state == "failed")
-    lab.wait_for(lambda: not [s for s in lab.cluster.jobs().values() if s != "COMPLETED"
-                              and s != "FAILED"], 30, "end of the jobs")  # fmt: skip
+    lab.wait_for(
+        lambda: not {"RUNNING", "COMPLETING"} & set(lab.cluster.jobs().values()), 30, "end"
+    )
     assert lab.submit(str(sweep)) == 0
     third = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in third] == ["skipped,", "skipped,", "job", "job"]
@@ -276,7 +276,7 @@ def test_cancelled_it_is_saved_and_not_requeued(lab, undisturbed):
     (row,) = collect(lab.root, None)[0]
     assert row.state == "stopped"
     lab.submit_one()
-    lab.wait_for(lambda: directory.done, 120, "end of the run")
+    lab.wait_for_the_end(directory)
     assert_equal(result(directory), undisturbed)
 
 
@@ -293,7 +293,7 @@ def test_what_is_submitted_is_what_the_dry_run_shows_and_holds_no_secret(lab, ca
     for path in lab.root.rglob("*"):
         assert path.is_dir() or b"a-secret" not in path.read_bytes()
     directory = RunDirectory(lab.root, small_config("epochs=1"))
-    lab.wait_for(lambda: directory.done, 90, "end")
+    lab.wait_for_the_end(directory)
     (session,) = directory.meta()["sessions"]
     here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True,
                           text=True, check=True).stdout.strip()  # fmt: skip
@@ -314,7 +314,7 @@ def test_the_code_of_submission_runs(lab, monkeypatch, tmp_path):
     finally:
         run("scontrol", "update", "partition=main", "state=up")
     directory = RunDirectory(lab.root, small_config("epochs=1"))
-    lab.wait_for(lambda: directory.done, 90, "end")
+    lab.wait_for_the_end(directory)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -329,11 +329,7 @@ def test_several_processes_compute_what_one_does(nodes, lab, tmp_path):
     lab.wait_for(directory.metrics_size, 120, "first epoch")
     run("scancel", "--signal=USR2", submitted(directory.path).job)
     whole = train_here(tmp_path / "whole", config)
-    try:
-        lab.wait_for(lambda: directory.done, 240, "end of the run")
-    except TimeoutError as error:
-        raise AssertionError(f"{error}\n{lab.log(directory)}") from error
-    tries = attempts.read(directory.path)
+    tries = lab.wait_for_the_end(directory)
     assert [one.reason for one in tries] == ["stopped by SIGUSR2", "done"]
     ours, theirs = (
         [without_times(row) for row in read_metrics(one.metrics_path)] for one in (directory, whole)
@@ -357,4 +353,4 @@ def test_the_commands_of_a_new_shell(lab):
         for command in (["slurm.status", "adahessian"], ["slurm.logs", "adahessian"])
     )  # fmt: skip
     assert f"{directory.name}  running" in status and f" {job} " in status
-    lab.wait_for(lambda: directory.done, 120, "end of the run")
+    assert "Starting with JobEnvironment" in logs
