@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import build
+from experiments.checkpoint import writing
 from experiments.config import Config, UserError, load, resolve, write_yaml
 from experiments.record import RunDirectory, data_root, git_state, runs_root
 from experiments.run import USER_ERROR
@@ -85,6 +86,7 @@ def submit(runs: Sequence[RunDirectory], profile: Profile, dry_run: bool) -> Non
     Raises:
         UserError: a run cannot work, or the cluster does not answer or refuses.
     """
+    runs = list({run.path: run for run in runs}.values())  # two files may ask for the same one
     for run in runs:
         if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
             build.build_device(run.config)
@@ -130,8 +132,9 @@ def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
     if profile.cluster != "debug":
         executor = make_executor(profile, folder, name_of(runs))
     for run in runs:
-        run.path.mkdir(parents=True, exist_ok=True)
-        (run.path / "config.yaml").write_text(write_yaml(run.config))
+        with writing(run.path):
+            run.path.mkdir(parents=True, exist_ok=True)
+            (run.path / "config.yaml").write_text(write_yaml(run.config))
     parts = spread(runs, profile)
     calls = [
         Job([str((run.path / "config.yaml").absolute()) for run in part], str(root),
