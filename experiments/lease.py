@@ -18,12 +18,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from experiments import stopping
-from experiments.checkpoint import writing
+from experiments.checkpoint import StorageError, writing
 from experiments.config import UserError
 
 NAME = "lease.json"
@@ -60,6 +60,7 @@ class Lease:
 
         Raises:
             LeaseHeld: an owner is alive and `wait` is false.
+            StorageError: the lease cannot be written.
             Stopped: a signal asked to stop while waiting.
         """
         self.token = uuid.uuid4().hex
@@ -68,7 +69,8 @@ class Lease:
             temporary.write_text(json.dumps({"token": self.token, **_identity()}))
         with temporary.open() as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with suppress(OSError):  # a file system without flock: the heartbeat has to do
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._take(temporary, wait)
             finally:
                 temporary.unlink()
@@ -107,6 +109,11 @@ class Lease:
                 return os.link(temporary, self.path)
             except FileExistsError:
                 pass
+            except OSError as error:
+                raise StorageError(
+                    f"cannot make a hard link at {self.path}: {error.strerror}; runs need a file "
+                    "system that has them (RUNS_ROOT moves runs)"
+                ) from error
             owner = read(self.path)
             if owner is None:
                 continue
