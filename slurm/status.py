@@ -91,9 +91,10 @@ def _row(
 ) -> Row:
     now, left = state(path), ""
     tries = attempts.read(path)
-    reasons = [one.reason or (attempts.KILLED if one is not tries[-1] or now == "killed" else "")
-               for one in tries]  # fmt: skip
-    reason = next((text for text in reversed(reasons) if text), "")
+    going_on = tries and tries[-1].reason is None and now != "killed"
+    ended = tries[:-1] if going_on else tries
+    reasons = [one.reason or attempts.KILLED for one in ended if one.reason != attempts.DONE]
+    reason = reasons[-1] if reasons else ""
     if job and now != "done":
         seen = known.get(job.job)
         if seen and seen.active:
@@ -113,7 +114,7 @@ def _row(
         epoch=f"{last.get('epoch', 0)}/{config.epochs}",
         accuracy="" if accuracy is None else f"{accuracy:.4f}",
         attempts=str(len(tries)) if tries else "",
-        reason="" if reason == attempts.DONE else reason,
+        reason=reason,
         job=job.job if job else "",
         left=left,
     )

@@ -185,6 +185,8 @@ def test_the_node_dies(lab, undisturbed):
     lab.cluster.start_node(node)
     assert [one.reason for one in tries] == [None, "done"] and tries[1].checkpoint
     assert len({one.host for one in tries}) == 2
+    (row,) = collect(lab.root, None)[0]
+    assert (row.state, row.attempts, row.reason) == ("done", "2", "killed")
     assert_equal(result(directory), undisturbed)
 
 
