@@ -67,7 +67,7 @@ class Lease:
         temporary = self.path.with_name(f"lease.{self.token}.tmp")
         with writing(self.path):
             temporary.write_text(json.dumps({"token": self.token, **_identity()}))
-        with temporary.open() as file:
+        with temporary.open("r+") as file:  # over NFS, an exclusive flock needs the right to write
             try:
                 with suppress(OSError):  # a file system without flock: the heartbeat has to do
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,7 +108,8 @@ class Lease:
             try:
                 return os.link(temporary, self.path)
             except FileExistsError:
-                pass
+                if temporary.stat().st_nlink == 2:
+                    return None  # NFS sent the request twice, and reports on the second
             except OSError as error:
                 raise StorageError(
                     f"cannot make a hard link at {self.path}: {error.strerror}; runs need a file "
@@ -177,7 +178,7 @@ class _Watch:
 def _has_let_go(path: Path, token: str) -> bool:
     with path.open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return False
         return json.load(file)["token"] == token

@@ -94,4 +94,6 @@ def _export_ranks() -> None:
     from submitit.helpers import TorchDistributedEnvironment
 
     if JobEnvironment().num_tasks > 1:
-        TorchDistributedEnvironment().export(overwrite=True)
+        # Which GPU is whose, `experiments.distributed` says: submitit would count from 0 on nodes
+        # where Slurm gave us others.
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
