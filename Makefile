@@ -14,11 +14,14 @@ export DATA_ROOT RUNS_ROOT
 OPT ?= adahessian
 SEEDS ?= 1
 ARGS ?=
+# Where the training targets run: nowhere but here, or as jobs of a profile of slurm/profiles/.
+CLUSTER ?=
 
 empty :=
 comma := ,
 list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 run = $(PY) -m experiments.run
+submit = $(PY) -m slurm.submit
 
 .DEFAULT_GOAL := help
 
@@ -26,6 +29,7 @@ help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
 	@echo
 	@echo '  Training targets take OPT="sgd adam adamw adahessian" SEEDS="1 2 3" ARGS="key=value ...";'
+	@echo '  CLUSTER=slurm (or a profile) sends them to a cluster, CLUSTER=local to the background;'
 	@echo '  DATA_ROOT (now $(DATA_ROOT)) and RUNS_ROOT (now $(RUNS_ROOT)) move data and results.'
 
 setup: $(VENV)/.ready ## Create .venv and install everything; does nothing where all is in place
@@ -65,8 +69,18 @@ cifar10-resnet20: ## ResNet-20 on CIFAR-10, the paper's protocol
 cifar10-resnet32: ## ResNet-32 on CIFAR-10, the paper's protocol
 cifar100-resnet32: ## ResNet-32 on CIFAR-100
 experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32
+$(experiments): config = configs/$(subst -resnet,/resnet,$@).yaml
 $(experiments): setup
-	@$(run) configs/$(subst -resnet,/resnet,$@).yaml optimizer=$(call list,$(OPT)) seed=$(call list,$(SEEDS)) $(ARGS)
+	@$(if $(CLUSTER),\
+	$(submit) $(config) --optimizers $(call list,$(OPT)) --seeds $(call list,$(SEEDS)) --profile $(CLUSTER) $(if $(ARGS),--set $(ARGS)),\
+	$(run) $(config) optimizer=$(call list,$(OPT)) seed=$(call list,$(SEEDS)) $(ARGS))
+
+SWEEP ?= configs/sweeps/digits-lr.yaml
+sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml, in the background or on CLUSTER=slurm
+	@$(submit) $(SWEEP) --profile $(or $(CLUSTER),local) $(ARGS)
+
+status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="PATTERN --watch")
+	@$(PY) -m slurm.status $(ARGS)
 
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
 	$(PY) -m experiments.bench $(ARGS)
@@ -92,6 +106,9 @@ test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
 test-all: test ## The test suite, and the slow tests after it
 	$(PY) -m pytest -m slow
 
+slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm (12 minutes)
+	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py
+
 lint: $(VENV)/.ready-for-tests ## Check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -100,4 +117,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report test test-all lint format
+.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report sweep status slurm-test test test-all lint format

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments import distributed
 from experiments.config import Config, UserError, nearest
 from experiments.tasks import Task
 from experiments.tasks.image_classification import ImageClassification
@@ -41,6 +42,8 @@ def build_optimizer(config: Config, params: Iterable[nn.Parameter]) -> torch.opt
     constructor, arguments = spec.load_constructor(), spec.arguments()
     if "seed" in inspect.signature(constructor).parameters:
         arguments.setdefault("seed", config.seed)
+    if distributed.world_size() > 1 and distributed.averages_itself(constructor):
+        arguments.setdefault("process_group", distributed.everybody())
     try:
         optimizer = constructor(params, **arguments)
     except (TypeError, ValueError) as error:
@@ -61,6 +64,11 @@ def check(config: Config) -> None:
         UserError: as `build_device` and `build_optimizer`.
     """
     build_device(config)
+    check_optimizer(config)
+
+
+def check_optimizer(config: Config) -> None:
+    """As `check`, for whoever does not train on this machine."""
     build_optimizer(config, [nn.Parameter(torch.zeros(1, 1))])
 
 

@@ -78,12 +78,14 @@ class Dataset(Section):
 class Model(Section):
     """Which network."""
 
-    name: Literal["resnet"]
+    name: Literal["resnet", "convnet"]
     depth: Positive
 
     @model_validator(mode="after")
     def _check_depth(self) -> "Model":
-        if self.depth < 8 or self.depth % 6 != 2:
+        if self.name == "convnet" and self.depth < 2:
+            _refuse(f"depth {self.depth}: a convnet has 2 layers or more")
+        if self.name == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
             _refuse(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, ...)")
         return self
 
@@ -161,6 +163,7 @@ class Config(Section):
     optimizers: Annotated[dict[str, Optimizer], Field(min_length=1)]
     seed: NotNegative = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"  # of weights and images
     checkpoint_every_epochs: Positive = 1
     checkpoint_every_steps: NotNegative = 0  # also inside an epoch; 0: at the end of epochs only
     curvature_error_every_epochs: NotNegative = 0  # compare the finite difference; 0: never
@@ -263,8 +266,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise UserError(f"{path} holds no mapping of keys")
     for override in overrides:
         _override(document, override)
+    return validate(Config, document, path)
+
+
+def validate(schema: type[Section], document: Any, path: Path) -> Any:
+    """A document as an instance of its schema.
+
+    Raises:
+        UserError: naming the file, each offending key path, its value and what is allowed.
+    """
     try:
-        return Config.model_validate(document)
+        return schema.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{path}: {_explain(error)}") from None
 
@@ -288,7 +300,8 @@ def _explain(error: ValidationError) -> str:
         # A constructor's mistake lies in a mapping: repeating the whole mapping helps nobody.
         value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
         where = ".".join(str(part) for part in item["loc"] if part != "[key]")
-        lines.append(f"{where}{value}: {item['msg']}" if where else item["msg"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}{value}: {message}" if where else message)
     return lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])
 
 

@@ -10,10 +10,11 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
   `time/*` in seconds. Only `time/*` can differ between two identical runs. An interrupted and
   resumed run has the same lines as an uninterrupted one.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.checkpoint`.
+- `attempts.jsonl`: how each attempt began and ended, see `experiments.attempts`.
+- `lease.json`: who is training it now, see `experiments.lease`.
 - `DONE`: the summary; its presence says that the run is complete.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -28,8 +29,19 @@ from typing import IO, Any
 
 import torch
 
-from experiments import checkpoint
+from experiments import attempts, checkpoint
 from experiments.config import Config, UserError, protocol, signature, write_yaml
+from experiments.lease import Lease
+
+
+def runs_root() -> Path:
+    """Where all runs live."""
+    return Path(os.environ.get("RUNS_ROOT") or "runs")
+
+
+def data_root() -> Path:
+    """Where data sets are."""
+    return Path(os.environ.get("DATA_ROOT") or "data")
 
 
 class RunDirectory:
@@ -47,20 +59,27 @@ class RunDirectory:
             root / config.dataset.name / config.model.label / config.optimizer_name / self.name
         )
         self.metrics_path = self.path / "metrics.jsonl"
+        self.lease = Lease(self.path)
 
     @property
     def done(self) -> bool:
         return (self.path / "DONE").exists()
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Create the directory and keep other processes out of it; the lock dies with us."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training {self.path}") from None
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Create the directory, keep other processes out of it, and record the attempt.
+
+        Args:
+            wait: for a process that is training the run, rather than refuse.
+
+        Raises:
+            LeaseHeld: another process is training the run.
+            StorageError: the directory cannot be written.
+        """
+        with checkpoint.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with self.lease.held(wait), attempts.recorded(self.path):
+            checkpoint.clean(self.path)
             yield
 
     def describe(self, session: dict[str, Any], metrics: dict[str, str], headline: str) -> None:
@@ -86,7 +105,8 @@ class RunDirectory:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line to the metrics, on disk when this returns."""
-        with self.metrics_path.open("a") as file:
+        self.lease.check()
+        with checkpoint.writing(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -102,8 +122,13 @@ class RunDirectory:
                 f"{self.metrics_path} is shorter than when the checkpoint was saved; "
                 f"remove {self.path} to train this run anew"
             )
-        with self.metrics_path.open("ab") as file:
+        self.lease.check()
+        with checkpoint.writing(self.metrics_path), self.metrics_path.open("ab") as file:
             file.truncate(size)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Save the state of the training; see `checkpoint.save`."""
+        checkpoint.save(self.path, state, before_renaming=self.lease.check)
 
     def finish(self, headline: str, direction: str) -> None:
         """Write the summary and so mark the run as done."""
@@ -119,12 +144,37 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         """Write a whole file by rename: it is there complete or not at all."""
         temporary = self.path / f"{name}.tmp"
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
-        checkpoint.sync_directory(self.path)
+        self.lease.check()
+        with checkpoint.writing(self.path / name):
+            with temporary.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path / name)
+            checkpoint.sync_directory(self.path)
+
+
+class Onlooker(RunDirectory):
+    """A run's directory for all but the first of several processes: it is read, never written."""
+
+    @contextmanager
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        yield
+
+    def describe(self, *arguments: Any) -> None:
+        pass
+
+    def append(self, row: dict[str, Any]) -> None:
+        pass
+
+    def cut_metrics(self, size: int) -> None:
+        pass
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, *arguments: str) -> None:
+        pass
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,6 +185,16 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def last_metrics(path: Path) -> dict[str, Any]:
+    """The newest row of a `metrics.jsonl` that may be being written; empty where there is none."""
+    for line in reversed(path.read_text().splitlines() if path.exists() else []):
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:  # torn
+            continue
+    return {}
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +222,12 @@ def session(device: torch.device) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the harness and whether files differ from it; None outside of a repository."""
+    """Commit of the harness and whether files differ from it; None outside of a repository.
+
+    A snapshot of the code, which `slurm.submit` makes for a job, says of which commit it is.
+    """
+    if (of_snapshot := Path(__file__).parent.parent / "commit.json").exists():
+        return read_json(of_snapshot)
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]

@@ -2,19 +2,18 @@
 
 Runs one after another, each in its own directory below `RUNS_ROOT` (default `runs`), with data
 from `DATA_ROOT` (default `data`). A run that is done is skipped; one that was interrupted goes
-on from its checkpoint.
+on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the step, save it, and exit with 130,
+143 and 140.
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-from experiments import build
+from experiments import build, distributed, stopping
 from experiments.config import Config, UserError, load, read_yaml, resolve
-from experiments.record import RunDirectory, git_state
+from experiments.record import Onlooker, RunDirectory, data_root, git_state, runs_root
 from experiments.train import NonFiniteLoss, train
 
 USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130
@@ -45,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except stopping.Stopped as stop:
+        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
@@ -75,15 +77,22 @@ def _seed(text: str) -> int:
     return seed
 
 
-def train_unless_done(config: Config) -> int:
-    """Train one run, or say that it is done; returns the exit code."""
-    directory = RunDirectory(Path(os.environ.get("RUNS_ROOT") or "runs"), config)
-    if directory.done:
+def train_unless_done(config: Config, wait: bool = False) -> int:
+    """Train one run, or say that it is done; returns the exit code.
+
+    Args:
+        config: of the run.
+        wait: while another process trains it, rather than refuse.
+    """
+    distributed.start(build.build_device(config))
+    directory = (RunDirectory if distributed.is_main() else Onlooker)(runs_root(), config)
+    if distributed.agree(directory.done):
         print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
         return 0
     try:
-        with directory.locked():
-            train(config, directory, Path(os.environ.get("DATA_ROOT") or "data"))
+        with stopping.listening(), directory.locked(wait):
+            if not distributed.agree(directory.done):  # it may be since we waited
+                train(config, directory, data_root())
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED

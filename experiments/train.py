@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import build, checkpoint
+from experiments import build, checkpoint, distributed, stopping
 from experiments.config import Config
 from experiments.record import Progress, RunDirectory, session
 from experiments.tasks import Task
@@ -60,12 +60,16 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
 
     Raises:
         NonFiniteLoss: with step and learning rate; the last good checkpoint stays.
+        Stopped: a signal asked for it, and the step that it came in is saved.
+        StorageError: a file cannot be written; the last good checkpoint stays.
+        LeaseLost: another process has taken over.
     """
     device = build.build_device(config)
     task = build.build_task(config, device, data_root)
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
     optimizer = build.build_optimizer(config, model.parameters())
+    model = distributed.prepare_model(model, getattr(optimizer, "needs_graph", False))
     training = Training(config, directory, task, model, optimizer)
     directory.describe(session(device), dict(task.metrics), task.headline)
     position = restore(training)
@@ -126,8 +130,12 @@ def train_epoch(
         progress.step(done + position.step)
         every = config.checkpoint_every_steps
         inside = position.step < task.steps_per_epoch  # at the end, evaluation comes first
-        if every and (done + position.step) % every == 0 and inside:
+        stop = distributed.agree(stopping.requested())
+        if stop or (every and (done + position.step) % every == 0 and inside):
             save(training, position)
+        if stop:
+            distributed.agree("saved")  # nobody leaves before the one that writes
+            raise stopping.Stopped(stop)
     times = {"time/epoch_seconds": position.seconds}
     if step_seconds:
         times["time/step_seconds"] = statistics.median(step_seconds)
@@ -144,7 +152,7 @@ def optimizer_step(
     """
     evaluations: list[dict[str, Tensor]] = []
     optimizer.step(make_closure(task, model, optimizer, batch, evaluations))
-    return {key: value.item() for key, value in evaluations[0].items()}
+    return distributed.total({key: value.item() for key, value in evaluations[0].items()})
 
 
 def make_closure(
@@ -159,8 +167,10 @@ def make_closure(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss, sums = task.loss(model, batch)
-        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
         evaluations.append({**sums, "loss": loss.detach() * sums["weight"]})
+        loss = distributed.weighted(loss, sums["weight"])
+        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+        distributed.average_gradients(optimizer)
         return loss
 
     return closure
@@ -190,11 +200,11 @@ def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
     """The metrics of a whole split."""
     model.eval()
     totals: dict[str, float] = {}
-    for batch in task.evaluation_batches(split):
+    for batch in distributed.own(task.evaluation_batches(split)):
         loss, sums = task.loss(model, batch)
         sums = {**sums, "loss": loss * sums["weight"]}
         _add(totals, {key: value.item() for key, value in sums.items()})
-    return task.summarize(totals)
+    return task.summarize(distributed.total(totals))
 
 
 def save(training: Training, position: Position) -> None:
@@ -217,12 +227,13 @@ def save(training: Training, position: Position) -> None:
         "position": asdict(position),
         "metrics_size": training.directory.metrics_size(),
     }
-    checkpoint.save(training.directory.path, state)
+    training.directory.save_checkpoint(state)
 
 
 def restore(training: Training) -> Position:
     """Go back to the last checkpoint, metrics included, or to the start where there is none."""
-    state = checkpoint.load(training.directory.path)
+    path = training.directory.path
+    state = distributed.agree(checkpoint.load(path) if distributed.is_main() else None)
     if state is None:
         training.directory.cut_metrics(0)
         return Position()

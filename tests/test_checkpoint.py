@@ -1,11 +1,12 @@
 import random
+import subprocess
 import time
 
 import pytest
 import torch
 from harness import complete, small_config, start
 
-from experiments import checkpoint, train
+from experiments import attempts, checkpoint, train
 from experiments.record import RunDirectory, read_metrics, without_times
 
 
@@ -40,7 +41,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, tmp_path):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
         assert checkpoint.load(tmp_path)["number"] == 1
-    path.unlink()  # killed between the two renames
+    # Out of the way of the next save, which keeps what was the current one as the previous.
+    assert not path.exists() and (tmp_path / "checkpoint.damaged.pt").exists()
+    assert checkpoint.load(tmp_path)["number"] == 1  # as when killed between the two renames
+    checkpoint.save(tmp_path, {"number": 3})
+    path.unlink()
     assert checkpoint.load(tmp_path)["number"] == 1
 
 
@@ -48,6 +53,57 @@ def test_with_nothing_left_to_read_a_run_starts_from_the_beginning(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"x")
     with pytest.warns(UserWarning, match="damaged"):
         assert checkpoint.load(tmp_path) is None
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A real file system that overflows: root is not kept out by permissions, nor by quotas."""
+    path = tmp_path / "full"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", path]).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint(full_disk):
+    checkpoint.save(full_disk, {"number": 1})
+    too_much = {"number": 2, "data": torch.zeros(100_000)}
+    with pytest.raises(
+        checkpoint.StorageError, match="full/checkpoint.pt: No space left on device; the last good"
+    ):
+        checkpoint.save(full_disk, too_much)
+    assert [path.name for path in full_disk.iterdir()] == ["checkpoint.pt"]
+    assert checkpoint.load(full_disk) == {"number": 1}
+
+
+def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(full_disk, tmp_path):
+    config = small_config("epochs=3", *OVERRIDES, optimizer="adahessian")
+    subprocess.run(["mount", "-o", "remount,size=3m", full_disk], check=True)
+    (full_disk / "ballast").write_bytes(bytes(1_700_000))  # room for one checkpoint, not for two
+    with pytest.raises(checkpoint.StorageError, match="No space left on device"):
+        train_here(full_disk, config)
+    directory = RunDirectory(full_disk, config)
+    assert checkpoint.load(directory.path)["position"]["step"] > 0
+    assert not list(directory.path.glob("*tmp*"))
+    assert "No space left" in attempts.read(directory.path)[-1].reason
+    (full_disk / "ballast").unlink()
+    train_here(full_disk, config)
+    assert_equal(result(directory), result(train_here(tmp_path / "whole", config)))
+
+
+def test_a_read_only_directory_is_named(full_disk):
+    config = small_config()
+    RunDirectory(full_disk, config).path.mkdir(parents=True)
+    subprocess.run(["mount", "-o", "remount,ro", full_disk], check=True)
+    with pytest.raises(checkpoint.StorageError, match=r"cannot write \S+: Read-only file system"):
+        train_here(full_disk, config)
+
+
+def test_a_checkpoint_that_cannot_be_read_at_all_is_not_taken_for_damaged(tmp_path):
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(checkpoint.StorageError, match="cannot read .*checkpoint.pt: Is a dir"):
+        checkpoint.load(tmp_path)
 
 
 def test_the_random_state_comes_back():

@@ -7,7 +7,7 @@ from harness import DIGITS, REPOSITORY, small_config
 from experiments import config as module
 from experiments.config import UserError, load, protocol, read_yaml, resolve, signature, write_yaml
 
-CONFIGS = sorted((REPOSITORY / "configs").glob("*/*.yaml"))
+CONFIGS = sorted((REPOSITORY / "configs").glob("*/resnet*.yaml"))  # not sweeps
 CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"
 
 

@@ -89,7 +89,7 @@ def test_the_command_in_a_process_of_its_own(tmp_path):
     complete(tmp_path / "runs", "optimizer=adamw", "epochs=1")
     directory = RunDirectory(tmp_path / "runs", small_config("epochs=1", optimizer="adamw"))
     assert json.loads((directory.path / "DONE").read_text())["last_epoch"]["epoch"] == 1
-    names = {path.name for path in directory.path.iterdir()} - {".lock"}
+    names = {path.name for path in directory.path.iterdir()} - {"attempts.jsonl"}
     assert names == {"config.yaml", "meta.json", "metrics.jsonl", "checkpoint.pt", "DONE"}
 
 

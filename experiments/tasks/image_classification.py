@@ -20,12 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments import distributed
 from experiments.config import Config, UserError
+from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
 
 CONNECT_SECONDS = 5
 STALL_SECONDS = 30
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MODELS = {"resnet": ResNetCifar, "convnet": ConvNet}
 NO_DOWNLOAD_NEEDED = "`make quickstart` needs no download"
 
 
@@ -55,7 +58,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalized images `(n, channels, height, width)`, float32, and labels `(n,)`."""
+    """Normalized images `(n, channels, height, width)` and labels `(n,)`."""
 
     inputs: Tensor
     labels: Tensor
@@ -79,7 +82,7 @@ class ImageClassification:
     evaluation_batch_size = 500
 
     def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
         train, test = LOADERS[config.dataset.name](data_root)
         self.num_classes = int(train.labels.max()) + 1
         self.in_channels = train.pixels.shape[1]
@@ -102,20 +105,28 @@ class ImageClassification:
         self.splits = {name: images.to(device) for name, images in splits.items()}
         self.evaluation_splits = tuple(splits)
         self.steps_per_epoch = -(-len(train) // config.batch_size)
+        smallest = len(train) - (self.steps_per_epoch - 1) * config.batch_size
+        if smallest < distributed.world_size():
+            raise UserError(
+                f"batch_size = {config.batch_size}: the last batch of an epoch has {smallest} "
+                f"images, too few for {distributed.world_size()} processes"
+            )
         mean, std = (
-            torch.tensor(values, device=device).view(1, -1, 1, 1)
+            torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
             for values in (config.dataset.mean, config.dataset.std)
         )
         self.scale, self.shift = 1 / (train.white * std), mean / std
 
     def build_model(self) -> nn.Module:
-        model = ResNetCifar(self.config.model.depth, self.num_classes, self.in_channels)
-        return model.to(self.device)
+        constructor = MODELS[self.config.model.name]
+        model = constructor(self.config.model.depth, self.num_classes, self.in_channels)
+        return model.to(self.device, self.dtype)
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Shuffled, augmented batches of an epoch from `first_step` on.
 
-        The order and every image's crop and flip depend on (seed, epoch, position) alone.
+        The order and every image's crop and flip depend on (seed, epoch, position) alone. Of
+        several processes each gets its share of every batch.
         """
         settings, size = self.config.dataset, self.config.batch_size
         order = torch.randperm(
@@ -129,8 +140,8 @@ class ImageClassification:
         )
         order, draws = order.to(self.device), draws.to(self.device)
         for start in range(first_step * size, len(self.train), size):
-            chosen = order[start : start + size]
-            draw = draws[start : start + size]
+            chosen = distributed.share(order[start : start + size])
+            draw = distributed.share(draws[start : start + size])
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
             yield Batch(self._normalize(pixels), self.train.labels[chosen])
 
@@ -157,7 +168,7 @@ class ImageClassification:
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """(pixels / white - mean) / std, in place: a fresh tensor per operation costs more."""
-        return pixels.float().mul_(self.scale).sub_(self.shift)
+        return pixels.to(self.dtype).mul_(self.scale).sub_(self.shift)
 
 
 # ------------------------------------------------------------------------------- augmentation

@@ -1,0 +1,1 @@
+"""Sends runs to a Slurm cluster, or to this machine, through submitit."""

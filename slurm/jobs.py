@@ -1,0 +1,119 @@
+"""What is known of jobs: from the file that a submission leaves with each run, and from Slurm.
+
+Slurm is asked with one `squeue` for all jobs, and with one `sacct` for those that squeue has
+forgotten. Without accounting the run's own files say how it ended.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from experiments.config import UserError
+
+NAME = "submitted.json"
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL")
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The last submission of a run.
+
+    Attributes:
+        job: Slurm's id (`12`, or `12_3` in an array), or the process id of a local job.
+        cluster: `slurm` or `local`.
+        folder: where submitit keeps the job's files, logs among them.
+        host: from where.
+    """
+
+    job: str
+    cluster: str
+    folder: str
+    host: str
+
+    @property
+    def logs(self) -> list[Path]:
+        """What submitit and the first process of the job write, over all attempts."""
+        return [Path(self.folder) / f"{self.job}_0_log.{end}" for end in ("out", "err")]
+
+    def write(self, directory: Path) -> None:
+        (directory / NAME).write_text(json.dumps(asdict(self)) + "\n")
+
+
+def submitted(directory: Path) -> Submitted | None:
+    """The last submission of a run, if there was one."""
+    path = directory / NAME
+    return Submitted(**json.loads(path.read_text())) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of a job: its state, why it waits, and the time it has left."""
+
+    state: str
+    reason: str = ""
+    left: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs or will run, if need be again.
+
+        NODE_FAIL and PREEMPTED are what a requeued job is for a moment; it is pending next.
+        """
+        return not self.state.startswith(ENDED)
+
+
+def slurm_jobs(wanted: set[str]) -> dict[str, JobState]:
+    """The states of those of the wanted Slurm jobs that Slurm remembers.
+
+    Raises:
+        UserError: Slurm does not answer, which says nothing of any job.
+    """
+    if not wanted:
+        return {}
+    if not shutil.which("squeue"):
+        raise UserError("no squeue here: jobs were sent to Slurm, look from where it is")
+    lines = _run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%L").splitlines()
+    found = {}
+    for line in lines:
+        job, state, reason, left = line.strip().split("|")
+        found[job] = JobState(state, "" if reason == "None" else reason, left)
+    if forgotten := wanted - found.keys():
+        found |= _from_accounting(forgotten)
+    return {job: found[job] for job in wanted if job in found}
+
+
+def _from_accounting(jobs: set[str]) -> dict[str, JobState]:
+    try:
+        text = _run("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(sorted(jobs)))
+    except UserError:
+        return {}  # accounting is switched off in many places
+    rows = [line.split("|") for line in text.splitlines()]
+    states = {job: JobState(state) for job, state in rows}
+    # squeue shows whatever may still run; what only the records call active is lost.
+    return {job: state for job, state in states.items() if not state.active}
+
+
+def local_job_runs(job: Submitted) -> bool:
+    """Whether the process of a local job is alive; unknown from other machines, so False."""
+    if job.host != platform.node():
+        return False
+    try:
+        command = Path(f"/proc/{job.job}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"submitit" in command and os.fsencode(job.folder) in command
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{command[0]} failed: {error.stderr.strip()}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} failed: {error}") from None
