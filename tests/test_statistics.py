@@ -47,6 +47,15 @@ def all_probes_samples(hessian):
     return z * (z @ hessian)
 
 
+def watch_products(statistics, num_refreshes, hessian, optimizer, params, seed=0):
+    """The samples of many refreshes, without the steps around them."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randint(2, (num_refreshes, len(hessian)), generator=g).double() * 2 - 1
+    for u in z * (z @ hessian):
+        statistics(optimizer, params, u.split([p.numel() for p in params]))
+    return statistics.summary()
+
+
 def collect(optimizer, step, num_refreshes, statistics):
     handle = optimizer.register_curvature_hook(statistics)
     for _ in range(num_refreshes):
@@ -61,63 +70,54 @@ def test_traces_of_a_network_agree_with_the_dense_hessian():
     for p in params:
         p.requires_grad_()
     named = {f"layer{i}": [p] for i, p in enumerate(params[:-1])}  # the last is in no layer
-    summary = collect(*make_step(params, loss), 400, CurvatureStatistics(named))
+    summary = collect(*make_step(params, loss), 100, CurvatureStatistics(named))
     found = [summary.trace, *summary.layer_traces.values()]
     true_traces = [sum(float(t.sum()) for t in truth), *(float(t.sum()) for t in truth[:-1])]
     for estimate, value in zip(found, true_traces, strict=True):
         assert abs(estimate.value - value) < 4 * estimate.standard_error
-        assert estimate.num_matvecs == 400
+        assert estimate.num_matvecs == 100
     assert list(summary.layer_traces) == list(named)
-    assert summary.trace.standard_error < 0.1 * abs(summary.trace.value)
+    assert summary.trace.standard_error < 0.5 * abs(summary.trace.value)
 
 
 def test_the_traces_standard_error_covers():
     """95 % intervals of Student's t from 20 refreshes hold the truth in 95 % of 200 windows."""
-    hessian, _, optimizer, step = quadratic()
-    statistics = CurvatureStatistics()
-    optimizer.register_curvature_hook(statistics)
+    hessian, params, optimizer, _ = quadratic()
+    statistics = CurvatureStatistics(largest_block=1)
     truth, hits = float(hessian.trace()), 0
-    for _ in range(200):
-        for _ in range(20):
-            step()
-        trace = statistics.summary().trace
+    for seed in range(200):
+        trace = watch_products(statistics, 20, hessian, optimizer, params, seed).trace
         hits += abs(trace.value - truth) < 2.09 * trace.standard_error
         statistics.reset()
     assert 0.88 <= hits / 200 <= 0.99
 
 
 def test_drift_is_not_counted_as_chance():
-    hessian, _ = coupled_quadratic()
-    x = torch.zeros(12, dtype=torch.float64, requires_grad=True)
-    scale = [1.0]
-    optimizer, step = make_step([x], lambda x: 0.5 * scale[0] * x @ hessian @ x)
-    statistics = CurvatureStatistics()
-    optimizer.register_curvature_hook(statistics)
-    traces = []
-    optimizer.register_curvature_hook(lambda _, params, u: traces.append(float(u[0].sum())))
-    for i in range(400):
-        scale[0] = 1 + i / 40
-        step()
+    hessian, params, optimizer, _ = quadratic()
+    statistics = CurvatureStatistics(largest_block=1)
+    scales = [1 + i / 40 for i in range(400)]
+    for seed, scale in enumerate(scales):
+        watch_products(statistics, 1, scale * hessian, optimizer, params, seed)
     error = statistics.summary().trace.standard_error
-    naive = float(torch.tensor(traces).std()) / 20
-    single = all_probes_samples(hessian).sum(1).std()
-    true_error = float(single) * math.sqrt(sum((1 + i / 40) ** 2 for i in range(400))) / 400
-    assert error == pytest.approx(true_error, rel=0.15)
-    assert naive > 1.3 * true_error
+    single = float(all_probes_samples(hessian).sum(1).std())
+    assert error == pytest.approx(single * math.hypot(*scales) / 400, rel=0.15)
+    drift = float(hessian.trace() * torch.tensor(scales).std()) / 400**0.5
+    assert drift > error  # what the samples' plain standard deviation would count too
 
 
 def test_frobenius_norm():
-    hessian, _, optimizer, step = quadratic()
-    summary = collect(optimizer, step, 1000, CurvatureStatistics())
+    hessian, params, optimizer, _ = quadratic()
+    summary = watch_products(CurvatureStatistics(), 1000, hessian, optimizer, params)
     squares = all_probes_samples(hessian).square().sum(1)
     error = float(squares.std()) / 1000**0.5
     assert abs(summary.frobenius_norm**2 - float((hessian**2).sum())) < 4 * error
 
 
-@pytest.mark.parametrize("shift", [0.0, 1.0, 10.0])
+@pytest.mark.parametrize("shift", [0.0, 2.0, 10.0])
 def test_negative_share(shift):
-    hessian, _, optimizer, step = quadratic(shift=shift)
-    share = collect(optimizer, step, 2000, CurvatureStatistics()).negative_share
+    hessian, params, optimizer, _ = quadratic(shift=shift)
+    statistics = CurvatureStatistics(largest_block=1)
+    share = watch_products(statistics, 2000, hessian, optimizer, params).negative_share
     diagonal = hessian.diagonal()
     truth = float(diagonal.clamp(max=0).abs().sum() / diagonal.abs().sum())
     assert share == pytest.approx(truth, abs=0.03)
@@ -134,8 +134,9 @@ def test_finite_differences_know_no_negative_share():
 
 def test_signal_to_noise_is_that_of_the_block_average():
     """Against the expectation over all 4,096 probes; tensors of 6: a run of 4 leaves one of 2."""
-    hessian, _, optimizer, step = quadratic()
-    found = collect(optimizer, step, 4000, CurvatureStatistics(largest_block=8)).signal_to_noise
+    hessian, params, optimizer, _ = quadratic()
+    statistics = CurvatureStatistics(largest_block=8)
+    found = watch_products(statistics, 4000, hessian, optimizer, params).signal_to_noise
     samples, diagonal = all_probes_samples(hessian), hessian.diagonal()
     assert list(found) == [1, 2, 4, 8]
     for size, ratio in found.items():
@@ -156,8 +157,9 @@ def test_signal_to_noise_finds_the_block_size_of_the_truth():
     levels = torch.randn(16, generator=g, dtype=torch.float64).repeat_interleave(4)
     hessian.diagonal().copy_(3 * levels)
     x = torch.zeros(64, dtype=torch.float64, requires_grad=True)
-    optimizer, step = make_step([x], lambda x: 0.5 * x @ hessian @ x)
-    found = collect(optimizer, step, 300, CurvatureStatistics(largest_block=16)).signal_to_noise
+    optimizer, _ = make_step([x], lambda x: 0.5 * x @ hessian @ x)
+    statistics = CurvatureStatistics(largest_block=16)
+    found = watch_products(statistics, 300, hessian, optimizer, [x]).signal_to_noise
     assert max(found, key=found.get) == 4
 
 
@@ -182,10 +184,10 @@ def test_a_single_refresh_has_no_error_and_none_says_nothing():
 
 def test_several_samples_of_a_refresh_are_one():
     hessian, _, optimizer, step = quadratic(num_samples=4)
-    summary = collect(optimizer, step, 500, CurvatureStatistics())
+    summary = collect(optimizer, step, 300, CurvatureStatistics())
     single = all_probes_samples(hessian)
-    assert summary.trace.num_matvecs == 2000
-    error = float(single.sum(1).std()) / 2000**0.5
+    assert summary.trace.num_matvecs == 1200
+    error = float(single.sum(1).std()) / 1200**0.5
     assert summary.trace.standard_error == pytest.approx(error, rel=0.2)
     assert summary.frobenius_norm == pytest.approx(float(hessian.norm()), rel=0.05)
     noise = float((single - hessian.diagonal()).square().sum(1).mean()) / 4
