@@ -9,6 +9,8 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
   `time/*` in seconds. Only `time/*` can differ between two identical runs. An interrupted and
   resumed run has the same lines as an uninterrupted one.
+- `spectra/epoch-<epoch>.npz`, where spectra are asked for: see `experiments.measure`, and
+  `experiments.monitor` for the other `hessian/*`.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.checkpoint`.
 - `DONE`: the summary; its presence says that the run is complete.
 """
