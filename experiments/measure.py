@@ -155,7 +155,9 @@ def compute_spectrum(
         keep_batches=settings.keep_batches,
     )
     if settings.k > hessian.size:
-        raise UserError(f"k = {settings.k}: the model has {hessian.size} parameters")
+        raise UserError(
+            f"k = {settings.k} for the spectrum: the model has {hessian.size} parameters"
+        )
     shared = {"seed": settings.seed, "on_host": settings.on_host}
     start = time.perf_counter()
     with _in_mode(model, settings.mode), _seeded(settings.seed):
