@@ -42,6 +42,7 @@ def test_rows_hold_the_statistics(watched):
         assert 0 < row["time/curvature_share"] < 1
 
 
+@pytest.mark.slow  # about 15 s
 def test_the_trace_is_that_of_the_spectrum(tmp_path):
     """In a second epoch that moves no weight, the mean over batches is the trace of their mean."""
     config = small_config(
