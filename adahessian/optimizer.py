@@ -276,8 +276,9 @@ class AdaHessian(Optimizer):
 
         It is called within :meth:`step`, for each probe of a refresh, with the parameters that are
         refreshed and their z · Hz (signed, of the unscaled loss, averaged over the processes, not
-        over blocks). They are to be read at once: the step goes on to change them in place. As
-        with torch's hooks, copies and pickles of the optimizer have none.
+        over blocks; under bfloat16 autocast not below their resolution, and not finite where a
+        GradScaler's scale was too large). They are to be read at once: the step goes on to change
+        them in place. As with torch's hooks, copies and pickles of the optimizer have none.
         :class:`adahessian.CurvatureStatistics` is such a hook.
 
         Returns:

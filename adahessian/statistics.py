@@ -251,7 +251,7 @@ class CurvatureStatistics:
         for size, square, product in zip(self._block_sizes, squares, products, strict=True):
             # By chance the estimate of a small error can be negative.
             error = max(square / 2 - 2 * product + products[0], 0.0)
-            found[size] = signal / error if error else math.inf
+            found[size] = signal / error if error else math.inf if signal else 0.0
         return found
 
     def state_dict(self) -> dict[str, Any]:

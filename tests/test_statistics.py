@@ -174,6 +174,14 @@ def test_no_noise_at_all():
     assert summary.signal_to_noise == {1: math.inf}
 
 
+def test_no_curvature_at_all():
+    x = torch.ones(3, requires_grad=True)
+    optimizer, step = make_step([x], lambda x: 0 * (x * x).sum())
+    summary = collect(optimizer, step, 2, CurvatureStatistics(largest_block=2))
+    assert (summary.trace.value, summary.frobenius_norm, summary.negative_share) == (0, 0, 0)
+    assert summary.signal_to_noise == {1: 0, 2: 0}
+
+
 def test_a_single_refresh_has_no_error_and_none_says_nothing():
     _, _, optimizer, step = quadratic()
     statistics = CurvatureStatistics()
