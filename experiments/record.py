@@ -7,8 +7,8 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
   with their directions, and one entry per session: command, commit, versions, device.
 - `metrics.jsonl`: one line per epoch: `step` and `epoch` (both counted from the start of the
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
-  `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An interrupted and
-  resumed run has the same lines as an uninterrupted one.
+  `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
+  interrupted and resumed run has the same lines as an uninterrupted one.
 - `spectra/epoch-<epoch>.npz`, where spectra are asked for: see `experiments.measure`, and
   `experiments.monitor` for the other `hessian/*`.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.checkpoint`.
