@@ -8,7 +8,7 @@ counts the process's own CPU time: on a busy machine the wall's says little abou
 
 import argparse
 import time
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--steps", type=int, default=20, help="of each, after two to warm up")
+    parser.add_argument("--steps", type=int, default=20, help="of each, at least 2")
     arguments = parser.parse_args()
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     labels = torch.randint(10, (arguments.batch,))
@@ -64,14 +64,16 @@ def main() -> None:
         plain, watched = make(False, curvature), make(True, curvature)
         times = [
             [step(model, optimizer, images, labels) for model, optimizer, _ in (plain, watched)]
-            for _ in range(arguments.steps + 2)
+            for _ in range(arguments.steps + 2)  # two to warm up
         ][2:]
         without, with_ = (median(column) for column in zip(*times, strict=True))
+        low, _, high = quantiles((with_ / without for without, with_ in times), n=4)
         inside = median(watched[2])
         print(
             f"{curvature:18s} {without:.3f} s without, {with_:.3f} s with: ratio "
-            f"{with_ / without:.4f}; inside the statistics {1e3 * inside:.2f} ms, "
-            f"{100 * inside / with_:.2f} % of the step"
+            f"{with_ / without:.4f} (middle half of the pairs {low:.4f} to {high:.4f}); inside the "
+            f"statistics {1e3 * inside:.2f} ms, {100 * inside / with_:.2f} % of the step",
+            flush=True,
         )
 
 

@@ -25,7 +25,7 @@ def test_the_distance_is_0_for_equal_densities_and_1_for_ones_apart():
 
 
 def test_the_cost_of_the_statistics_is_measured(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["", "--batch", "2", "--size", "8", "--steps", "1"])
+    monkeypatch.setattr("sys.argv", ["", "--batch", "2", "--size", "8", "--steps", "2"])
     bench_statistics.main()
     output = capsys.readouterr().out
     assert "double_backward" in output and "finite_difference" in output
