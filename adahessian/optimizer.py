@@ -2,12 +2,14 @@
 
 import itertools
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from adahessian.checks import check_options, check_parameter
 from adahessian.closures import call
@@ -143,6 +145,7 @@ class AdaHessian(Optimizer):
             "last_refresh": None,
         }
         self._process_group = process_group
+        self._curvature_hooks: dict[int, Callable[..., None]] = OrderedDict()
         super().__init__(params, defaults)
 
     # GradScaler then leaves the unscaling to us: H·z has the scale of the loss too.
@@ -200,6 +203,8 @@ class AdaHessian(Optimizer):
         step then refreshes the curvature.
         """
         super().__setstate__(state)
+        # Like torch's own hooks, these are not part of a copy or a pickle.
+        self.__dict__.setdefault("_curvature_hooks", OrderedDict())
         for group in self.param_groups:
             old = "last_refresh" not in group
             for key, value in self.defaults.items():
@@ -265,6 +270,23 @@ class AdaHessian(Optimizer):
                 self._update(group, params, [diagonals[p] for p in params] if refresh else None)
             group["step"] += 1
         return loss
+
+    def register_curvature_hook(self, hook: Callable[..., None]) -> RemovableHandle:
+        """Let ``hook(optimizer, params, estimates)`` see what the curvature is made from.
+
+        It is called within :meth:`step`, for each probe of a refresh, with the parameters that are
+        refreshed and their z · Hz (signed, of the unscaled loss, averaged over the processes, not
+        over blocks; under bfloat16 autocast not below their resolution, and not finite where a
+        GradScaler's scale was too large). They are to be read at once: the step goes on to change
+        them in place. As with torch's hooks, copies and pickles of the optimizer have none.
+        :class:`adahessian.CurvatureStatistics` is such a hook.
+
+        Returns:
+            A handle whose ``remove()`` takes the hook away.
+        """
+        handle = RemovableHandle(self._curvature_hooks)
+        self._curvature_hooks[handle.id] = hook
+        return handle
 
     @torch.no_grad()
     def curvature_error(self, closure: Callable[[], Tensor]) -> CurvatureError:
@@ -388,6 +410,8 @@ class AdaHessian(Optimizer):
                 # Before the absolute value: the mean of |z · Hz| over the processes would grow
                 # with their number.
                 average_(sample, self._process_group)
+            for hook in self._curvature_hooks.values():
+                hook(self, params, sample)
             terms = [
                 s.abs_() if m.group["averaging"] == "abs" else s
                 for s, m in zip(sample, members, strict=True)

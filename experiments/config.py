@@ -150,6 +150,22 @@ class Optimizer(Section):
         return {"lr": self.lr, "weight_decay": decay, **extra}
 
 
+class SpectrumSettings(Section):
+    """How the Hessian's spectrum is computed, in a training and by `experiments.spectrum`."""
+
+    batches: Positive = 8  # of the first training epoch, of the run's own batch size
+    mode: Literal["train", "eval"] = "train"  # batch or running statistics, dropout on or off
+    curvature: Literal["double_backward", "finite_difference"] = "double_backward"
+    k: Positive = 5  # eigenvalues from the top
+    trace_matvecs: Annotated[int, Field(ge=4)] = 45
+    num_lanczos_steps: Positive = 60
+    num_repeats: Positive = 1
+    max_matvecs: Positive = 300  # for the eigenvalues, should they be slow to converge
+    keep_batches: NotNegative = 1  # whose graphs stay in memory between products
+    on_host: bool = False  # whether Lanczos vectors are kept in the host's memory
+    seed: NotNegative = 0
+
+
 class Config(Section):
     """An experiment; with a single optimizer, a run."""
 
@@ -167,6 +183,9 @@ class Config(Section):
     checkpoint_every_epochs: Positive = 1
     checkpoint_every_steps: NotNegative = 0  # also inside an epoch; 0: at the end of epochs only
     curvature_error_every_epochs: NotNegative = 0  # compare the finite difference; 0: never
+    curvature_statistics: bool = False  # from the optimizer's own H·z, each epoch
+    spectrum_every_epochs: NotNegative = 0  # and at initialization; 0: never
+    spectrum: SpectrumSettings = SpectrumSettings()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -191,6 +210,9 @@ WITHOUT_EFFECT = {
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "curvature_error_every_epochs",
+    "curvature_statistics",
+    "spectrum_every_epochs",
+    "spectrum",
 }
 
 

@@ -7,8 +7,10 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
   with their directions, and one entry per session: command, commit, versions, device.
 - `metrics.jsonl`: one line per epoch: `step` and `epoch` (both counted from the start of the
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
-  `time/*` in seconds. Only `time/*` can differ between two identical runs. An interrupted and
-  resumed run has the same lines as an uninterrupted one.
+  `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
+  interrupted and resumed run has the same lines as an uninterrupted one.
+- `spectra/epoch-<epoch>.npz`, where spectra are asked for: see `experiments.measure`, and
+  `experiments.monitor` for the other `hessian/*`.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.checkpoint`.
 - `attempts.jsonl`: how each attempt began and ended, see `experiments.attempts`.
 - `lease.json`: who is training it now, see `experiments.lease`.

@@ -5,67 +5,34 @@ and looks at the loss over the first batches of its first epoch, shuffled and au
 training, so that the same images are seen whenever it is asked. It prints the top eigenvalues
 and the trace with their errors, and writes into the run's directory:
 
-- `spectrum.npz`: `eigenvalues` and their `residuals`, `trace` and `trace_standard_error`, the
-  density as `grid` and `density`, the quadrature's `nodes` and `weights`, and `settings` (JSON).
+- `spectrum.npz`: the numbers, see `experiments.measure.Spectrum.save`.
 - `spectrum.png`: the density, and how many eigenvalues are how large.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import torch
-from pydantic import Field, ValidationError
-from torch import Tensor, nn
+from pydantic import ValidationError
+from torch import nn
 
-from adahessian import spectrum
 from experiments import build, checkpoint
-from experiments.config import NotNegative, Positive, Section, UserError, load, read_yaml
+from experiments.config import SpectrumSettings, UserError, load, read_yaml
+from experiments.measure import Spectrum, compute_spectrum
 from experiments.record import Progress
 from experiments.tasks import Task
 
 USER_ERROR, INTERRUPTED = 2, 130
 
 
-class Settings(Section):
+class Settings(SpectrumSettings):
     """What can be set on the command line."""
 
-    batches: Positive = 8  # of the first training epoch, of the run's own batch size
-    mode: Literal["train", "eval"] = "train"  # batch or running statistics, dropout on or off
-    curvature: Literal["double_backward", "finite_difference"] = "double_backward"
-    k: Positive = 5  # eigenvalues from the top
-    trace_matvecs: Annotated[int, Field(ge=4)] = 45
-    num_lanczos_steps: Positive = 60
-    num_repeats: Positive = 1
-    max_matvecs: Positive = 300  # for the eigenvalues, should they be slow to converge
-    keep_batches: NotNegative = 1  # whose graphs stay in memory between products
-    on_host: bool = False  # whether Lanczos vectors are kept in the host's memory
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: NotNegative = 0
-
-
-@dataclass
-class Spectrum:
-    """What was computed; the units are those of the loss per squared unit of the parameters."""
-
-    top: spectrum.Eigenpairs
-    trace: spectrum.Estimate
-    quadrature: spectrum.Quadrature
-    grid: Tensor
-    density: Tensor
-    num_params: int
-    num_images: int
-    epoch: int
-    mode: str
-    seconds: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings([word for word in words if "=" in word])
         directory = find_run([word for word in words if "=" not in word])
         result = compute(directory, settings)
-        write(directory, settings, result)
+        write(directory, result)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -147,54 +114,8 @@ def compute(directory: Path, settings: Settings) -> Spectrum:
         UserError: a checkpoint that is missing or damaged, or settings that do not fit the run.
     """
     task, model, epoch = restore(directory, settings)
-    model.train(settings.mode == "train")
-    sample = list(islice(task.training_batches(0, 0), settings.batches))
-    weights: dict[int, float] = {}
-
-    def loss(batch: Any) -> Tensor:
-        value, sums = task.loss(model, batch)
-        weights[id(batch)] = float(sums["weight"])
-        return value
-
-    hessian = spectrum.Hessian(
-        loss,
-        model,
-        sample,
-        curvature=settings.curvature,
-        weight=lambda batch: weights[id(batch)],
-        keep_batches=settings.keep_batches,
-    )
-    if settings.k > hessian.size:
-        raise UserError(f"k = {settings.k}: the model has {hessian.size} parameters")
-    torch.manual_seed(settings.seed)  # dropout's masks, where there are any
-    shared = {"seed": settings.seed, "on_host": settings.on_host}
-    start = time.perf_counter()
     with Meter(name_of(directory), settings) as meter:
-        trace = spectrum.trace(
-            hessian, settings.trace_matvecs, progress=meter.part("trace"), **shared
-        )
-        quadrature = spectrum.lanczos_quadrature(
-            hessian,
-            settings.num_lanczos_steps,
-            settings.num_repeats,
-            progress=meter.part("density"),
-            **shared,
-        )
-        with warnings.catch_warnings():  # the table says which have not converged
-            warnings.filterwarnings("ignore", "after .* products", RuntimeWarning)
-            top = spectrum.top_eigenvalues(
-                hessian,
-                settings.k,
-                max_matvecs=max(settings.max_matvecs, settings.k),
-                progress=meter.part("eigenvalues"),
-                **shared,
-            )
-    seconds = time.perf_counter() - start
-    images = round(sum(weights.values()))
-    grid, density = spectrum.smooth(quadrature)
-    return Spectrum(
-        top, trace, quadrature, grid, density, hessian.size, images, epoch, settings.mode, seconds
-    )
+        return compute_spectrum(task, model, epoch, settings, meter.part)
 
 
 def restore(directory: Path, settings: Settings) -> tuple[Task, nn.Module, int]:
@@ -249,34 +170,14 @@ class Meter:
 # --------------------------------------------------------------------------------------- output
 
 
-def write(directory: Path, settings: Settings, result: Spectrum) -> None:
+def write(directory: Path, result: Spectrum) -> None:
     """Print the figures; write them and the picture into the run's directory."""
-    import numpy
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     numbers, picture = directory / "spectrum.npz", directory / "spectrum.png"
-    arrays = {
-        "eigenvalues": result.top.eigenvalues,
-        "residuals": result.top.residuals,
-        "converged": result.top.converged,
-        "trace": torch.tensor(result.trace.value),
-        "trace_standard_error": torch.tensor(result.trace.standard_error),
-        "grid": result.grid,
-        "density": result.density,
-        "nodes": result.quadrature.nodes,
-        "weights": result.quadrature.weights,
-        "epoch": torch.tensor(result.epoch),
-        "images": torch.tensor(result.num_images),
-    }
-    temporary = directory / "spectrum.tmp.npz"
-    numpy.savez(
-        temporary,
-        settings=json.dumps(settings.model_dump()),
-        **{name: value.numpy() for name, value in arrays.items()},
-    )
-    os.replace(temporary, numbers)
+    result.save(numbers)
     draw(result, name_of(directory), picture)
 
     console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
@@ -291,7 +192,7 @@ def write(directory: Path, settings: Settings, result: Spectrum) -> None:
     console.print(_what(result))
     console.print(table)
     if not result.top.converged.all():
-        console.print(f"after {settings.max_matvecs} products; max_matvecs=N allows more")
+        console.print(f"after {result.settings.max_matvecs} products; max_matvecs=N allows more")
     console.print(f"trace {result.trace.value:.6g} ± {result.trace.standard_error:.2g}")
     console.print(f"smallest node of the density {float(result.quadrature.nodes.min()):.4g}")
     console.print(f"numbers: {numbers}\npicture: {picture}", soft_wrap=True)
@@ -299,7 +200,7 @@ def write(directory: Path, settings: Settings, result: Spectrum) -> None:
 
 def _what(result: Spectrum) -> str:
     return (
-        f"{result.num_params} parameters, {result.num_images} images, {result.mode} mode, "
+        f"{result.num_params} parameters, {result.num_images} images, {result.settings.mode} mode, "
         f"{result.seconds:.0f} s"
     )
 

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import build, checkpoint, distributed, stopping
+from experiments import build, checkpoint, distributed, measure, stopping
 from experiments.config import Config
+from experiments.monitor import CurvatureMonitor
 from experiments.record import Progress, RunDirectory, session
 from experiments.tasks import Task
 
@@ -44,6 +45,7 @@ class Training:
     task: Task
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    monitor: CurvatureMonitor | None = None
 
 
 def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
@@ -71,8 +73,12 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     optimizer = build.build_optimizer(config, model.parameters())
     model = distributed.prepare_model(model, getattr(optimizer, "needs_graph", False))
     training = Training(config, directory, task, model, optimizer)
+    if config.curvature_statistics:
+        training.monitor = CurvatureMonitor(model, optimizer)
     directory.describe(session(device), dict(task.metrics), task.headline)
     position = restore(training)
+    if position == Position():
+        measure.record_spectrum(config, directory.path, task, model, epoch=0)
 
     label = f"{config.dataset.name} {config.model.label} {config.optimizer_name} seed {config.seed}"
     with Progress(label, config.epochs * task.steps_per_epoch) as progress:
@@ -90,7 +96,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
                 "epoch": position.epoch,
                 "learning_rate": values["lr"],
                 **{f"{split}/{key}": v for split, all in metrics.items() for key, v in all.items()},
-                **measure_curvature(training, position.epoch - 1),
+                **measure_curvature(training, position.epoch),
                 **times,
             }
             directory.append(row)
@@ -177,22 +183,16 @@ def make_closure(
 
 
 def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
-    """How well the optimizer's finite difference does, on the first batch of an epoch.
-
-    Nothing if the optimizer cannot say, or the configuration does not ask.
-    """
-    every = training.config.curvature_error_every_epochs
-    compare = getattr(training.optimizer, "curvature_error", None)
-    if not every or (epoch + 1) % every or compare is None:
-        return {}
-    training.model.train()
-    batch = next(iter(training.task.training_batches(epoch, 0)))
-    error = compare(make_closure(training.task, training.model, training.optimizer, batch, []))
-    return {
-        "hessian/relative_error_median": error.median,
-        "hessian/relative_error_largest": error.largest,
-        "hessian/mean_ratio": error.mean_ratio,
-    }
+    """What the configuration asks to know of the curvature, after so many epochs."""
+    config, task, model = training.config, training.task, training.model
+    row = training.monitor.finish_epoch() if training.monitor else {}
+    every = config.curvature_error_every_epochs
+    if every and epoch % every == 0:
+        model.train()
+        batch = next(iter(task.training_batches(epoch - 1, 0)))
+        closure = make_closure(task, model, training.optimizer, batch, [])
+        row |= measure.curvature_error(training.optimizer, closure)
+    return row | measure.record_spectrum(config, training.directory.path, task, model, epoch)
 
 
 @torch.no_grad()
@@ -225,6 +225,7 @@ def save(training: Training, position: Position) -> None:
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
         "position": asdict(position),
+        "monitor": training.monitor.state_dict() if training.monitor else None,
         "metrics_size": training.directory.metrics_size(),
     }
     training.directory.save_checkpoint(state)
@@ -240,6 +241,8 @@ def restore(training: Training) -> Position:
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     checkpoint.restore_random_state(state["random"])
+    if training.monitor and state.get("monitor"):  # neither has to have been asked for before
+        training.monitor.load_state_dict(state["monitor"])
     training.directory.cut_metrics(state["metrics_size"])
     return Position(**state["position"])
 

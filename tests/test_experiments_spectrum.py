@@ -79,7 +79,7 @@ def test_the_newest_finished_run_is_the_default(run_directory, monkeypatch):
         (["curvature=fd"], "curvature = 'fd'"),
         (["trace_matvecs=2"], "trace_matvecs = 2"),
         (["k=["], "not valid YAML"),
-        (["{run}", "k=999999", *QUICK[2:]], "k = 999999: the model has "),
+        (["{run}", "k=999999", *QUICK[2:]], "k = 999999 for the spectrum: the model has "),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(words, message, run_directory, capsys):

@@ -265,5 +265,6 @@ def test_curvlinops_agrees():
 
 def test_the_documentation_runs():
     text = (HERE.parent / "docs" / "spectrum.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    exec(compile(example, "docs/spectrum.md", "exec"), {})
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    exec(compile("\n".join(examples), "docs/spectrum.md", "exec"), {})
