@@ -21,7 +21,6 @@ from experiments.results import CONFIDENCE, Run, Table, curve, mean_interval
 COLORS = ("#2f83d6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 DASHES = ("solid", "dash", "dot", "dashdot")
 HEIGHT = 300
-SMALLEST_DENSITY = 1e-5  # of the largest: below it a density is the tail of a smoothing kernel
 COLUMN_LIMIT = 60  # epochs in a heat map
 
 
@@ -37,7 +36,7 @@ def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> A
     """An empty plot with the look of the page; colors of text and lines are set in the browser."""
     from plotly import graph_objects
 
-    axis = {"automargin": True, "gridwidth": 1, "ticks": "outside", "ticklen": 4}
+    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4}
     return graph_objects.Figure(
         layout={
             "template": graph_objects.layout.Template(),
@@ -51,8 +50,13 @@ def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> A
             "hoverlabel": {"namelength": -1},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             "showlegend": True,
-            "xaxis": {**axis, "title": {"text": x_title}, "showgrid": False, "zeroline": False},
-            "yaxis": {**axis, "title": {"text": y_title}, "zeroline": False},
+            "xaxis": {
+                **axis,
+                "title": {"text": x_title, "standoff": 8},
+                "showgrid": False,
+                "zeroline": False,
+            },
+            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}, "zeroline": False},
             **layout,
         }
     )
@@ -232,7 +236,7 @@ def eigenvalues(table: Table) -> Any:
 
 def signal_to_noise(table: Table) -> Any:
     """The diagonal's signal-to-noise ratio by block size, at the last epoch that has it."""
-    plot = figure("block size (parameters)", "signal-to-noise ratio of the diagonal")
+    plot = figure("block size (parameters)", "signal-to-noise ratio")
     sizes = set()
     for place, (name, runs) in enumerate(table.groups.items()):
         by_size: dict[int, list[float]] = {}
@@ -306,13 +310,13 @@ def thin(epochs: list[int]) -> list[int]:
 
 
 def _decades(title: str, low: float, high: float) -> dict[str, Any]:
-    """A color bar below the plot for colors that are decimal logarithms."""
+    """A color bar for colors that are decimal logarithms."""
     ticks = list(range(math.ceil(low), math.floor(high) + 1))
     ticks = ticks[:: max(1, len(ticks) // 5)]
     return {
-        "title": {"text": title, "side": "bottom", "font": {"size": 11}}, "thickness": 9,
-        "orientation": "h", "y": 1.01, "yanchor": "bottom", "len": 0.9, "tickvals": ticks,
-        "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks], "outlinewidth": 0,
+        "title": {"text": title, "side": "right", "font": {"size": 11}}, "thickness": 9,
+        "tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks],
+        "outlinewidth": 0, "xpad": 4,
     }  # fmt: skip
 
 
@@ -324,20 +328,20 @@ class EigenvalueAxis:
         points: of the axis.
     """
 
-    def __init__(self, spectra: list[dict[int, dict[str, Any]]], points: int = 140) -> None:
+    def __init__(self, spectra: list[dict[int, dict[str, Any]]], points: int = 160) -> None:
         import numpy
 
-        every = [arrays for run in spectra for arrays in run.values()]
-        # Where the density is too small to be drawn the grid is too: it ends there.
-        seen = [a["grid"][a["density"] > SMALLEST_DENSITY * a["density"].max()] for a in every]
-        low, high = min(grid.min() for grid in seen), max(grid.max() for grid in seen)
-        self.linear = max(abs(low), abs(high)) / 300
-        edges = self.position(numpy.array([low, high]))
-        self.positions = numpy.linspace(*edges, points)
-        self.values = self.linear * numpy.sinh(self.positions)
+        grids = [arrays["grid"] for run in spectra for arrays in run.values()]
+        low, high = min(grid.min() for grid in grids), max(grid.max() for grid in grids)
         largest = max(abs(low), abs(high))
-        decades = range(math.ceil(math.log10(2 * self.linear)), math.ceil(math.log10(largest)) + 1)
-        ticks = [0.0] + [sign * 10.0**k for k in decades for sign in (1, -1)]
+        # Finer than the narrowest density's own smoothing there is nothing to see.
+        self.linear = max(min(numpy.ptp(grid) for grid in grids) / 20, largest / 1000)
+        self.positions = numpy.linspace(*self.position([low, high]), points)
+        self.values = self.linear * numpy.sinh(self.positions)
+        first, last = math.ceil(math.log10(self.linear)), math.floor(math.log10(largest))
+        steps = (1, 3) if last - first < 3 else (1,)
+        sizes = [step * 10.0**k for k in range(first, last + 1) for step in steps]
+        ticks = [0.0, *sizes, *(-size for size in sizes)]
         self.ticks = sorted(tick for tick in ticks if low <= tick <= high)
 
     def position(self, values: Any) -> Any:
@@ -383,6 +387,14 @@ def density(
 
 
 def density_limits(spectra: list[dict[int, dict[str, Any]]]) -> tuple[float, float]:
-    """The decades of density worth a color, over all the runs that are to be compared."""
-    high = max(float(arrays["density"].max()) for run in spectra for arrays in run.values())
-    return math.log10(SMALLEST_DENSITY * high), math.log10(high)
+    """The decades of density worth a color, over all the runs that are to be compared.
+
+    They begin a little below the height that a single eigenvalue has, the largest one.
+    """
+    import numpy
+
+    every = [arrays for run in spectra for arrays in run.values()]
+    tops = [numpy.interp(max(a["eigenvalues"]), a["grid"], a["density"]) for a in every]
+    high = math.log10(max(float(arrays["density"].max()) for arrays in every))
+    low = math.log10(min((top for top in tops if top > 0), default=10 ** (high - 5)))
+    return max(low - 0.3, high - 8), high

@@ -8,7 +8,9 @@ finished runs; the others are listed, with the reason.
 import json
 import math
 import statistics
+import time
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -20,6 +22,8 @@ from experiments.record import best_row, read_json
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIDENCE = 0.95
+STATES = ("finished", "running", "unfinished", "failed")
+LEASE_SECONDS = 60  # a run whose lease nobody has touched for so long has no process
 
 
 @dataclass
@@ -30,8 +34,8 @@ class Run:
         directory: where its files are.
         meta, config: the contents of `meta.json` and `config.yaml`.
         rows: of `metrics.jsonl`.
-        state: `finished`, `unfinished` (running or interrupted: files cannot tell) or `failed`.
-        problem: why it failed, or what is wrong with its files; empty for a sound run.
+        state: one of `STATES`.
+        problem: why it is not finished, or what is wrong with its files; empty for a sound run.
     """
 
     directory: Path
@@ -97,13 +101,17 @@ class Run:
         """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out."""
         import numpy
 
+        needed = {"grid", "density", "eigenvalues", "trace", "trace_standard_error"}
         found = {}
         for path in sorted((self.directory / "spectra").glob("epoch-*.npz")):
             try:
-                with numpy.load(path) as arrays:
-                    found[int(path.stem.partition("-")[2])] = dict(arrays)
-            except (OSError, ValueError, EOFError, KeyError):
+                with numpy.load(path) as file:
+                    arrays = {name: file[name] for name in file.files}
+                epoch = int(path.stem.partition("-")[2])
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):
                 continue
+            if needed <= arrays.keys():
+                found[epoch] = arrays
         return found
 
 
@@ -157,7 +165,7 @@ class Results:
     @property
     def left_out(self) -> str:
         """How many runs no table counts, in words; empty where there are none."""
-        counts = {state: len(self.having(state)) for state in ("unfinished", "failed")}
+        counts = {state: len(self.having(state)) for state in STATES[1:]}
         counts["unreadable"] = len(self.unreadable)
         found = [f"{count} {state}" for state, count in counts.items() if count]
         return f"{', '.join(found)} run(s) left out" if found else ""
@@ -195,18 +203,32 @@ def read_run(directory: Path) -> Run:
     """
     config = read_yaml((directory / "config.yaml").read_text())
     rows, problem = read_rows(directory / "metrics.jsonl")
-    run = Run(directory, read_json(directory / "meta.json"), config, rows, "finished", problem)
+    run = Run(directory, read_json(directory / "meta.json"), config, rows, "finished")
     _check(run)
-    failure = directory / "FAILED"
-    if failure.exists():
-        run.state, run.problem = "failed", failure.read_text().strip()
-    elif not (directory / "DONE").exists():
-        run.state = "unfinished"
-    elif not run.evaluated:
-        run.state, run.problem = "failed", f"it is marked as done but has no {run.test_key}"
-    elif not math.isfinite(run.last()):
-        run.state, run.problem = "failed", f"its last {run.test_key} is {run.last()}"
+    if 0 in (spectra := run.spectra()):
+        run.rows.insert(0, _row_of_initialization(spectra[0]))
+    run.state, reason = _state(run)
+    run.problem = "; ".join(text for text in (reason, problem) if text)
     return run
+
+
+def _state(run: Run) -> tuple[str, str]:
+    """A run's state and the reason: from its marks, its lease and how its last attempt ended."""
+    if (run.directory / "DONE").exists():
+        if not run.evaluated:
+            return "failed", f"it is marked as done but has no {run.test_key}"
+        if not math.isfinite(run.last()):
+            return "failed", f"its last {run.test_key} is {run.last()}"
+        return "finished", ""
+    lease = run.directory / "lease.json"
+    if lease.exists() and time.time() - lease.stat().st_mtime < LEASE_SECONDS:
+        return "running", ""
+    attempts, _ = read_rows(run.directory / "attempts.jsonl")
+    if not attempts:
+        return "unfinished", ""
+    reason = str(attempts[-1].get("reason", "killed"))
+    stopped = reason.startswith(("killed", "stopped", "KeyboardInterrupt"))
+    return "unfinished" if stopped else "failed", reason
 
 
 def _check(run: Run) -> None:
@@ -216,6 +238,15 @@ def _check(run: Run) -> None:
             raise KeyError(key)
     run.optimizer.items(), run.meta["metrics"][run.meta["headline"]]
     run.config["best_epoch_split"]
+
+
+def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
+    """What the metrics say of later spectra: they begin with the first epoch's end."""
+    row = {"epoch": 0, "hessian/trace": float(spectrum["trace"])}
+    row["hessian/trace_standard_error"] = float(spectrum["trace_standard_error"])
+    for number, value in enumerate(spectrum["eigenvalues"], 1):
+        row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
+    return row
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:

@@ -73,7 +73,7 @@ def comparisons(results: Results) -> Iterator[Section]:
         rows = summarize(table)
         words = _words(table, rows) if len(results.tables) > 1 else []
         section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
-        band = "Mean line; band: one sample standard deviation over the seeds."
+        band = _band(table)
         shown = [
             Figure(
                 f"Last epoch by seed: test {table.headline}",
@@ -83,7 +83,7 @@ def comparisons(results: Results) -> Iterator[Section]:
             Figure(f"Test {table.headline}", figures.headline(table), band),
         ]
         if any(run.series("train/loss") for run in table.runs):
-            plot = figures.curves(table, "train/loss", "training loss, mean of the epoch", log=True)
+            plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
             shown.append(Figure("Training loss", plot, band))
         if any(run.series("time/epoch_seconds") for run in table.runs):
             shown.append(
@@ -100,6 +100,10 @@ def comparisons(results: Results) -> Iterator[Section]:
 def _words(table: Table, rows: list[Row]) -> list[Text]:
     """The verdict and the cost as sentences."""
     blocks = [Text(verdict(table), "verdict")]
+    if len(rows) > 1:
+        unit = " in percentage points" if table.unit else ""
+        text = f"In brackets: the lead{unit}, and its simultaneous {CONFIDENCE:.0%} interval."
+        blocks.append(Text(text, "note"))
     ratios = [row for row in rows if row.ratio is not None and row.label != "sgd"]
     if ratios:
         named = [Markup("{} {:.2f}").format(row.label, row.ratio) for row in ratios[:NAMED]]
@@ -125,23 +129,17 @@ def verdict(table: Table) -> Markup:
     parts = [start]
     for chosen, lead in (
         (certain, "It is ahead of"),
-        (unclear, "The data do not settle whether it is ahead: of"),
-        (single, "One seed, or no spread, is too little to judge whether it is ahead: of"),
+        (unclear, "It cannot be told apart from"),
+        (single, "One seed, or no spread, is too little to judge its lead over"),
     ):
         if chosen:
             parts.append(Markup("{} {}.").format(lead, _named(table, chosen)))
-    if certain or unclear:
-        parts.append(
-            Markup("(In {}; in brackets: {:.0%} intervals.)").format(
-                "points" if table.unit else "its own unit", CONFIDENCE
-            )
-        )
     return Markup(" ").join(parts)
 
 
 def _named(table: Table, differences: list[Difference]) -> Markup:
     named = [
-        Markup("{} by {}").format(other.label, _difference(table, other))
+        Markup("{} (by {})").format(other.label, _difference(table, other))
         for other in differences[:NAMED]
     ]
     rest = len(differences) - NAMED
@@ -152,7 +150,7 @@ def _difference(table: Table, other: Difference) -> str:
     text = f"{table.scale * other.mean:.2f}"
     if other.interval is not None:
         low, high = (table.scale * bound for bound in other.interval)
-        text += f" ({low:.2f} to {high:.2f})"
+        text += f", {low:.2f} to {high:.2f}"
     return text.replace("-", "−")
 
 
@@ -189,8 +187,8 @@ def _comparison_grid(table: Table, rows: list[Row]) -> Grid:
         )
     points = ", points" if table.unit else ""
     columns = [
-        "optimizer", "n", "last epoch", f"behind the best by{points}", "best epoch", "step, ms", "× SGD",
-        "training, all seeds", "paper",
+        "optimizer", "n", "last epoch", f"behind the best by{points}", "best epoch", "step, ms",
+        "× SGD", "training, all seeds", "paper",
     ]  # fmt: skip
     if not any(row.paper for row in rows):
         columns, lines = columns[:-1], [line[:-1] for line in lines]
@@ -248,7 +246,7 @@ def _densities(table: Table) -> Iterator[Figure]:
 
 def _curvature_curves(table: Table) -> Iterator[Figure]:
     unit = "loss / parameter²"
-    band = "Mean line; band: one sample standard deviation over the seeds."
+    band = _band(table)
     bars = f"{band} Bars: the estimator's standard error."
     if _has(table, "hessian/top_eigenvalue"):
         note = "Thick: the largest; thin: the next ones. " + band
@@ -258,6 +256,7 @@ def _curvature_curves(table: Table) -> Iterator[Figure]:
         ("hessian/trace_estimate", "Running trace, from training", f"trace ({unit})", 1),
         ("hessian/frobenius_norm", "Frobenius norm", f"norm ({unit})", 1),
         ("hessian/negative_share", "Negative curvature", "negative share (%)", 100),
+        ("hessian/relative_error_median", "Error of the finite difference", "median (%)", 100),
         ("time/curvature_share", "Time spent on curvature", "share of training time (%)", 100),
     ):
         if _has(table, key):
@@ -268,6 +267,13 @@ def _curvature_curves(table: Table) -> Iterator[Figure]:
     if any("signal_to_noise" in key for run in table.runs for row in run.rows for key in row):
         note = "At the last epoch measured; bars: one sample standard deviation over the seeds."
         yield Figure("Signal-to-noise by block size", figures.signal_to_noise(table), note)
+
+
+def _band(table: Table) -> str:
+    """What lines and bands are; without several seeds there is no band."""
+    if all(len(runs) == 1 for runs in table.groups.values()):
+        return "One seed."
+    return "Mean line; band: one sample standard deviation over the seeds."
 
 
 def _has(table: Table, key: str) -> bool:
@@ -388,8 +394,8 @@ def _runs_grid(every: list[Run]) -> Grid:
             ]
         )
     columns = (
-        "run", "experiment", "directory", "state", "epochs", "last test value", "training", "sessions", "commit", "host",
-        "device", "threads", "torch", "python", "started",
+        "run", "experiment", "directory", "state", "epochs", "last test value", "training",
+        "sessions", "commit", "host", "device", "threads", "torch", "python", "started",
     )  # fmt: skip
     caption = "All runs; host, device and versions are those of the last session"
     return Grid(caption, columns, rows, folded=len(rows) >= FOLD_FROM)
