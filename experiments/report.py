@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison import curve, std, summarize
 from experiments.config import UserError
 from experiments.page import write_page
-from experiments.results import Results, Run, Table, curve, read_results, std, summarize
+from experiments.results import Results, Run, Table, read_results
 
 COLUMNS = ("optimizer", "n", "last epoch", "best epoch", "step ms", "x SGD", "paper")
 

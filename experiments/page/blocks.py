@@ -1,26 +1,16 @@
-"""The report as one page, `report.html`: it needs no network, and works on a phone and in the dark.
+"""What a page is made of: sections, and in them texts, tables and plots.
 
-A page is a list of sections, a section a list of blocks (`Text`, `Grid`, `Figure`). To add a
-section, write a function `(results) -> Iterator[Section]` and name it in `SECTIONS` of
-`experiments.sections`; nothing else is needed. Everything that a block shows is escaped; a `Text`
-can hold markup as `markupsafe.Markup`, whose `format` escapes what it inserts.
+Everything that a block shows is escaped; a text can hold markup as `markupsafe.Markup`, whose
+`format` escapes what it inserts.
 """
 
 import math
-import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-
-from experiments.record import git_state
-from experiments.results import Results
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass
@@ -76,15 +66,13 @@ class Figure:
 
     Attributes:
         title: what it shows.
-        plot: a plotly figure, see `experiments.figures`.
+        plot: a plotly figure, made with `experiments.page.figures.figure`.
         note: what its lines, bands and marks are.
-        wide: whether it needs the whole width of the page.
     """
 
     title: str
     plot: Any
     note: str = ""
-    wide: bool = False
     kind: str = field(default="figure", init=False)
 
     @property
@@ -105,6 +93,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        """What an address on the page ends with."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     def runs_of_blocks(self) -> list[list[Text | Grid | Figure]]:
@@ -126,33 +115,13 @@ def _cell(value: Any) -> Cell:
     return Cell(str(value), str(value))
 
 
-def write_page(results: Results, path: Path) -> Path:
-    """Write the page of all sections by rename, and return its path."""
-    from experiments.sections import SECTIONS
-
-    sections = [section for make in SECTIONS for section in make(results)]
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(render(results.root.resolve().name, sections))
-    os.replace(temporary, path)
-    return path
+def number(value: float | None, digits: int) -> str:
+    """A number as text, nothing where there is none."""
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def render(name: str, sections: list[Section]) -> str:
-    """The page as HTML, with the plotting library, the style sheet and the script inside."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    plots = any(isinstance(block, Figure) for section in sections for block in section.blocks)
-    return environment.get_template("page.html").render(
-        name=name,
-        sections=sections,
-        written=time.strftime("%Y-%m-%d %H:%M %Z"),
-        commit=(git_state()["commit"] or "unknown")[:10],
-        style=Markup((TEMPLATES / "page.css").read_text()),
-        script=Markup((TEMPLATES / "page.js").read_text()),
-        plotly=Markup(get_plotlyjs()) if plots else "",
-    )
+def duration(hours: float) -> str:
+    """Hours in the unit that suits them."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
