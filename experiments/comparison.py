@@ -68,6 +68,14 @@ def std(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def mean_and_std(table: Table, values: list[float]) -> str:
+    """`mean ± sample standard deviation` as shown, without the latter for a single value."""
+    mean = f"{table.scale * statistics.mean(values):.{table.digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {table.scale * std(values):.{table.digits}f}"
+
+
 @dataclass
 class Difference:
     """How far a group lies behind the best one.
@@ -94,9 +102,9 @@ def compare(table: Table) -> tuple[str, list[Difference]]:
     The unit is the seed. Intervals are Welch's, for unequal variances. Which group is best was
     seen from the same data, so that every pair could have been asked about: Bonferroni's
     correction over all pairs makes the intervals hold at once, with the selection. Runs of the
-    same seed share initialization and order of the data; they are not paired, because chaotic
-    trainings keep little of that in their last epoch and pairing would halve the degrees of
-    freedom. Where they do keep some of it, the intervals are too wide, not too narrow.
+    same seed share initialization and order of the data; they are not paired, because that would
+    halve the degrees of freedom, of which there are few. What such runs have in common makes the
+    intervals too wide, not too narrow; and the seeds of two groups need not be the same.
 
     Returns:
         The best group's label, and the others from the nearest to the farthest.

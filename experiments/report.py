@@ -7,13 +7,12 @@ a picture each below `RUNS_ROOT`, and everything as one page, `RUNS_ROOT/report.
 import argparse
 import math
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import curve, std, summarize
+from experiments.comparison import curve, mean_and_std, summarize
 from experiments.config import UserError
 from experiments.page import write_page
 from experiments.results import Results, Run, Table, read_results
@@ -43,20 +42,14 @@ def cells(table: Table) -> list[tuple[str, ...]]:
         (
             row.label,
             str(len(row.last)),
-            mean_and_std(row.last, table.scale),
-            mean_and_std(row.best, table.scale),
+            mean_and_std(table, row.last),
+            mean_and_std(table, row.best),
             "" if math.isnan(row.step_seconds) else f"{1000 * row.step_seconds:.1f}",
             "" if row.ratio is None else f"{row.ratio:.2f}",
             row.paper,
         )
         for row in summarize(table)
     ]
-
-
-def mean_and_std(values: list[float], scale: float) -> str:
-    """`mean ± sample standard deviation`, without the latter for a single value."""
-    mean = f"{scale * statistics.mean(values):.2f}"
-    return f"{mean} ± {scale * std(values):.2f}" if len(values) > 1 else mean
 
 
 def write_report(results: Results, folder: Path) -> None:

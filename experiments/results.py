@@ -138,6 +138,11 @@ class Table:
     def unit(self) -> str:
         return "%" if self.headline == "accuracy" else ""
 
+    @property
+    def digits(self) -> int:
+        """Decimals with which the headline metric is shown: about four significant digits."""
+        return 2 if max(abs(self.scale * run.last()) for run in self.runs) >= 10 else 4
+
 
 @dataclass
 class Results:
@@ -233,7 +238,7 @@ def read_spectrum(path: Path) -> dict[str, Any] | None:
     import numpy
 
     try:
-        with numpy.load(path) as file:
+        with path.open("rb") as opened, numpy.load(opened) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

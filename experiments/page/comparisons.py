@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from experiments.comparison import CONFIDENCE, Difference, Row, compare, std, summarize
+from experiments.comparison import CONFIDENCE, Difference, Row, compare, mean_and_std, summarize
 from experiments.page import figures
 from experiments.page.blocks import Cell, Figure, Grid, Section, Text, duration, number
 from experiments.results import Results, Table
@@ -131,17 +131,15 @@ def _named(table: Table, differences: list[Difference]) -> Markup:
 
 
 def _difference(table: Table, other: Difference) -> str:
-    text = f"{table.scale * other.mean:.2f}"
+    text = number(table.scale * other.mean, table.digits)
     if other.interval is not None:
-        low, high = (table.scale * bound for bound in other.interval)
-        text += f", {low:.2f} to {high:.2f}"
+        low, high = (number(table.scale * bound, table.digits) for bound in other.interval)
+        text += f", {low} to {high}"
     return text.replace("-", "−")
 
 
 def _measured(table: Table, values: list[float]) -> str:
-    mean = f"{table.scale * statistics.mean(values):.2f}"
-    spread = f" ± {table.scale * std(values):.2f}" if len(values) > 1 else ""
-    return f"{mean}{spread} {table.unit}".strip()
+    return f"{mean_and_std(table, values)} {table.unit}".strip()
 
 
 def _list(items: list[Markup]) -> Markup:
@@ -195,7 +193,8 @@ def _statistics(table: Table) -> Text:
         count = f" for all {pairs} pairs at once (Bonferroni)" if pairs > 1 else ""
         text += (
             f" Intervals of differences: Welch's, the seed as unit, {CONFIDENCE:.0%}{count}. Runs "
-            "of equal seed share initialization and data order but are not paired: little of it "
-            "is left in the last epoch, and pairing would halve the degrees of freedom."
+            "of equal seed share initialization and data order but are not paired, which would "
+            "halve the degrees of freedom: what they have in common makes the intervals too wide, "
+            "not too narrow."
         )
     return Text(text, "note")
