@@ -12,18 +12,16 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from experiments.page import comparisons, curvature, provenance
 from experiments.page.blocks import Figure, Section
-from experiments.page.comparisons import comparisons, overview
-from experiments.page.curvature import curvature
-from experiments.page.provenance import runs
 from experiments.record import git_state
 from experiments.results import Results
 
 SECTIONS: tuple[Callable[[Results], Iterator[Section]], ...] = (
-    overview,
-    comparisons,
-    curvature,
-    runs,
+    comparisons.overview,
+    comparisons.tables,
+    curvature.spectra,
+    provenance.runs,
 )
 TEMPLATES = Path(__file__).parent
 

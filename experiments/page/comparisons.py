@@ -30,9 +30,9 @@ def overview(results: Results) -> Iterator[Section]:
     yield section
 
 
-def _overview_grid(tables: list[Table]) -> Grid:
+def _overview_grid(every: list[Table]) -> Grid:
     rows = []
-    for table in tables:
+    for table in every:
         best, others = compare(table)
         values = [run.last() for run in table.groups[best]]
         lead = _difference(table, others[0]) if others else ""
@@ -51,7 +51,7 @@ def _overview_grid(tables: list[Table]) -> Grid:
     return Grid(caption, columns, rows)
 
 
-def comparisons(results: Results) -> Iterator[Section]:
+def tables(results: Results) -> Iterator[Section]:
     """Each table: who is best in words, the figures, and how the training went."""
     for table in results.tables:
         rows = summarize(table)

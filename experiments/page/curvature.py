@@ -24,7 +24,7 @@ UNIT = "loss / parameter²"
 COLUMN_LIMIT = 60  # epochs in a heat map
 
 
-def curvature(results: Results) -> Iterator[Section]:
+def spectra(results: Results) -> Iterator[Section]:
     """How the spectrum moved, for tables whose runs measured it."""
     for table in results.tables:
         blocks = [*_densities(table), *_curvature_curves(table), *_layers(table)]
@@ -225,7 +225,7 @@ class EigenvalueAxis:
         # Finer than the narrowest density's own smoothing there is nothing to see.
         self.linear = max(min(numpy.ptp(grid) for grid in grids) / 20, largest / 1000)
         self.positions = numpy.linspace(*self.position([low, high]), points)
-        self.values = self.linear * numpy.sinh(self.positions)
+        self.values = self.value(self.positions)
         first, last = math.ceil(math.log10(self.linear)), math.floor(math.log10(largest))
         steps = (1, 3) if last - first < 3 else (1,)
         sizes = [step * 10.0**k for k in range(first, last + 1) for step in steps]
@@ -238,6 +238,26 @@ class EigenvalueAxis:
 
         return numpy.arcsinh(numpy.asarray(values) / self.linear)
 
+    def value(self, positions: Any) -> Any:
+        """The eigenvalues at places of the axis."""
+        import numpy
+
+        return self.linear * numpy.sinh(positions)
+
+    def highest(self, grid: Any, density: Any) -> Any:
+        """The largest density in the cell around each position.
+
+        A cell far from zero is wider than the bump of a single eigenvalue, which one point of the
+        density would miss.
+        """
+        import numpy
+
+        parts = 8
+        cell = self.positions[1] - self.positions[0]
+        offsets = cell * ((numpy.arange(parts) + 0.5) / parts - 0.5)
+        values = self.value(self.positions[:, None] + offsets)
+        return numpy.interp(values, grid, density, left=0, right=0).max(1)
+
 
 def density(
     spectra: dict[int, dict[str, Any]], axis: EigenvalueAxis, limits: tuple[float, float]
@@ -248,8 +268,7 @@ def density(
     epochs = thin(sorted(spectra))
     columns = []
     for epoch in epochs:
-        grid, values = spectra[epoch]["grid"], spectra[epoch]["density"]
-        here = numpy.interp(axis.values, grid, values, left=0, right=0)
+        here = axis.highest(spectra[epoch]["grid"], spectra[epoch]["density"])
         columns.append(numpy.where(here > 10 ** limits[0], here, numpy.nan))
     plot = figure("epoch", f"eigenvalue ({UNIT})", 360, hovermode="closest")
     plot.add_heatmap(
