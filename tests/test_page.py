@@ -1,4 +1,4 @@
-"""The report page: its structure here, its behaviour in a browser below (slow)."""
+"""The report page's structure; `test_page_in_browser.py` looks at it in a browser."""
 
 import json
 import re
@@ -7,10 +7,9 @@ from html.parser import HTMLParser
 
 import numpy
 import pytest
-import torch
 from harness import finish_run, small_config
+from page_runs import HOSTILE, write_hostile_run, write_runs
 
-from adahessian import spectrum
 from experiments import page
 from experiments.page import curvature, figures
 from experiments.page.blocks import Cell, Figure, Grid, Section, Text
@@ -59,57 +58,10 @@ def outline(root):
     return Outline(text)
 
 
-def write_spectra(folder, epochs, largest):
-    """Spectra of known matrices, by the library's own Lanczos: one large eigenvalue, a bulk."""
-    folder.mkdir()
-    for epoch in epochs:
-        values = torch.linspace(-0.2, 1, 60) / (1 + epoch)
-        values[-1] = largest / (1 + epoch)
-        matrix = spectrum.SymmetricMatvec(lambda v, values=values: values * v, 60)
-        quadrature = spectrum.lanczos_quadrature(matrix, 20)
-        trace = spectrum.trace(matrix, 20)
-        grid, density = spectrum.smooth(quadrature)
-        numpy.savez(
-            folder / f"epoch-{epoch:04d}.npz", grid=grid, density=density, trace=trace.value,
-            trace_standard_error=trace.standard_error,
-            eigenvalues=spectrum.top_eigenvalues(matrix, 2).eigenvalues,
-        )  # fmt: skip
-
-
-CURVATURE = {
-    "hessian/top_eigenvalue": 4.0,
-    "hessian/top_eigenvalue_2": 2.0,
-    "hessian/trace": 9.0,
-    "hessian/trace_standard_error": 0.5,
-    "hessian/trace_estimate": 8.0,
-    "hessian/trace_estimate_standard_error": 1.0,
-    "hessian/frobenius_norm": 5.0,
-    "hessian/negative_share": 0.25,
-    "hessian/layer_trace/conv": 7.0,
-    "hessian/layer_trace/linear": -0.5,
-    "hessian/signal_to_noise/block_1": 0.5,
-    "hessian/signal_to_noise/block_2": 0.7,
-    "time/curvature_share": 0.4,
-}
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two optimizers with curvature and three seeds, one without, and one run unfinished."""
     root = tmp_path_factory.mktemp("runs")
-    for optimizer, last in (("sgd", 0.9), ("adahessian", 0.95), ("adam", 0.7)):
-        for seed in (1, 2, 3):
-            config = small_config(optimizer=optimizer, seed=seed)
-            more = {} if optimizer == "adam" else CURVATURE
-            accuracies = [0.3, 0.6, last + seed / 100]
-            step = {"sgd": 0.01, "adam": 0.011, "adahessian": 0.03}[optimizer]
-            run = finish_run(root, config, accuracies, step, **more)
-            if more and seed == 1:
-                write_spectra(run.path / "spectra", (0, 1, 3), 6.0)
-    unfinished = finish_run(root, small_config(seed=7), [0.5])
-    (unfinished.path / "DONE").unlink()
-    with unfinished.metrics_path.open("a") as file:
-        file.write('{"epoch": 2, "test/acc')
+    write_runs(root)
     return root
 
 
@@ -202,22 +154,9 @@ def test_tables_can_be_read_aloud_and_sorted(shown):
 
 
 def test_what_files_say_is_text_and_never_markup(tmp_path):
-    hostile = '</script><script>alert("x")</script><img src=http://x.invalid/y onerror=alert(1)>'
-    run = finish_run(tmp_path, small_config(), [0.5], **CURVATURE)
-    write_spectra(run.path / "spectra", (0, 1), 6.0)
-    config = (run.path / "config.yaml").read_text()
-    (run.path / "config.yaml").write_text(config.replace("  sgd:", f"  {json.dumps(hostile)}:"))
-    meta = json.loads((run.path / "meta.json").read_text())
-    for key in ("dataset", "model", "optimizer"):
-        meta[key] = hostile
-    for key in ("commit", "host", "device", "torch", "python", "started"):
-        meta["sessions"][0][key] = hostile
-    (run.path / "meta.json").write_text(json.dumps(meta))
-    row = json.loads(run.metrics_path.read_text().splitlines()[0])
-    row[f"hessian/layer_trace/{hostile}"] = 1.0
-    run.metrics_path.write_text(json.dumps(row) + "\n")
+    write_hostile_run(tmp_path)
     found = outline(tmp_path)
-    assert found.text.count(" ".join(hostile.split())) >= 8
+    assert found.text.count(" ".join(HOSTILE.split())) >= 8
     assert [tag for tag, _ in found.tags].count("script") == 2 + len(found.specs)
     assert "img" not in {tag for tag, _ in found.tags}
     for spec in found.specs:

@@ -17,6 +17,7 @@ from experiments.page.figures import (
     figure,
     spread_note,
     style,
+    use_logarithmic_y,
 )
 from experiments.results import Results, Run, Table
 
@@ -116,7 +117,7 @@ def eigenvalues(table: Table) -> Any:
                 name=f"{escaped(name)}, number {key.rpartition('_')[2]}", showlegend=False,
                 legendgroup=str(place), opacity=0.8, hoverinfo="skip",
             )  # fmt: skip
-    plot.update_yaxes(type="log", exponentformat="power")
+    use_logarithmic_y(plot)
     return plot
 
 

@@ -77,7 +77,7 @@ def spread_note(table: Table) -> str:
     """What lines and bands are; without several seeds there is no band."""
     if all(len(runs) == 1 for runs in table.groups.values()):
         return "One seed."
-    return "Mean line; band: one sample standard deviation over the seeds."
+    return "Line: mean; band: one sample standard deviation over the seeds."
 
 
 def seeds(table: Table) -> Any:
@@ -137,7 +137,7 @@ def curves(
         bars = _standard_errors(runs, error, mean.epochs) if error else None
         add_line(plot, place, name, mean.epochs, mean, bars)
     if log:
-        plot.update_yaxes(type="log", exponentformat="power")
+        use_logarithmic_y(plot)
     return plot
 
 
@@ -185,6 +185,17 @@ def add_line(
         customdata=mean.stds, hovertemplate="%{y:.4g} ± %{customdata:.2g}",
         error_y={"array": bars, "thickness": 1, "width": 2} if bars else None,
     )  # fmt: skip
+
+
+def use_logarithmic_y(plot: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5, or at powers where there are many."""
+    values = [y for trace in plot.data for y in trace.y if y > 0]
+    if not values:
+        return
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
+    plot.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
 def _transparent(color: str, opacity: float = 0.18) -> str:
