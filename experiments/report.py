@@ -101,7 +101,9 @@ def draw(table: Table, path: Path) -> Path:
     from matplotlib import pyplot
 
     headline, percent = table.headline, table.unit == "%"
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    legend_rows = math.ceil(len(table.groups) / 4)
+    size = (11, 4.2 + 0.2 * legend_rows)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=size, layout="constrained")
     for label, runs in table.groups.items():
         text = f"{label} (n={len(runs)})"
         _curve(left, runs, "train/loss", 1, text)
@@ -110,7 +112,7 @@ def draw(table: Table, path: Path) -> Path:
     right.set(xlabel="epoch", ylabel=f"test {headline}{' (%)' if percent else ''}")
     if percent:
         right.set_ylim(*_accuracy_limits(table))
-    left.legend()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.suptitle(table.title)

@@ -7,6 +7,7 @@ finished runs; the others are listed, with the reason.
 
 import json
 import math
+import re
 import statistics
 import time
 import zipfile
@@ -302,7 +303,14 @@ def _rows(runs: list[Run]) -> dict[str, list[Run]]:
             label = " ".join([name, *settings])
             # Settings that only the code's defaults tell apart have no words to show.
             rows[f"{label} {mark}" if label in rows else label] = members
-    return dict(sorted(rows.items(), key=lambda item: _ORDER.get(item[0].split()[0], 99)))
+    return dict(sorted(rows.items(), key=lambda item: _place(item[0])))
+
+
+def _place(label: str) -> tuple[int, list[str | float]]:
+    """Known optimizers in the order of the papers' tables; settings by their numbers' size."""
+    parts = re.split(r"(\d+\.?\d*(?:e[-+]?\d+)?)", label)
+    natural = [float(part) if place % 2 else part for place, part in enumerate(parts)]
+    return _ORDER.get(label.split()[0], 99), natural
 
 
 _ORDER = {name: place for place, name in enumerate(("sgd", "adam", "adamw", "adahessian"))}

@@ -186,10 +186,10 @@ def test_without_plots_the_page_is_small():
     assert len(text) < 20_000 and "Plotly.newPlot" in text
 
 
-def test_columns_of_numbers_are_known():
+def test_columns_of_numbers_are_known_and_empty_ones_left_out():
     grid = Grid("", ("a", "b", "c", "d"), [["x", 1, Cell("2 %", 2.0), ""], ["y", "", 3.5, ""]])
-    assert grid.numeric == [False, True, True, False]
-    assert Grid("", ("a",), []).numeric == [False]
+    assert (grid.columns, grid.numeric) == (["a", "b", "c"], [False, True, True])
+    assert (Grid("", ("a",), []).columns, Grid("", ("a",), []).numeric) == (("a",), [False])
 
 
 def test_groups_have_looks_of_their_own():

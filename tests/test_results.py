@@ -31,6 +31,13 @@ def test_settings_of_one_optimizer_are_groups_of_their_own(tmp_path):
     assert sorted(table.groups) == ["adam", "sgd lr=0.1", "sgd lr=0.2"]
 
 
+def test_settings_are_sorted_by_the_size_of_their_numbers(tmp_path):
+    for rate in (0.2, 0.1, 0.05, 10.0, 9.0):
+        finish_run(tmp_path, small_config(f"optimizers.sgd.lr={rate}"), [0.5])
+    (table,) = tables(tmp_path)
+    assert list(table.groups) == [f"sgd lr={rate}" for rate in (0.05, 0.1, 0.2, 9.0, 10.0)]
+
+
 def test_the_best_epoch_is_that_of_the_configured_split(tmp_path):
     config = small_config("dataset.validation_size=100", "best_epoch_split=val")
     directory = RunDirectory(tmp_path, config)

@@ -36,7 +36,8 @@ class Grid:
     Attributes:
         caption: what it shows, with units and n.
         columns: their headings.
-        rows: of strings, numbers or `Cell`; the first of each row names it.
+        rows: of strings, numbers or `Cell`; the first of each row names it. Columns in which no row
+            has anything are left out.
         folded: shown only on demand.
     """
 
@@ -46,17 +47,21 @@ class Grid:
     folded: bool = False
     kind: str = field(default="grid", init=False)
 
-    def cells(self) -> list[list[Cell]]:
-        return [[_cell(value) for value in row] for row in self.rows]
+    def __post_init__(self) -> None:
+        cells = [[_cell(value) for value in row] for row in self.rows]
+        filled = [any(cell.text for cell in column) for column in zip(*cells, strict=True)]
+        if filled:
+            self.columns = [name for name, keep in zip(self.columns, filled, strict=True) if keep]
+        self.rows = [[c for c, keep in zip(row, filled, strict=True) if keep] for row in cells]
 
     @property
     def numeric(self) -> list[bool]:
         """Which columns hold numbers, and so are aligned to the right."""
-        columns = zip(*self.cells(), strict=True) if self.rows else [()] * len(self.columns)
+        if not self.rows:
+            return [False] * len(self.columns)
         return [
-            any(cell.text for cell in column)
-            and all(isinstance(cell.value, float) for cell in column if cell.text)
-            for column in columns
+            all(isinstance(cell.value, float) for cell in column if cell.text)
+            for column in zip(*self.rows, strict=True)
         ]
 
 

@@ -11,7 +11,7 @@ from experiments.page import figures
 from experiments.page.blocks import Cell, Figure, Grid, Section, Text, duration, number
 from experiments.results import Results, Table
 
-NAMED = 6  # groups that a sentence names one by one; it counts the others
+NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 
 def overview(results: Results) -> Iterator[Section]:
@@ -172,8 +172,6 @@ def _comparison_grid(table: Table, rows: list[Row]) -> Grid:
         "optimizer", "n", "last epoch", f"behind the best by{points}", "best epoch", "step, ms",
         "× SGD", "training, all seeds", "paper",
     ]  # fmt: skip
-    if not any(row.paper for row in rows):
-        columns, lines = columns[:-1], [line[:-1] for line in lines]
     caption = f"Test {table.headline}: mean ± sample standard deviation over n seeds"
     return Grid(caption, columns, lines)
 

@@ -13,6 +13,7 @@ from experiments.page.figures import (
     HEIGHT,
     add_line,
     curves,
+    declutter,
     escaped,
     figure,
     spread_note,
@@ -117,6 +118,7 @@ def eigenvalues(table: Table) -> Any:
                 name=f"{escaped(name)}, number {key.rpartition('_')[2]}", showlegend=False,
                 legendgroup=str(place), opacity=0.8, hoverinfo="skip",
             )  # fmt: skip
+    declutter(plot, table)
     use_logarithmic_y(plot)
     return plot
 
@@ -143,6 +145,7 @@ def signal_to_noise(table: Table) -> Any:
                 error_y={"array": spread, "thickness": 1, "width": 2},
                 hovertemplate="%{y:.3g} ± %{customdata:.2g}",
             )  # fmt: skip
+    declutter(plot, table)
     plot.update_xaxes(type="log", tickvals=sorted(sizes))
     return plot
 

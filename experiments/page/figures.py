@@ -21,6 +21,7 @@ from experiments.results import Run, Table
 COLORS = ("#2f83d6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 DASHES = ("solid", "dash", "dot", "dashdot")
 HEIGHT = 300
+CROWD = 12  # groups from which bands and legend would hide the lines
 
 
 def style(place: int) -> dict[str, str]:
@@ -77,6 +78,8 @@ def spread_note(table: Table) -> str:
     """What lines and bands are; without several seeds there is no band."""
     if all(len(runs) == 1 for runs in table.groups.values()):
         return "One seed."
+    if len(table.groups) > CROWD:
+        return "Line: mean over the seeds; the pointer tells which."
     return "Line: mean; band: one sample standard deviation over the seeds."
 
 
@@ -136,6 +139,7 @@ def curves(
         mean = curve(runs, key, scale)
         bars = _standard_errors(runs, error, mean.epochs) if error else None
         add_line(plot, place, name, mean.epochs, mean, bars)
+    declutter(plot, table)
     if log:
         use_logarithmic_y(plot)
     return plot
@@ -162,6 +166,7 @@ def headline_by_time(table: Table) -> Any:
             passed += spent.get(epoch, 0) / seconds_each
             times.append(passed)
         add_line(plot, place, name, times, mean)
+    declutter(plot, table)
     plot.update_yaxes(range=_late_limits(table))
     return plot
 
@@ -185,6 +190,13 @@ def add_line(
         customdata=mean.stds, hovertemplate="%{y:.4g} ± %{customdata:.2g}",
         error_y={"array": bars, "thickness": 1, "width": 2} if bars else None,
     )  # fmt: skip
+
+
+def declutter(plot: Any, table: Table) -> None:
+    """Leave out bands and legend where groups are many."""
+    if len(table.groups) > CROWD:
+        plot.data = [trace for trace in plot.data if trace.fill is None]
+        plot.update_layout(showlegend=False, hovermode="closest")
 
 
 def use_logarithmic_y(plot: Any) -> None:
