@@ -85,7 +85,8 @@ def spread_note(table: Table) -> str:
 
 def seeds(table: Table) -> Any:
     """Each seed's last epoch, and per group the mean with its confidence interval."""
-    height = max(HEIGHT, 110 + 34 * len(table.groups))
+    rows = len(table.groups)
+    height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
     plot = figure(
         f"last epoch, {headline_title(table)}", "", height, hovermode="closest", showlegend=False
     )
