@@ -96,8 +96,14 @@ class Run:
         }
 
     def spectra(self) -> dict[int, dict[str, Any]]:
-        """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out."""
+        """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out.
+
+        `spectrum.npz`, which `experiments.spectrum` computes afterwards, fills in for its epoch.
+        """
         found = {}
+        afterwards = read_spectrum(self.directory / "spectrum.npz")
+        if afterwards is not None and "epoch" in afterwards:
+            found[int(afterwards["epoch"])] = afterwards
         for path in sorted((self.directory / "spectra").glob("epoch-[0-9]*.npz")):
             if (spectrum := read_spectrum(path)) is not None:
                 found[int(path.stem.partition("-")[2])] = spectrum

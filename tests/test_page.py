@@ -3,18 +3,19 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import numpy
 import pytest
-from harness import finish_run, small_config
+from harness import REPOSITORY, finish_run, small_config
 from page_runs import HOSTILE, write_hostile_run, write_runs
 
 from experiments import page
-from experiments.page import curvature, figures
+from experiments.page import blocks, curvature, figures
 from experiments.page.blocks import Cell, Figure, Grid, Section, Text
 from experiments.page.comparisons import verdict
-from experiments.results import read_results
+from experiments.results import Results, read_results
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -89,6 +90,17 @@ def test_a_single_seed_claims_nothing(tmp_path):
         "adam has the best mean last-epoch test accuracy: 90.00 % (n = 1). "
         "One seed, or no spread, is too little to judge its lead over sgd (by 40.00)."
     )
+
+
+def test_another_headline_metric_of_which_less_is_better(tmp_path):
+    for seed in (1, 2):
+        for optimizer, accuracies in (("adam", [0.5, 0.6]), ("adamw", [0.5, 0.6, 0.7, 0.8])):
+            path = finish_run(tmp_path, small_config(optimizer=optimizer, seed=seed), accuracies)
+            meta = json.loads((path.path / "meta.json").read_text())
+            (path.path / "meta.json").write_text(json.dumps({**meta, "headline": "loss"}))
+    text = outline(tmp_path).text
+    assert "adamw has the best mean last-epoch test loss: 0.2500 ± 0.0000 (n = 2)." in text
+    assert "to judge its lead over adam (by 0.2500)" in text and "points" not in text
 
 
 @pytest.mark.parametrize(
@@ -179,6 +191,17 @@ def test_a_new_section_is_one_function(root, monkeypatch):
     assert "some <b>text</b>" in found.text and "<y>" in found.text
     assert found.ids.count("mine") == 1 and "mine-more" in found.ids
     assert len(found.specs) == 2
+
+
+def test_the_section_of_the_documentation_works(root, monkeypatch):
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "docs" / "report.md").read_text(), re.S
+    )
+    names = {**vars(blocks), "Results": Results, "Iterator": Iterator, "figure": figures.figure}
+    exec(code, names)
+    monkeypatch.setattr(page, "SECTIONS", (names["seeds"],))
+    found = outline(root)
+    assert "All runs." in found.text and len(found.specs) == 1
 
 
 def test_without_plots_the_page_is_small():

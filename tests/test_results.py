@@ -136,8 +136,10 @@ def test_the_initialization_is_epoch_0_and_damaged_spectra_are_left_out(tmp_path
     (folder / "epoch-0001.npz").write_bytes((folder / "epoch-0000.npz").read_bytes()[:100])
     (folder / "epoch-0002.npz").write_text("nothing")
     numpy.savez(folder / "epoch-0003.npz", grid=grid)
+    later = {**arrays, "trace": 1.0, "trace_standard_error": 0.1}
+    numpy.savez(folder.parent / "spectrum.npz", epoch=9, settings="{}", **later)
     (run,) = read_results(tmp_path).runs
-    assert list(run.spectra()) == [0]
+    assert sorted(run.spectra()) == [0, 9], "the other files are damaged"
     assert run.series("hessian/trace") == {0: 7.0, 1: 2.0}
     assert run.series("hessian/trace_standard_error") == {0: 0.5}
     assert run.series("hessian/top_eigenvalue_2") == {0: 1.0}

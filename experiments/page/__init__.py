@@ -12,7 +12,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from experiments.page import comparisons, curvature, provenance
+from experiments.page import comparisons, curvature, figures, provenance
 from experiments.page.blocks import Figure, Section
 from experiments.record import git_state
 from experiments.results import Results
@@ -38,7 +38,6 @@ def write_page(results: Results, path: Path) -> Path:
 def render(name: str, sections: Sequence[Section]) -> str:
     """The page as HTML, with the plotting library, the style sheet and the script inside."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from plotly.offline import get_plotlyjs
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
@@ -52,7 +51,7 @@ def render(name: str, sections: Sequence[Section]) -> str:
         commit=(git_state()["commit"] or "unknown")[:10],
         style=Markup((TEMPLATES / "page.css").read_text()),
         script=Markup((TEMPLATES / "page.js").read_text()),
-        plotly=Markup(get_plotlyjs()) if plots else "",
+        plotly=Markup(figures.library()) if plots else "",
     )
 
 

@@ -280,7 +280,7 @@ def density(
         z=numpy.log10(numpy.array(columns).T).astype("float32"), zmin=limits[0], zmax=limits[1],
         customdata=numpy.tile(axis.values[:, None], len(epochs)).astype("float32"),
         colorscale="Viridis", colorbar=_decades("density", *limits), hoverongaps=False,
-        hovertemplate="epoch %{x}, eigenvalue %{customdata:.3g}: density 10^%{z:.1f}"
+        hovertemplate="epoch %{x}, eigenvalue %{customdata:.3g}: density 10<sup>%{z:.1f}</sup>"
         "<extra></extra>",
     )  # fmt: skip
     tops = [(str(epoch), value) for epoch in epochs for value in spectra[epoch]["eigenvalues"]]

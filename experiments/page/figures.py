@@ -37,6 +37,7 @@ def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> A
     from plotly import graph_objects
 
     axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4}
+    axis["showspikes"] = False  # unified hovering has one by default, thick and white in the dark
     return graph_objects.Figure(
         layout={
             "template": graph_objects.layout.Template(),
@@ -54,12 +55,19 @@ def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> A
                 **axis,
                 "title": {"text": x_title, "standoff": 8},
                 "showgrid": False,
-                "zeroline": False,
+                "unifiedhovertitle": {"text": f"{x_title} %{{x}}"},
             },
-            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}, "zeroline": False},
+            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
             **layout,
         }
     )
+
+
+def library() -> str:
+    """Plotly's browser part, complete."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
 
 
 def escaped(text: str) -> str:

@@ -37,7 +37,7 @@ const coarse = matchMedia("(pointer: coarse)").matches;
 function themed(layout) {
   const style = getComputedStyle(document.body);
   // light-dark() is resolved for real properties only, not for variables.
-  const [ink, faint, line, card] = ["ink", "faint", "line", "card"].map((name) => {
+  const [ink, line, card] = ["ink", "line", "card"].map((name) => {
     document.body.style.outlineColor = `var(--${name})`;
     return style.outlineColor;
   });
@@ -50,7 +50,6 @@ function themed(layout) {
   };
   for (const axis of Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))) {
     colors[`${axis}.gridcolor`] = colors[`${axis}.linecolor`] = line;
-    colors[`${axis}.zerolinecolor`] = faint;
   }
   return colors;
 }
