@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config import UserError, read_yaml
+from experiments.config import WITHOUT_EFFECT, UserError, read_yaml
 from experiments.record import best_row, read_json
 
 STATES = ("finished", "running", "unfinished", "failed")
@@ -50,9 +50,8 @@ class Run:
     @property
     def protocol(self) -> dict[str, Any]:
         """The settings that the runs of a table share, flat."""
-        own = ("optimizers", "seed", "device")
-        shared = {key: value for key, value in self.config.items() if key not in own}
-        return {k: v for k, v in flatten(shared).items() if not k.startswith("checkpoint_")}
+        own = WITHOUT_EFFECT | {"optimizers"}
+        return flatten({key: value for key, value in self.config.items() if key not in own})
 
     @property
     def test_key(self) -> str:
