@@ -30,7 +30,7 @@ def write_page(results: Results, path: Path) -> Path:
     """Write the page of all sections by rename, and return its path."""
     sections = [section for make in SECTIONS for section in make(results)]
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(render(results.root.resolve().name, sections))
+    temporary.write_text(render(results.root.resolve().name, sections), encoding="utf-8")
     os.replace(temporary, path)
     return path
 

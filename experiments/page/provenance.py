@@ -29,9 +29,13 @@ def _sessions(run: Run) -> list[dict]:
     return run.meta["sessions"]
 
 
+def _commit(session: dict) -> str:
+    return str(session.get("commit") or "unknown")[:10]
+
+
 def _origin(finished: list[Run]) -> str:
     sessions = [session for run in finished for session in _sessions(run)]
-    commits = Counter((session.get("commit") or "unknown")[:10] for session in sessions)
+    commits = Counter(_commit(session) for session in sessions)
     hosts = sorted({f"{s.get('host', '?')} ({s.get('device', '?')})" for s in sessions})
     versions = sorted({f"torch {session.get('torch', '?')}" for session in sessions})
     found = ", ".join(commit for commit, _ in commits.most_common(NAMED))
@@ -81,7 +85,7 @@ def _runs_grid(every: list[Run]) -> Grid:
     for run in every:
         sessions = _sessions(run)
         first, last = (sessions[0], sessions[-1]) if sessions else ({}, {})
-        commits = dict.fromkeys((session.get("commit") or "unknown")[:10] for session in sessions)
+        commits = dict.fromkeys(_commit(session) for session in sessions)
         mark = " dirty" if any(session.get("dirty") for session in sessions) else ""
         seconds = run.training_seconds()
         rows.append(
