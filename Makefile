@@ -97,13 +97,19 @@ jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit
 jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
 	$(PY) -m experiments.bench_jax
 
-report: setup ## Tables and pictures of all runs, from their files
+report: setup ## Tables, pictures and a page (report.html) of all runs, from their files
 	@$(PY) -m experiments.report $(ARGS)
 
 test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
 	$(PY) -m pytest -m 'not slow'
 
-test-all: test ## The test suite, and the slow tests after it
+# The report page's tests look at it in a browser. On other systems than Debian's: install one.
+browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing where there is one
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
+		echo 'No Chromium: the tests that need a browser will say so.'
+
+test-all: test browser ## The test suite, and the slow tests after it
 	$(PY) -m pytest -m slow
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm (12 minutes)
@@ -117,4 +123,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report sweep status slurm-test test test-all lint format
+.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report sweep status slurm-test test browser test-all lint format

@@ -1,0 +1,186 @@
+"""The statistics of every report: what a group's runs show, and which group is better.
+
+The unit is the seed: a run is one observation of its group.
+"""
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from experiments.config import load, read_yaml, resolve, signature
+from experiments.results import Run, Table
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIDENCE = 0.95
+
+
+@dataclass
+class Row:
+    """What a table says about one group.
+
+    Attributes:
+        label: of the group.
+        last, best: the test metric of the last and of the best epoch, one value per seed.
+        step_seconds: the median over the runs; nan where no time was recorded.
+        ratio: of the step times to SGD's; None without a single group of SGD.
+        hours: of training, over all runs of the group.
+        paper: the paper's figure for exactly this run, or nothing.
+    """
+
+    label: str
+    last: list[float]
+    best: list[float]
+    step_seconds: float
+    ratio: float | None
+    hours: float
+    paper: str
+
+
+def summarize(table: Table) -> list[Row]:
+    """The table's rows as numbers."""
+    seconds = {label: _median_step(runs) for label, runs in table.groups.items()}
+    reference = seconds.get("sgd")
+    return [
+        Row(
+            label,
+            [run.last() for run in runs],
+            [run.best() for run in runs],
+            seconds[label],
+            seconds[label] / reference if reference else None,
+            math.fsum(run.training_seconds() for run in runs) / 3600,
+            paper_figures().get((runs[0].meta["dataset"], runs[0].meta["signature"]), ""),
+        )
+        for label, runs in table.groups.items()
+    ]
+
+
+def _median_step(runs: list[Run]) -> float:
+    times = [seconds for run in runs if not math.isnan(seconds := run.step_seconds())]
+    return statistics.median(times) if times else math.nan
+
+
+def std(values: list[float]) -> float:
+    """The sample standard deviation; nan for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def mean_and_std(table: Table, values: list[float]) -> str:
+    """`mean ± sample standard deviation` as shown, without the latter for a single value."""
+    mean = f"{table.scale * statistics.mean(values):.{table.digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {table.scale * std(values):.{table.digits}f}"
+
+
+@dataclass
+class Difference:
+    """How far a group lies behind the best one.
+
+    Attributes:
+        label: of the group.
+        mean: difference of the means, positive where the group is worse.
+        interval: simultaneous confidence interval of `mean`, or None where there is no spread to
+            make one of: a single seed on either side, or no variance at all.
+    """
+
+    label: str
+    mean: float
+    interval: tuple[float, float] | None
+
+    @property
+    def certain(self) -> bool:
+        return self.interval is not None and self.interval[0] > 0
+
+
+def compare(table: Table) -> tuple[str, list[Difference]]:
+    """The group with the best mean of the last epoch, and how far the others lie behind it.
+
+    The unit is the seed. Intervals are Welch's, for unequal variances. Which group is best was
+    seen from the same data, so that every pair could have been asked about: Bonferroni's
+    correction over all pairs makes the intervals hold at once, with the selection. Runs of the
+    same seed share initialization and order of the data; they are not paired, because that would
+    halve the degrees of freedom, of which there are few. What such runs have in common makes the
+    intervals too wide, not too narrow; and the seeds of two groups need not be the same.
+
+    Returns:
+        The best group's label, and the others from the nearest to the farthest.
+    """
+    values = {label: [run.last() for run in runs] for label, runs in table.groups.items()}
+    sign = 1 if table.maximize else -1
+    best = max(values, key=lambda label: sign * statistics.mean(values[label]))
+    repeated = sum(len(group) > 1 for group in values.values())
+    level = 1 - (1 - CONFIDENCE) / max(1, math.comb(repeated, 2))
+    differences = []
+    for label in values.keys() - {best}:
+        mine, theirs = ([sign * value for value in values[key]] for key in (best, label))
+        mean = statistics.mean(mine) - statistics.mean(theirs)
+        differences.append(Difference(label, mean, _welch(mine, theirs, level)))
+    return best, sorted(differences, key=lambda difference: (difference.mean, difference.label))
+
+
+def _welch(mine: list[float], theirs: list[float], level: float) -> tuple[float, float] | None:
+    from scipy import stats
+
+    if min(len(mine), len(theirs)) < 2 or not std(mine) + std(theirs):
+        return None
+    with warnings.catch_warnings():
+        # One group without variance is legitimate; scipy warns of the precision of its moments.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = stats.ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: list[float]) -> tuple[float, float] | None:
+    """Student's confidence interval of a mean; None for a single value or without variance."""
+    from scipy import stats
+
+    if len(values) < 2 or not std(values):
+        return None
+    error = std(values) / math.sqrt(len(values))
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, statistics.mean(values), error)
+    return float(low), float(high)
+
+
+@dataclass
+class Curve:
+    """A metric over the epochs: mean and sample standard deviation over the runs that have it."""
+
+    epochs: list[int]
+    means: list[float]
+    stds: list[float]  # 0 where a single run has the epoch
+
+    def band(self) -> tuple[list[float], list[float]]:
+        """One standard deviation to both sides; a positive mean keeps a positive lower edge.
+
+        A band that reaches zero has no lower edge on a logarithmic axis.
+        """
+        pairs = list(zip(self.means, self.stds, strict=True))
+        low = [max(m - s, m / 10) if m > 0 else m - s for m, s in pairs]
+        return low, [m + s for m, s in pairs]
+
+
+def curve(runs: Iterable[Run], key: str, scale: float = 1) -> Curve:
+    """The curve of a key, empty where no run has it. Runs can be of different lengths."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for epoch, value in run.series(key).items():
+            values.setdefault(epoch, []).append(scale * value)
+    epochs = sorted(values)
+    spread = [std(values[epoch]) if len(values[epoch]) > 1 else 0.0 for epoch in epochs]
+    return Curve(epochs, [statistics.mean(values[epoch]) for epoch in epochs], spread)
+
+
+@cache
+def paper_figures() -> dict[tuple[str, str], str]:
+    """The paper's figures by data set and signature of the run that follows its protocol."""
+    figures = {}
+    for entry in read_yaml((REPOSITORY / "experiments" / "paper.yaml").read_text()):
+        config = load(REPOSITORY / entry["config"])
+        for name, (mean, spread) in entry["accuracy"].items():
+            mark = signature(resolve(config, name, seed=1))
+            figures[config.dataset.name, mark] = f"{mean:.2f} ± {spread:.2f}"
+    return figures
