@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from adahessian import spectrum
-from experiments import checkpoint
+from experiments import checkpoint, distributed
 from experiments.config import Config, SpectrumSettings, UserError
 from experiments.tasks import Task
 
@@ -153,6 +153,7 @@ def compute_spectrum(
         curvature=settings.curvature,
         weight=lambda batch: weights[id(batch)],
         keep_batches=settings.keep_batches,
+        process_group=distributed.everybody(),  # each has a share of every batch
     )
     if settings.k > hessian.size:
         raise UserError(
@@ -181,7 +182,7 @@ def compute_spectrum(
                 **shared,
             )
     seconds = time.perf_counter() - start
-    images = round(sum(weights.values()))
+    images = round(distributed.total({"images": sum(weights.values())})["images"])
     grid, density = spectrum.smooth(quadrature)
     return Spectrum(
         top, trace, quadrature, grid, density, hessian.size, images, epoch, settings, seconds
@@ -206,7 +207,8 @@ def record_spectrum(
     except RuntimeError as error:  # not finite, or out of memory
         warnings.warn(f"no spectrum after epoch {epoch}: {error}", stacklevel=2)
         return {}
-    found.save(directory / "spectra" / f"epoch-{epoch:04d}.npz")
+    if distributed.is_main():
+        found.save(directory / "spectra" / f"epoch-{epoch:04d}.npz")
     return found.row()
 
 
