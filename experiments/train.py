@@ -16,6 +16,7 @@ from experiments import build, checkpoint
 from experiments.config import Config
 from experiments.record import Progress, RunDirectory, session
 from experiments.tasks import Task
+from experiments.tracking import Tracker
 
 
 class NonFiniteLoss(Exception):
@@ -67,11 +68,13 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     model = task.build_model()
     optimizer = build.build_optimizer(config, model.parameters())
     training = Training(config, directory, task, model, optimizer)
-    directory.describe(session(device), dict(task.metrics), task.headline)
+    parameters = sum(p.numel() for p in model.parameters())
+    directory.describe(session(device), dict(task.metrics), task.headline, parameters)
     position = restore(training)
 
     label = f"{config.dataset.name} {config.model.label} {config.optimizer_name} seed {config.seed}"
-    with Progress(label, config.epochs * task.steps_per_epoch) as progress:
+    steps = config.epochs * task.steps_per_epoch
+    with Tracker(directory.path) as tracker, Progress(label, steps) as progress:
         while position.epoch < config.epochs:
             values = build.group_values(config, position.epoch)
             for group in optimizer.param_groups:
@@ -90,11 +93,13 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
                 **times,
             }
             directory.append(row)
+            tracker.log(row)
             last = position.epoch == config.epochs
             if last or position.epoch % config.checkpoint_every_epochs == 0:
                 save(training, position)
             progress.note(_note(row, task.headline, config.epochs), last)
-    directory.finish(task.headline, task.metrics[task.headline])
+        # Before the tracker finishes: nobody waits for wandb to have a result.
+        directory.finish(task.headline, task.metrics[task.headline])
 
 
 def train_epoch(
