@@ -24,6 +24,7 @@ run's directory.
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -80,6 +81,7 @@ class Tracker:
 
     Attributes:
         uploaded: whether the server has all that was sent (from leaving the context on).
+        url: of the run's page on the server, while and after it is online.
 
     Raises:
         UserError: `WANDB_MODE` is none of `MODES`.
@@ -93,6 +95,7 @@ class Tracker:
         self.requested, self.fallback = mode or requested_mode(), mode is None
         self.run: Any = None
         self.online = self.uploaded = False
+        self.url: str | None = None
         self.sent = 0  # the last epoch that wandb has
         self.best: dict[str, Any] | None = None
         self.lock: IO[str] | None = None  # keeps out a second tracker, such as an upload
@@ -104,7 +107,7 @@ class Tracker:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish(0 if kind is None else 1)
+        self._finish()
         if self.lock:
             self.lock.close()
 
@@ -161,7 +164,7 @@ class Tracker:
         if mode == "disabled" or (mode == "auto" and not may_have_key()):
             return "disabled"
         try:
-            wandb = load_wandb()
+            wandb = load_wandb(self.directory)
         except ImportError:
             say("not installed, so nothing is sent to it: pip install wandb")
             return "disabled"
@@ -172,12 +175,17 @@ class Tracker:
                 return "disabled"
             say("no key: recording offline. `wandb login` stores one, `make wandb-sync` uploads")
             return "offline"
-        if Tracker.server_failed or not can_connect(first_hop(base_url(wandb))):
-            if not self.fallback:
-                raise ConnectionError(f"{base_url(wandb)} does not answer")
-            say(f"{base_url(wandb)} does not answer: recording offline, `make wandb-sync` uploads")
-            return "offline"
-        return "online"
+        url = base_url(wandb)
+        if Tracker.server_failed and self.fallback:
+            trouble = "has failed before"
+        elif not can_connect(first_hop(url)):
+            trouble = "does not answer"
+        else:
+            return "online"
+        if not self.fallback:
+            raise ConnectionError(f"{url} {trouble}")
+        say(f"{url} {trouble}: recording offline, `make wandb-sync` uploads")
+        return "offline"
 
     def _acquire_lock(self) -> bool:
         self.home.mkdir(exist_ok=True)
@@ -192,7 +200,8 @@ class Tracker:
         return True
 
     def _start(self, mode: str) -> Any:
-        wandb = load_wandb()
+        import wandb
+
         try:
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -212,9 +221,9 @@ class Tracker:
             say(f"{summarize(error)}: recording offline, `make wandb-sync` uploads")
             wandb.teardown()  # or the id is "in use"
             return self._start("offline")
-        self.online = mode == "online"
-        if self.online:
-            say(run.url)
+        self.online, self.url = mode == "online", run.url
+        if self.fallback and self.url:
+            say(self.url)
         return run
 
     def _remove_older_records(self) -> None:
@@ -226,15 +235,15 @@ class Tracker:
     # --------------------------------------------------------------------------------- closing
 
     @never_fails
-    def _finish(self, exit_code: int) -> None:
+    def _finish(self) -> None:
         if self.run is None:
             return
         run, self.run = self.run, None
-        url = run.url
-        run.finish(exit_code)
+        # Whatever is not done, by an exception or a signal, is not shown as finished.
+        run.finish(exit_code=0 if (self.directory / "DONE").exists() else 1)
         if self.online:
             self.uploaded = True
-            content = json.dumps({"epochs": self.sent, "url": url})
+            content = json.dumps({"epochs": self.sent, "url": self.url})
             (self.home / "uploaded.json").write_text(content + "\n")
 
     def _give_up(self, error: Exception) -> None:
@@ -246,7 +255,7 @@ class Tracker:
             "`make wandb-sync` sends what is missing"
         )
         try:
-            load_wandb().teardown(exit_code=1)
+            load_wandb(self.directory).teardown(exit_code=1)
         except Exception:  # what is broken need not be shut down
             pass
 
@@ -298,7 +307,9 @@ def spectrum_media(path: Path, epoch: int) -> dict[str, Any]:
         `hessian/density` and `hessian/density_plot`.
     """
     import numpy
+    import wandb
     from matplotlib.figure import Figure
+    from PIL import Image
 
     with numpy.load(path) as arrays:
         grid, density = arrays["grid"], arrays["density"]
@@ -323,24 +334,30 @@ def spectrum_media(path: Path, epoch: int) -> dict[str, Any]:
         axes.legend()
     axes.grid(alpha=0.3)
     axes.set_title(f"spectrum of the Hessian after epoch {epoch}")
+    picture = io.BytesIO()  # given the figure itself, wandb wants pyplot
+    figure.savefig(picture, format="png", dpi=150)
 
-    wandb = load_wandb()
     return {
         "hessian/density": wandb.Histogram(np_histogram=(shares, edges)),
-        "hessian/density_plot": wandb.Image(figure),
+        "hessian/density_plot": wandb.Image(Image.open(picture)),
     }
 
 
 # ------------------------------------------------------------------------------------ wandb itself
 
 
-def load_wandb() -> Any:
+def load_wandb(place: Path) -> Any:
     """Import wandb without its messages; seconds of waiting, so only where it is used.
+
+    Args:
+        place: for the logs of wandb's service, which would else be in the user's home.
 
     Raises:
         ImportError: it is not installed.
     """
     import wandb
+
+    os.environ.setdefault("WANDB_CACHE_DIR", str(place.absolute()))
 
     wandb.setup(wandb.Settings(silent=True))
     return wandb
