@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -7,6 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import harness
 import numpy
 import pytest
 import wandb
@@ -15,7 +17,7 @@ from wandb_server import API_KEY, WandbServer
 
 from experiments import tracking, upload
 from experiments.config import UserError
-from experiments.record import RunDirectory, read_metrics
+from experiments.record import RunDirectory, read_metrics, without_times
 from experiments.tracking import Tracker, records
 
 UNREACHABLE = "http://127.0.0.1:9"  # the discard port, where nobody listens
@@ -353,6 +355,7 @@ with Tracker(directory.path) as tracker:
 """
 
 
+@pytest.mark.slow
 def test_wandbs_own_death_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]))
@@ -424,3 +427,82 @@ def test_a_server_that_answers_nonsense(code, body, delay, tmp_path, monkeypatch
     assert not tracker.uploaded
     assert "make wandb-sync" in capsys.readouterr().err
     assert len(read_metrics(directory.metrics_path)) == 3
+
+
+# ------------------------------------------------------------------------------- real trainings
+
+
+def train(root: Path, seed: int, *settings: str) -> subprocess.Popen[str]:
+    return harness.start(root, "optimizer=sgd", f"seed={seed}", *settings)
+
+
+def wait_for_epochs(directory: RunDirectory, process: subprocess.Popen, epochs: int) -> None:
+    deadline = time.monotonic() + 120
+    while directory.metrics_size() == 0 or len(read_metrics(directory.metrics_path)) < epochs:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return errors
+
+
+@pytest.mark.slow
+def test_killed_at_7_resumed_at_5_each_epoch_once(tmp_path, monkeypatch, server):
+    """Offline, with what the kill leaves on disk, read by wandb's tools and synced by them."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = ("epochs=9", "checkpoint_every_epochs=5")
+    directory = RunDirectory(tmp_path, small_config(*settings))
+    process = train(tmp_path, 1, *settings)
+    with process:
+        wait_for_epochs(directory, process, 7)
+        process.kill()
+    rows = read_metrics(directory.metrics_path)
+    kept = [item["epoch"] for item in history(only(directory))]
+    lost = [r["epoch"] for r in rows if r["epoch"] not in kept]
+    # One second of wandb's buffer, and what the training did between our look and the kill.
+    assert kept == list(range(1, len(kept) + 1))
+    assert sum(r["time/epoch_seconds"] for r in rows if r["epoch"] in lost) < 3
+    with train(tmp_path, 1, *settings) as process:
+        finish(process)
+    words = [sys.executable, "-m", "wandb", "sync", "--yes", str(only(directory))]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    ((_, run),) = server.runs.items()
+    assert run.epochs() == list(range(1, 10)) and run.exit_code == 0
+    for sent, written in zip(run.rows(), read_metrics(directory.metrics_path), strict=True):
+        assert written.items() <= sent.items()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_within_the_first_seconds_online(end, tmp_path, server):
+    settings = ("epochs=3",)
+    directory = RunDirectory(tmp_path, small_config(*settings))
+    process = train(tmp_path, 1, *settings)
+    with process:
+        wait_for_epochs(directory, process, 1)
+        process.send_signal(end)
+    assert process.returncode
+    with train(tmp_path, 1, *settings) as process:
+        finish(process)
+    ((_, run),) = server.runs.items()
+    assert run.epochs() == [1, 2, 3] and run.exit_code == 0
+
+
+@pytest.mark.slow
+def test_parallel_runs_and_bitwise_the_same_rows_as_without_wandb(tmp_path, monkeypatch, server):
+    both = [train(tmp_path / "a", 1), train(tmp_path / "a", 2)]
+    for process in both:
+        with process:
+            finish(process)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with train(tmp_path / "b", 1) as process:
+        assert "wandb" not in finish(process)
+    assert [run.epochs() for run in server.runs.values()] == [[1, 2], [1, 2]]
+    with_wandb, without = [
+        [without_times(r) for r in read_metrics(RunDirectory(root, small_config()).metrics_path)]
+        for root in (tmp_path / "a", tmp_path / "b")
+    ]
+    assert with_wandb == without
