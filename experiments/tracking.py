@@ -27,6 +27,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -274,7 +275,7 @@ def describe(directory: Path, meta: dict[str, Any], config: dict[str, Any]) -> d
     identity = json.dumps([directory.parts[-4:], first.get("started"), first.get("host")])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     return {
-        "id": f"{meta['signature']}-s{meta['seed']}-{digest}",
+        "id": re.sub(r"[^\w-]", "-", f"{optimizer}-s{meta['seed']}-{digest}"),
         "name": f"{optimizer} seed {meta['seed']}",
         "group": "-".join([meta["dataset"], meta["model"], optimizer, meta["signature"]]),
         "job_type": "train",

@@ -6,6 +6,7 @@ Whoever uploads has to see to that, and the tests read it off here.
 
 import gzip
 import json
+import re
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -37,12 +38,12 @@ class WandbServer:
 
     Attributes:
         runs: what was received, by run id.
-        views: the arguments of the workspace views that were written.
+        views: the workspace views that were written, by name.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, StoredRun] = defaultdict(StoredRun)
-        self.views: list[dict[str, Any]] = []
+        self.views: dict[str, dict[str, Any]] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         self.environment = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": API_KEY}
@@ -68,6 +69,20 @@ class WandbServer:
 
     def _Viewer(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"viewer": {"id": "1", "entity": "me", "username": "me", "flags": "{}"}}
+
+    def _GetDefaultEntity(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return self._Viewer(variables)
+
+    def _UpsertView2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["name"]
+        inserted = name not in self.views
+        self.views[name] = variables
+        return {"upsertView": {"view": {"id": f"id of {name}", "name": name}, "inserted": inserted}}
+
+    def _View(self, variables: dict[str, Any]) -> dict[str, Any]:
+        views = [view for name, view in self.views.items() if name == variables["viewName"]]
+        edges = [{"node": {**view, "id": f"id of {view['name']}"}} for view in views]
+        return {"project": {"allViews": {"edges": edges}}}
 
     def _RunResumeStatus(self, variables: dict[str, Any]) -> dict[str, Any]:
         bucket = None
@@ -144,7 +159,7 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             answer: dict[str, Any] = {}
             if self.path == "/graphql":
                 query = json.loads(body)
-                name = query.get("operationName") or ""
+                name = re.search(r"(?:query|mutation) (\w+)", query["query"])[1]
                 answer = {"data": server.graphql(name, query.get("variables") or {})}
             elif self.path.endswith("/file_stream"):
                 server.file_stream(self.path.split("/")[-2], json.loads(body))
