@@ -125,15 +125,21 @@ class Tracker:
             self.best = best_row([self.best or row, row], key, direction)
         if row["epoch"] <= self.sent:
             return
-        spectrum = self.directory / "spectra" / f"epoch-{row['epoch']:04d}.npz"
-        media = spectrum_media(spectrum, row["epoch"]) if spectrum.exists() else {}
         # Without `commit` the row would stay open, and be lost with us, until the next one.
-        self.run.log({**row, **media}, step=row["epoch"], commit=True)
+        self.run.log({**row, **self._media(row["epoch"])}, step=row["epoch"], commit=True)
         self.sent = row["epoch"]
         if self.best:
             # Not by define_metric(summary="max"): that hides the last value behind the best.
             keys = ["epoch", *(k for k in self.best if k.endswith(f"/{self.headline}"))]
             self.run.summary.update({f"best/{k}": self.best[k] for k in keys})
+
+    def _media(self, epoch: int) -> dict[str, Any]:
+        path = self.directory / "spectra" / f"epoch-{epoch:04d}.npz"
+        try:
+            return spectrum_media(path, epoch) if path.exists() else {}
+        except Exception as error:  # costs a picture, not the run
+            say(f"{path} cannot be shown: {summarize(error)}")
+            return {}
 
     @property
     def headline(self) -> str:

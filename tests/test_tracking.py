@@ -157,6 +157,16 @@ def test_a_spectrum_becomes_a_histogram_and_a_line_plot(tmp_path, monkeypatch):
     assert picture.stat().st_size > 5000
 
 
+def test_a_damaged_spectrum_costs_a_picture_not_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    directory = new_run(tmp_path)
+    (directory.path / "spectra").mkdir()
+    (directory.path / "spectra" / "epoch-0001.npz").write_bytes(b"PK torn")
+    session(directory, 1, 2)
+    assert [item["epoch"] for item in history(only(directory))] == [1, 2]
+    assert "epoch-0001.npz cannot be shown" in capsys.readouterr().err
+
+
 def test_online_the_server_gets_everything(tmp_path, server, capsys):
     directory = new_run(tmp_path)
     tracker = session(directory, 1, 4)
