@@ -24,7 +24,6 @@ run's directory.
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -35,9 +34,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from experiments import density
 from experiments.config import UserError, nearest, read_yaml
 from experiments.network import can_connect, first_hop
-from experiments.record import best_row, read_json, read_metrics
+from experiments.record import best_row, read_json
 
 MODES = ("online", "offline", "disabled")
 PROJECT = "adahessian"
@@ -134,9 +134,18 @@ class Tracker:
             self.run.summary.update({f"best/{k}": self.best[k] for k in keys})
 
     def _media(self, epoch: int) -> dict[str, Any]:
+        """The spectral density of an epoch: a histogram, drawn over time, and a line plot."""
         path = self.directory / "spectra" / f"epoch-{epoch:04d}.npz"
+        if not path.exists():
+            return {}
+        import wandb
+
         try:
-            return spectrum_media(path, epoch) if path.exists() else {}
+            return {
+                "hessian/density": wandb.Histogram(np_histogram=density.histogram(path)),
+                # A picture, because wandb's own plot is a Table, whose logging waits for the server.
+                "hessian/density_plot": wandb.Image(density.picture(path, epoch)),
+            }
         except Exception as error:  # costs a picture, not the run
             say(f"{path} cannot be shown: {summarize(error)}")
             return {}
@@ -160,8 +169,7 @@ class Tracker:
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
         self.sent = self.run.starting_step - 1 if self.run.resumed else 0
-        metrics = self.directory / "metrics.jsonl"
-        for row in read_metrics(metrics) if metrics.exists() else ():
+        for row in rows_of(self.directory):
             self._send(row)
         self._remove_older_records()
 
@@ -237,7 +245,7 @@ class Tracker:
         current = Path(self.run.dir).parent
         for record in records(self.directory):
             if record.resolve() != current.resolve():
-                shutil.rmtree(record)
+                shutil.rmtree(record, ignore_errors=True)
 
     # --------------------------------------------------------------------------------- closing
 
@@ -303,51 +311,11 @@ def records(directory: Path) -> list[Path]:
     return sorted((directory / "wandb").glob("*run-*-*"))
 
 
-def spectrum_media(path: Path, epoch: int) -> dict[str, Any]:
-    """A spectral density as a histogram, which wandb draws over time, and as a line plot.
-
-    Args:
-        path: an .npz with `grid` and `density`, and `eigenvalues` where some were computed.
-        epoch: for the title.
-
-    Returns:
-        `hessian/density` and `hessian/density_plot`.
-    """
-    import numpy
-    import wandb
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    with numpy.load(path) as arrays:
-        grid, density = arrays["grid"], arrays["density"]
-        eigenvalues = arrays["eigenvalues"] if "eigenvalues" in arrays else ()
-
-    # wandb takes 512 bins at most, and the grid is finer: bins by differences of the integral,
-    # which lose nothing of a narrow peak.
-    steps = numpy.diff(grid) * (density[1:] + density[:-1]) / 2
-    integral = numpy.concatenate([[0], numpy.cumsum(steps)])
-    edges = numpy.linspace(grid[0], grid[-1], 257)
-    shares = numpy.diff(numpy.interp(edges, grid, integral))
-
-    # A picture, because wandb's own line plot is a Table, whose logging waits for the server.
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="eigenvalue", ylabel="density (log)")
-    axes.semilogy(grid, density, linewidth=1.2)
-    axes.set_ylim(max(density.max() * 1e-8, density[density > 0].min()), 2 * density.max())
-    for i, value in enumerate(eigenvalues):
-        label = f"{len(eigenvalues)} largest eigenvalues" if i == 0 else None
-        axes.axvline(value, color="C1", linewidth=0.8, label=label)
-    if len(eigenvalues):
-        axes.legend()
-    axes.grid(alpha=0.3)
-    axes.set_title(f"spectrum of the Hessian after epoch {epoch}")
-    picture = io.BytesIO()  # given the figure itself, wandb wants pyplot
-    figure.savefig(picture, format="png", dpi=150)
-
-    return {
-        "hessian/density": wandb.Histogram(np_histogram=(shares, edges)),
-        "hessian/density_plot": wandb.Image(Image.open(picture)),
-    }
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    """The complete rows of a run's metrics; a kill, or a look while it trains, tears the last."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 # ------------------------------------------------------------------------------------ wandb itself

@@ -3,9 +3,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import harness
@@ -25,7 +23,7 @@ from wandb_cases import (
     running_server,  # noqa: F401
     session,
 )
-from wandb_server import API_KEY, WandbServer
+from wandb_server import API_KEY, WandbServer, answering
 
 from experiments import tracking, upload
 from experiments.config import UserError
@@ -320,28 +318,6 @@ def test_a_second_tracker_of_a_run_stays_out(tmp_path, monkeypatch, capsys):
         tracker.log(row(1))
     assert "another process is sending" in capsys.readouterr().err
     assert len(history(only(directory))) == 1
-
-
-def answering(code: int, body: bytes, delay: float = 0):
-    """A server that is none of wandb's."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            time.sleep(delay)
-            self.send_response(code)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_PUT = do_POST
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    return http
 
 
 @pytest.mark.slow

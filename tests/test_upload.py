@@ -50,3 +50,12 @@ def test_uploading_to_a_server_that_is_down(tmp_path, server, capsys):
     server.stop()
     assert upload.main([]) == 2
     assert f"{server.url} does not answer" in capsys.readouterr().err
+
+
+def test_a_torn_row_is_no_obstacle(tmp_path, server):
+    directory = new_run(tmp_path)
+    record_rows(directory, 2)
+    with directory.metrics_path.open("a") as file:
+        file.write('{"epoch": 3, "tr')
+    assert upload.main([]) == 0
+    assert [run.epochs() for run in server.runs.values()] == [[1, 2]]
