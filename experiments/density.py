@@ -41,7 +41,7 @@ def picture(path: Path, epoch: int) -> "Image":
     axes.set_ylim(max(density.max() * 1e-8, density[density > 0].min()), 2 * density.max())
     for i, value in enumerate(eigenvalues):
         label = f"{len(eigenvalues)} largest eigenvalues" if i == 0 else None
-        axes.axvline(value, color="C1", linewidth=0.8, label=label)
+        axes.axvline(value, color="C1", linewidth=1.2, label=label)
     if len(eigenvalues):
         axes.legend()
     axes.grid(alpha=0.3)

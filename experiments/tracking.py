@@ -143,7 +143,7 @@ class Tracker:
         try:
             return {
                 "hessian/density": wandb.Histogram(np_histogram=density.histogram(path)),
-                # A picture, because wandb's own plot is a Table, whose logging waits for the server.
+                # No wandb.plot: it makes a Table, and logging a Table waits for the server.
                 "hessian/density_plot": wandb.Image(density.picture(path, epoch)),
             }
         except Exception as error:  # costs a picture, not the run
