@@ -373,7 +373,7 @@ def base_url(wandb: Any) -> str:
 
 def summarize(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__
 
 
 @functools.cache
