@@ -164,8 +164,6 @@ class Tracker:
         self.meta = read_json(self.directory / "meta.json")
         self.config = read_yaml((self.directory / "config.yaml").read_text())
         self.run = self._start(mode)
-        if self.run is None:
-            return
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
         self.sent = self.run.starting_step - 1 if self.run.resumed else 0
