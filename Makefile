@@ -100,6 +100,12 @@ jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam a
 report: setup ## Tables, pictures and a page (report.html) of all runs, from their files
 	@$(PY) -m experiments.report $(ARGS)
 
+wandb-sync: setup ## Upload to wandb what it does not have of the runs yet
+	@$(PY) -m experiments.upload
+
+dashboard: setup ## The runs side by side: on wandb with a key, else in the terminal
+	@$(PY) -m experiments.dashboard
+
 test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
 	$(PY) -m pytest -m 'not slow'
 
@@ -123,4 +129,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report wandb-sync dashboard sweep status slurm-test test browser test-all lint format

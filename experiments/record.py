@@ -4,7 +4,8 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
 
 - `config.yaml`: the resolved configuration; `experiments.run` takes it like any other.
 - `meta.json`: who this is (dataset, model, optimizer, signature, protocol, seed), the metrics
-  with their directions, and one entry per session: command, commit, versions, device.
+  with their directions, the number of parameters, and one entry per session: command, commit,
+  versions, device.
 - `metrics.jsonl`: one line per epoch: `step` and `epoch` (both counted from the start of the
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
   `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
@@ -15,6 +16,7 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
 - `attempts.jsonl`: how each attempt began and ended, see `experiments.attempts`.
 - `lease.json`: who is training it now, see `experiments.lease`.
 - `DONE`: the summary; its presence says that the run is complete.
+- `wandb/`: what was sent to wandb, see `experiments.tracking`.
 """
 
 import json
@@ -84,7 +86,13 @@ class RunDirectory:
             checkpoint.clean(self.path)
             yield
 
-    def describe(self, session: dict[str, Any], metrics: dict[str, str], headline: str) -> None:
+    def describe(
+        self,
+        session: dict[str, Any],
+        metrics: dict[str, str],
+        headline: str,
+        parameters: int | None = None,
+    ) -> None:
         """Write `config.yaml` and `meta.json`, keeping the sessions that were there."""
         config = self.config
         meta = {
@@ -96,6 +104,7 @@ class RunDirectory:
             "seed": config.seed,
             "metrics": dict(metrics),
             "headline": headline,
+            "parameters": parameters,
             "sessions": [*(self.meta() or {}).get("sessions", []), session],
         }
         self._write("config.yaml", write_yaml(config))

@@ -17,6 +17,7 @@ from experiments.config import Config
 from experiments.monitor import CurvatureMonitor
 from experiments.record import Progress, RunDirectory, session
 from experiments.tasks import Task
+from experiments.tracking import Tracker
 
 
 class NonFiniteLoss(Exception):
@@ -75,13 +76,16 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     training = Training(config, directory, task, model, optimizer)
     if config.curvature_statistics:
         training.monitor = CurvatureMonitor(model, optimizer)
-    directory.describe(session(device), dict(task.metrics), task.headline)
+    parameters = sum(p.numel() for p in model.parameters())
+    directory.describe(session(device), dict(task.metrics), task.headline, parameters)
     position = restore(training)
     if position == Position():
         measure.record_spectrum(config, directory.path, task, model, epoch=0)
 
     label = f"{config.dataset.name} {config.model.label} {config.optimizer_name} seed {config.seed}"
-    with Progress(label, config.epochs * task.steps_per_epoch) as progress:
+    steps = config.epochs * task.steps_per_epoch
+    mode = None if distributed.is_main() else "disabled"
+    with Tracker(directory.path, mode) as tracker, Progress(label, steps) as progress:
         while position.epoch < config.epochs:
             values = build.group_values(config, position.epoch)
             for group in optimizer.param_groups:
@@ -100,11 +104,13 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
                 **times,
             }
             directory.append(row)
+            tracker.log(row)
             last = position.epoch == config.epochs
             if last or position.epoch % config.checkpoint_every_epochs == 0:
                 save(training, position)
             progress.note(_note(row, task.headline, config.epochs), last)
-    directory.finish(task.headline, task.metrics[task.headline])
+        # Before the tracker finishes: nobody waits for wandb to have a result.
+        directory.finish(task.headline, task.metrics[task.headline])
 
 
 def train_epoch(

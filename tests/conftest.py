@@ -4,6 +4,8 @@ import os
 
 # Two processes with two threads each slow each other tenfold, and the suite starts processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Whoever runs the tests may have an account, which is not where their trainings belong.
+os.environ["WANDB_MODE"] = "disabled"
 
 import torch  # noqa: E402
 

@@ -3,7 +3,6 @@ import hashlib
 import pickle
 import socket
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -243,25 +242,6 @@ def test_a_failing_download_is_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="its download failed: connection reset"):
         module.cifar10(tmp_path)
     assert socket.getdefaulttimeout() is None
-
-
-def test_can_connect():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert module.can_connect(f"http://127.0.0.1:{port}/x")
-    assert not module.can_connect(f"http://127.0.0.1:{port}/x")
-
-
-def test_a_name_server_that_never_answers_does_not_hold_us(monkeypatch):
-    def hang(*arguments, **options):
-        time.sleep(3)
-        raise OSError("no such name")
-
-    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "create_connection", hang)
-    before = time.monotonic()
-    assert not module.can_connect("https://example.org/x")
-    assert time.monotonic() - before < 2
 
 
 # -------------------------------------------------------------------------------- Fashion-MNIST

@@ -7,9 +7,6 @@ there, with a single gather, instead of image by image in worker processes.
 import gzip
 import hashlib
 import socket
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +21,8 @@ from experiments import distributed
 from experiments.config import Config, UserError
 from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
+from experiments.network import can_connect, first_hop
 
-CONNECT_SECONDS = 5
 STALL_SECONDS = 30
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 MODELS = {"resnet": ResNetCifar, "convnet": ConvNet}
@@ -347,11 +344,10 @@ def _reading(folder: Path) -> Iterator[None]:
 def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
     """Download inside the block if the server can be reached, else say what is missing."""
     missing = f"{folder / files[0]} is not there"
-    # A proxy may be the only way out; then it is the proxy that has to answer.
-    proxy = urllib.request.getproxies().get(urlsplit(url).scheme)
-    if not can_connect(proxy or url):
+    hop = first_hop(url)
+    if not can_connect(hop):
         raise UserError(
-            f"{missing}, and {urlsplit(proxy or url).hostname} cannot be reached to download it. "
+            f"{missing}, and {urlsplit(hop).hostname} cannot be reached to download it. "
             f"Put the data into {folder}, or set DATA_ROOT. {NO_DOWNLOAD_NEEDED}."
         )
     before = socket.getdefaulttimeout()
@@ -364,26 +360,3 @@ def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def can_connect(url: str) -> bool:
-    """Whether the server of `url` accepts a connection within `CONNECT_SECONDS`.
-
-    In a thread, because looking up the name has no time limit of its own, and some networks
-    drop packets silently.
-    """
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    answers = []
-
-    def connect() -> None:
-        try:
-            with socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS):
-                answers.append(True)
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return bool(answers)
