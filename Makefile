@@ -106,7 +106,7 @@ test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
 test-all: test ## The test suite, and the slow tests after it
 	$(PY) -m pytest -m slow
 
-slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm (12 minutes)
+slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py
 
 lint: $(VENV)/.ready-for-tests ## Check style and formatting
