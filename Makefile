@@ -118,7 +118,7 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 test-all: test browser ## The test suite, and the slow tests after it
 	$(PY) -m pytest -m slow
 
-slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm (12 minutes)
+slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py
 
 lint: $(VENV)/.ready-for-tests ## Check style and formatting

@@ -143,7 +143,7 @@ def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
     ]  # fmt: skip
     if executor is None:
         return calls[0]()
-    with chdir(snapshot(root)), _outside_of_jobs():
+    with chdir(snapshot(root)), _outside_of_jobs(), _detached():
         try:
             sent = executor.submit_array(calls) if len(calls) > 1 else [executor.submit(calls[0])]
         except Exception as error:  # submitit wraps what sbatch says into several types
@@ -236,6 +236,23 @@ def _outside_of_jobs() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(kept)
+
+
+@contextmanager
+def _detached() -> Iterator[None]:
+    """What is started here keeps neither the terminal nor a pipe: `submit | tee` must end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in range(3)]
+    with open(os.devnull, "r+") as nothing:
+        for number in range(3):
+            os.dup2(nothing.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, old in enumerate(kept):
+            os.dup2(old, number)
+            os.close(old)
 
 
 if __name__ == "__main__":
