@@ -80,7 +80,8 @@ class _Convolution(Function):
         if first is not None:
             dweight = first_dweight + dweight
         if ctx.record_into is not None:
-            ctx.record_into.append((grad.detach(), dweight.detach()))
+            # A copy: the gradient that is returned may become p.grad, and be changed in place.
+            ctx.record_into.append((grad.detach(), dweight.detach().clone()))
         dbias = grad.sum([0, *range(2, grad.ndim)]) if ctx.has_bias else None
         return None, dweight, dbias, None, None, None, None
 
