@@ -2,7 +2,8 @@
 
 The optimizers compared here treat every element of a parameter alike and apart from the others,
 and the loss is a sum over points, so a tensor of points moves as its points would alone; a
-Rademacher probe is drawn for each. Each setting of an optimizer is a parameter group.
+Rademacher probe is drawn for each. Each setting of an optimizer is a parameter group, its points
+the rows of a matrix, because AdaHessian averages the curvature of tensors with more dimensions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,17 +35,21 @@ def descend(
     Yields:
         Points, (number of settings, ..., dimension).
     """
-    params = [start.clone().requires_grad_() for _ in settings]
+    rows = start.reshape(-1, start.shape[-1])
+    params = [rows.clone().requires_grad_() for _ in settings]
     groups = zip(params, settings, strict=True)
     optimizer = constructor([{"params": [p], **setting} for p, setting in groups])
     prepare(optimizer)
 
+    def points(matrices: list[Tensor]) -> Tensor:
+        return torch.stack(matrices).reshape(len(settings), *start.shape)
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = function(torch.stack(params)).sum()
+        loss = function(points(params)).sum()
         loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
         return loss
 
     while True:
-        yield torch.stack([p.detach() for p in params])
+        yield points([p.detach() for p in params])
         optimizer.step(closure)

@@ -93,8 +93,8 @@ def _seed_averages(optimizer: Optimizer) -> None:
         index: {
             "step": torch.tensor(1e9),  # so many that there is no bias left to correct
             "num_refreshes": torch.tensor(1e9),
-            "exp_avg": grad.detach().clone(),
-            "exp_hessian_diag_sq": hessian**2,
+            "exp_avg": grad.detach().clone()[None],
+            "exp_hessian_diag_sq": (hessian**2)[None],
         }
         for index in range(len(optimizer.param_groups))
     }

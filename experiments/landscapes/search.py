@@ -1,7 +1,7 @@
 """Find the settings behind the pictures: `python -m experiments.landscapes.search`.
 
 For Rosenbrock's and Rastrigin's function every optimizer has the same budget: `BUDGET`
-candidates, half of them points of a scrambled Sobol sequence in its whole space of settings, half in
+candidates, half of them points of a scrambled Sobol sequence in its whole space, half of one in
 the part of it within a factor of `ZOOM` of the best so far. Each is run from the same `STARTS`
 starts (the collections' start, and others scattered around it) for `STEPS` steps; the best has the
 least mean log distance to the minimum. What is found is then run from as many fresh starts.
