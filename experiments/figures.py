@@ -1,8 +1,8 @@
 """Draw the figures: `python -m experiments.figures`.
 
-The paper's curves with ours over them, its Fig. 1 and Fig. 3, Rosenbrock's and Rastrigin's function,
-and quadratics turned and stretched. Writes PNG files to `RUNS_ROOT/figures` and prints what is seen
-on each with its path.
+The paper's curves with ours over them, its Fig. 1 and Fig. 3, Rosenbrock's and Rastrigin's
+function, and quadratics turned and stretched. Writes PNG files to `RUNS_ROOT/figures` and prints
+what is seen on each with its path.
 """
 
 import argparse
@@ -19,8 +19,14 @@ from experiments.landscapes import illustrations, pictures, quadratics
 from experiments.landscapes.descent import descend
 from experiments.landscapes.functions import LANDSCAPES, Landscape
 from experiments.landscapes.search import NEAR, SPACES, found
-from experiments.paper_curves import FIGURES, OPTIMIZERS, PaperFigure
-from experiments.paper_curves import our_curves, our_runs, paper_curves  # fmt: skip
+from experiments.paper_curves import (
+    FIGURES,
+    OPTIMIZERS,
+    PaperFigure,
+    our_curves,
+    our_runs,
+    paper_curves,
+)
 
 
 def bowl(path: Path) -> str:

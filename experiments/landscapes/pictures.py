@@ -107,7 +107,7 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
     )
     for axes, (label, table) in zip(panels.flat, steps.items(), strict=True):
         image = axes.imshow(
-            table.T.clamp(max=quadratics.MAX_STEPS), origin="lower", aspect="auto",
+            table.T.clamp(max=quadratics.MAX_STEPS).numpy(), origin="lower", aspect="auto",
             cmap="viridis_r", norm=LogNorm(1, quadratics.MAX_STEPS),
         )  # fmt: skip
         for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, table.shape)),
