@@ -23,7 +23,7 @@ def _pyplot() -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     _pyplot().close(figure)
 
 
@@ -52,7 +52,7 @@ def draw_bowl(paths: dict[str, Tensor], path: Path) -> None:
 
 def draw_ripples(paths: dict[str, Tensor], path: Path) -> None:
     """Fig. 3: on the curve, and step by step beside the points of the paper."""
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     x = torch.linspace(-1.6, 3.1, 2000, dtype=torch.float64)
     left.plot(x, ripples(x[:, None]), color="0.75", linewidth=1)
     published = torch.tensor(illustrations.PUBLISHED, dtype=torch.float64)
@@ -65,7 +65,7 @@ def draw_ripples(paths: dict[str, Tensor], path: Path) -> None:
     right.axhline(illustrations.PUBLISHED_REST, color="k", linestyle=":", linewidth=1, label=rest)
     left.set(xlabel="x", ylabel="f", title="Fig. 3: x² + 0.1 x sin(20πx), the first 6 steps")
     right.set(xlabel="step", ylabel="x", title="30 steps; the global minimum is at 0")
-    right.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     _save(figure, path)
 
 
@@ -113,7 +113,7 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
         for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, table.shape)),
                                  table.flatten().tolist(), strict=True):  # fmt: skip
             text = f"{value:.0f}" if value < float("inf") else f">{quadratics.MAX_STEPS}"
-            color = "white" if value > 60 else "black"
+            color = "white" if value > 25 else "black"
             axes.text(int(i), int(j), text, ha="center", va="center", fontsize=8, color=color)
         axes.set_title(label, fontsize=10)
         axes.set_xticks(range(len(quadratics.ANGLES)), map(str, quadratics.ANGLES))
@@ -137,6 +137,8 @@ def draw_paper_curves(
         paper: curve by optimizer, by quantity.
         ours: curves of the runs by optimizer, by quantity; the band is one standard deviation.
     """
+    from matplotlib.ticker import LogFormatter
+
     figure, panels = _pyplot().subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     for axes, quantity in zip(panels, ("train_loss", "test_acc"), strict=True):
         for index, (name, curve) in enumerate(paper[quantity].items()):
@@ -157,6 +159,8 @@ def draw_paper_curves(
                     )
                     axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
     panels[0].set(xlabel="epoch", ylabel="training loss", yscale="log")
+    panels[0].yaxis.set_major_formatter(LogFormatter())
+    panels[0].yaxis.set_minor_formatter(LogFormatter())
     panels[1].set(xlabel="epoch", ylabel="test accuracy (%)")
     panels[1].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
