@@ -74,7 +74,10 @@ def descents(landscape: Landscape, path: Path) -> str:
 def turned_quadratics(path: Path) -> str:
     steps = {method.label: quadratics.steps_needed(method)[0] for method in quadratics.METHODS}
     pictures.draw_quadratics(steps, path)
-    corners = (f"{label}: {t[0, -1]:.0f} to {t[-1, -1]:.0f}" for label, t in steps.items())
+    corners = (
+        f"{label}: {pictures.steps_text(t[0, -1])} to {pictures.steps_text(t[-1, -1])}"
+        for label, t in steps.items()
+    )
     return (
         f"quadratics: steps at condition number {quadratics.CONDITIONS[-1]}, axes at "
         f"{quadratics.ANGLES[0]} to {quadratics.ANGLES[-1]} degrees: {'; '.join(corners)}"

@@ -112,9 +112,10 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
         )  # fmt: skip
         for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, table.shape)),
                                  table.flatten().tolist(), strict=True):  # fmt: skip
-            text = f"{value:.0f}" if value < float("inf") else f">{quadratics.MAX_STEPS}"
             color = "white" if value > 25 else "black"
-            axes.text(int(i), int(j), text, ha="center", va="center", fontsize=8, color=color)
+            axes.text(
+                int(i), int(j), steps_text(value), ha="center", va="center", fontsize=8, color=color
+            )
         axes.set_title(label, fontsize=10)
         axes.set_xticks(range(len(quadratics.ANGLES)), map(str, quadratics.ANGLES))
         axes.set_yticks(range(len(quadratics.CONDITIONS)), map(str, quadratics.CONDITIONS))
@@ -123,6 +124,11 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
     label = f"steps to {quadratics.TOLERANCE:g} of the distance"
     figure.colorbar(image, ax=panels, label=label)
     _save(figure, path)
+
+
+def steps_text(steps: float) -> str:
+    """A number of steps, infinite where they were not enough."""
+    return f"{steps:.0f}" if steps <= quadratics.MAX_STEPS else f">{quadratics.MAX_STEPS}"
 
 
 def draw_paper_curves(

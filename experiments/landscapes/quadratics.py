@@ -45,8 +45,8 @@ METHODS = (
     Method("SGD", SGD, {}),
     Method("Adam, β₁ = 0", Adam, {"betas": (0.0, 0.999)}),
     Method("AdaHessian, β₁ = 0", AdaHessian, {"betas": (0.0, 0.999)}),
-    Method("the same, signed, 4 probes", AdaHessian, {"betas": (0.0, 0.999), **_SIGNED}),
-    Method("the same, one block of 2", AdaHessian, {"betas": (0.0, 0.999), "block_size": 2}),
+    Method("AdaHessian, signed, 4 probes", AdaHessian, {"betas": (0.0, 0.999), **_SIGNED}),
+    Method("AdaHessian, one block of 2", AdaHessian, {"betas": (0.0, 0.999), "block_size": 2}),
     Method("SGD, momentum 0.9", SGD, {"momentum": 0.9}),
 )
 
