@@ -33,7 +33,7 @@ from experiments.landscapes.functions import LANDSCAPES, Landscape
 from experiments.landscapes.illustrations import fit_with_average, fit_without_average
 
 FOUND = Path(__file__).with_name("found.json")
-BUDGET, STARTS, STEPS, SEED = 256, 16, 500, 0
+BUDGET, STARTS, STEPS, SEED = 512, 16, 500, 0
 ZOOM = 3.0
 SCATTER = 0.1  # standard deviation of the starts in each variable
 NEAR = 0.01  # a descent has arrived when it is, in the end, within this distance of the minimum
@@ -54,7 +54,7 @@ class Space:
 
 
 # One minus a beta is what has a scale: 0.1, 0.01, 0.001.
-_LR, _FORGET_GRADIENT, _FORGET_SECOND = (1e-5, 10.0), (0.01, 1.0), (1e-3, 1.0)
+_LR, _FORGET_GRADIENT, _FORGET_SECOND = (1e-5, 100.0), (0.01, 1.0), (1e-3, 1.0)
 
 
 def _with_two_averages(lr: float, first: float, second: float) -> dict[str, Any]:
