@@ -30,6 +30,7 @@ from experiments.paper_curves import (
 
 
 def bowl(path: Path) -> str:
+    """The paper's Fig. 1; returns what is seen, as the functions below."""
     paths = illustrations.bowl_paths()
     pictures.draw_bowl(paths, path)
     ends = (f"{name} ends at ({p[-1, 0]:.3f}, {p[-1, 1]:.3f})" for name, p in paths.items())
@@ -37,6 +38,7 @@ def bowl(path: Path) -> str:
 
 
 def ripples(path: Path) -> str:
+    """The paper's Fig. 3, with the settings that the search found."""
     fits = found()["ripples"]
     with_average, without = fits["with"]["setting"], fits["without"]["setting"]
     seeded = illustrations.ripple_paths([with_average, without], 1000)
@@ -53,6 +55,7 @@ def ripples(path: Path) -> str:
 
 
 def descents(landscape: Landscape, path: Path) -> str:
+    """A landscape with the path of each optimizer from the collections' start."""
     document = found()
     start = torch.tensor(landscape.start, dtype=torch.float64)
     steps = document["budget"]["steps"]
@@ -72,6 +75,7 @@ def descents(landscape: Landscape, path: Path) -> str:
 
 
 def turned_quadratics(path: Path) -> str:
+    """Steps needed by angle and condition number."""
     steps = {method.label: quadratics.steps_needed(method)[0] for method in quadratics.METHODS}
     pictures.draw_quadratics(steps, path)
     corners = (
@@ -85,6 +89,7 @@ def turned_quadratics(path: Path) -> str:
 
 
 def curves(figure: PaperFigure, root: Path, path: Path) -> str:
+    """The paper's curves, and over them the finished runs of its protocol below a root."""
     quantities = ("train_loss", "test_acc")
     runs = our_runs(figure, root)
     paper = {quantity: paper_curves(figure, quantity) for quantity in quantities}
