@@ -97,6 +97,12 @@ jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit
 jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
 	$(PY) -m experiments.bench_jax
 
+figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
+	@$(PY) -m experiments.figures
+
+landscape-search: setup ## Repeat the search for the settings on Rosenbrock's and Rastrigin's function
+	$(PY) -m experiments.landscapes.search
+
 report: setup ## Tables, pictures and a page (report.html) of all runs, from their files
 	@$(PY) -m experiments.report $(ARGS)
 
@@ -129,4 +135,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format

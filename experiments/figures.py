@@ -1,0 +1,134 @@
+"""Draw the figures: `python -m experiments.figures`.
+
+The paper's curves with ours over them, its Fig. 1 and Fig. 3, Rosenbrock's and Rastrigin's
+function, and quadratics turned and stretched. Writes PNG files to `RUNS_ROOT/figures` and prints
+what is seen on each with its path.
+"""
+
+import argparse
+import itertools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from experiments.config import UserError
+from experiments.landscapes import illustrations, pictures, quadratics
+from experiments.landscapes.descent import descend
+from experiments.landscapes.functions import LANDSCAPES, Landscape
+from experiments.landscapes.search import NEAR, SPACES, found
+from experiments.paper_curves import (
+    FIGURES,
+    OPTIMIZERS,
+    PaperFigure,
+    our_curves,
+    our_runs,
+    paper_curves,
+)
+
+
+def bowl(path: Path) -> str:
+    """The paper's Fig. 1; returns what is seen, as the functions below."""
+    paths = illustrations.bowl_paths()
+    pictures.draw_bowl(paths, path)
+    ends = (f"{name} ends at ({p[-1, 0]:.3f}, {p[-1, 1]:.3f})" for name, p in paths.items())
+    return f"Fig. 1: {', '.join(ends)}"
+
+
+def ripples(path: Path) -> str:
+    """The paper's Fig. 3, with the settings that the search found."""
+    fits = found()["ripples"]
+    with_average, without = fits["with"]["setting"], fits["without"]["setting"]
+    seeded = illustrations.ripple_paths([with_average, without], 1000)
+    (from_zero,) = illustrations.ripple_paths([with_average], 1000, seeded=False).T
+    paths = {
+        f"with the average ({_text(with_average)})": seeded[:, 0],
+        f"without ({_text(without)})": seeded[:, 1],
+        "with the average, averages from zero": from_zero,
+    }
+    pictures.draw_ripples(paths, path)
+    rests = ", ".join(f"{p[-1]:.2f}" for p in paths.values())
+    distance = fits["with"]["largest_distance"]
+    return f"Fig. 3: within {distance} of the paper's points; after 1000 steps at {rests}"
+
+
+def descents(landscape: Landscape, path: Path) -> str:
+    """A landscape with the path of each optimizer from the collections' start."""
+    document = found()
+    start = torch.tensor(landscape.start, dtype=torch.float64)
+    steps = document["budget"]["steps"]
+    paths, captions, ends = {}, {}, []
+    for name, space in SPACES.items():
+        result = document[landscape.name][name]
+        points = descend(landscape.function, start, space.constructor, [result["setting"]])
+        paths[name] = torch.cat(list(itertools.islice(points, steps + 1)))
+        distance = (paths[name][-1] - start.new_tensor(landscape.minimum)).norm()
+        ends.append(f"{name} {distance:.2g}")
+        captions[name] = (
+            f"{_text(result['setting'])}\nends {distance:.2g} from the minimum; "
+            f"{result['arrived']} of {result['fresh']} other starts within {NEAR}"
+        )
+    pictures.draw_descents(landscape, paths, captions, path)
+    return f"{landscape.name}: distance to the minimum after {steps} steps: {', '.join(ends)}"
+
+
+def turned_quadratics(path: Path) -> str:
+    """Steps needed by angle and condition number."""
+    steps = {method.label: quadratics.steps_needed(method)[0] for method in quadratics.METHODS}
+    pictures.draw_quadratics(steps, path)
+    corners = (
+        f"{label}: {pictures.steps_text(t[0, -1])} to {pictures.steps_text(t[-1, -1])}"
+        for label, t in steps.items()
+    )
+    return (
+        f"quadratics: steps at condition number {quadratics.CONDITIONS[-1]}, axes at "
+        f"{quadratics.ANGLES[0]} to {quadratics.ANGLES[-1]} degrees: {'; '.join(corners)}"
+    )
+
+
+def curves(figure: PaperFigure, root: Path, path: Path) -> str:
+    """The paper's curves, and over them the finished runs of its protocol below a root."""
+    quantities = ("train_loss", "test_acc")
+    runs = our_runs(figure, root)
+    paper = {quantity: paper_curves(figure, quantity) for quantity in quantities}
+    ours = {q: {name: our_curves(r, q) for name, r in runs.items()} for q in quantities}
+    count = ", ".join(f"{OPTIMIZERS[name]} n={len(r)}" for name, r in runs.items())
+    note = f"ours: {count}" if runs else "the paper's curves alone: no finished run of ours"
+    title = f"{figure.title}: paper's Fig. {figure.source[0]}.{figure.source[1:]} (dashed); {note}"
+    pictures.draw_paper_curves(title, paper, ours, path)
+    return title
+
+
+def _text(setting: dict) -> str:
+    return ", ".join(
+        f"{key} {value if not isinstance(value, list) else ' and '.join(map(str, value))}"
+        for key, value in setting.items()
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__)
+    parser.parse_args(arguments)
+    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    drawings: dict[str, Callable[[Path], str]] = {
+        **{f"paper_{f.name}": lambda path, f=f: curves(f, root, path) for f in FIGURES},
+        "fig1": bowl,
+        "fig3": ripples,
+        **{scape.name: lambda path, s=scape: descents(s, path) for scape in LANDSCAPES},
+        "quadratics": turned_quadratics,
+    }
+    try:
+        for name, draw in drawings.items():
+            path = root / "figures" / f"{name}.png"
+            print(f"{draw(path)}\n  {path}", flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
