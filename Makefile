@@ -121,8 +121,9 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 		echo 'No Chromium: the tests that need a browser will say so.'
 
-test-all: test browser ## The test suite, and the slow tests after it
-	$(PY) -m pytest -m slow
+# What depends on clusters, signals and other people's servers gets a second chance; -ra names it.
+test-all: test browser ## The test suite, and the slow tests after it (35 minutes more)
+	$(PY) -m pytest -m slow --reruns 2 --reruns-delay 5
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py

@@ -7,6 +7,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Whoever runs the tests may have an account, which is not where their trainings belong.
 os.environ["WANDB_MODE"] = "disabled"
 
+# When it is imported, submitit sets logging up anew, which closes all handlers there are; absl's
+# (of JAX's libraries) then closes its stream, which can be pytest's own. So before any of them.
+import submitit  # noqa: E402, F401
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -136,16 +136,18 @@ def test_finite_difference_refuses_a_grad_scaler_and_names_bfloat16():
 def test_what_reads_float32_as_tf32_on_a_gpu():
     """torch's default there: convolutions and recurrent layers do, matrix products do not."""
     conv, matmul = {"relu", "conv2d"}, {"linear", "matmul"}
-    assert _rounds_to_tf32(conv) and _rounds_to_tf32({"lstm"}) and not _rounds_to_tf32(matmul)
-    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision()
     try:
-        torch.backends.cudnn.allow_tf32 = False
-        assert not _rounds_to_tf32(conv)
-        torch.set_float32_matmul_precision("high")
-        assert _rounds_to_tf32(matmul)
+        torch.set_float32_matmul_precision("highest")
+        with torch.backends.cudnn.flags(allow_tf32=True):
+            assert _rounds_to_tf32(conv) and _rounds_to_tf32({"lstm"})
+            assert not _rounds_to_tf32(matmul)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            assert not _rounds_to_tf32(conv)
+            torch.set_float32_matmul_precision("high")
+            assert _rounds_to_tf32(matmul)
     finally:
-        torch.backends.cudnn.allow_tf32 = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        torch.set_float32_matmul_precision(before)
 
 
 def test_the_coarsest_precision_sets_the_step():
