@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import checkpoint
+from experiments.jsonlines import read_rows
 from experiments.lease import LeaseLost, job_id
 from experiments.stopping import Stopped
 
@@ -59,13 +60,9 @@ def recorded(directory: Path) -> Iterator[None]:
 
 def read(directory: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first; a torn last line is passed over."""
-    path = directory / NAME
+    rows, _ = read_rows(directory / NAME)
     found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for row in rows:
         found.setdefault(row["attempt"], {}).update(row)
     return [
         Attempt(

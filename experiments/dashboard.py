@@ -18,6 +18,7 @@ from typing import Any
 
 from experiments import tracking
 from experiments.config import UserError
+from experiments.record import read_metrics
 from experiments.upload import check_server, find_runs
 
 TITLES = {
@@ -90,7 +91,7 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
 
 def metric_keys(runs: Iterable[Path]) -> list[str]:
     """The keys that any run's rows have, but for those that count or set the pace."""
-    keys = {key for run in runs for row in tracking.rows_of(run) for key in row}
+    keys = {key for run in runs for row in read_metrics(run / "metrics.jsonl") for key in row}
     if any((run / "spectra").exists() for run in runs):
         keys.add("hessian/density_plot")
     return sorted(key for key in keys if "/" in key)

@@ -35,6 +35,7 @@ import torch
 
 from experiments import attempts, checkpoint
 from experiments.config import Config, UserError, protocol, signature, write_yaml
+from experiments.jsonlines import read_rows
 from experiments.lease import Lease
 
 
@@ -194,18 +195,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def last_metrics(path: Path) -> dict[str, Any]:
-    """The newest row of a `metrics.jsonl` that may be being written; empty where there is none."""
-    for line in reversed(path.read_text().splitlines() if path.exists() else []):
-        try:
-            return json.loads(line)
-        except json.JSONDecodeError:  # torn
-            continue
-    return {}
+    """The complete rows of a `metrics.jsonl`, which may be being written."""
+    return read_rows(path)[0]
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:

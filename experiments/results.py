@@ -5,7 +5,6 @@ Runs that share everything but the optimizer's settings and the seed (the protoc
 finished runs; the others are listed, with the reason.
 """
 
-import json
 import math
 import re
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import WITHOUT_EFFECT, UserError, read_yaml
+from experiments.jsonlines import read_rows
 from experiments.record import best_row, read_json
 
 STATES = ("finished", "running", "unfinished", "failed")
@@ -259,26 +259,6 @@ def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
     for number, value in enumerate(spectrum["eigenvalues"], 1):
         row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
     return row
-
-
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a `metrics.jsonl` that can be read, and what is wrong with the others.
-
-    A process that was killed can leave half a line; resuming cuts it off.
-    """
-    if not path.exists():
-        return [], ""
-    rows, damaged = [], 0
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += 1
-    return rows, f"{damaged} damaged line(s) in {path.name}" if damaged else ""
 
 
 # -------------------------------------------------------------------------------------- grouping

@@ -37,7 +37,7 @@ from typing import IO, Any
 from experiments import density
 from experiments.config import UserError, nearest, read_yaml
 from experiments.network import can_connect, first_hop
-from experiments.record import best_row, read_json
+from experiments.record import best_row, read_json, read_metrics
 
 MODES = ("online", "offline", "disabled")
 PROJECT = "adahessian"
@@ -167,7 +167,7 @@ class Tracker:
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
         self.sent = self.run.starting_step - 1 if self.run.resumed else 0
-        for row in rows_of(self.directory):
+        for row in read_metrics(self.directory / "metrics.jsonl"):
             self._send(row)
         self._remove_older_records()
 
@@ -307,13 +307,6 @@ def describe(directory: Path, meta: dict[str, Any], config: dict[str, Any]) -> d
 def records(directory: Path) -> list[Path]:
     """wandb's own directories of a run, one for each session that has not been superseded."""
     return sorted((directory / "wandb").glob("*run-*-*"))
-
-
-def rows_of(directory: Path) -> list[dict[str, Any]]:
-    """The complete rows of a run's metrics; a kill, or a look while it trains, tears the last."""
-    path = directory / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 # ------------------------------------------------------------------------------------ wandb itself

@@ -13,7 +13,7 @@ from pathlib import Path
 from experiments import tracking
 from experiments.config import UserError
 from experiments.network import can_connect, first_hop
-from experiments.record import read_json
+from experiments.record import read_json, read_metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 def is_uploaded(run: Path) -> bool:
     """Whether an earlier session or upload of the run sent all its rows, to the last."""
-    marker, rows = run / "wandb" / "uploaded.json", tracking.rows_of(run)
+    marker, rows = run / "wandb" / "uploaded.json", read_metrics(run / "metrics.jsonl")
     return not rows or (marker.exists() and read_json(marker)["epochs"] >= rows[-1]["epoch"])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments import attempts
 from experiments.config import UserError, load
-from experiments.record import last_metrics, runs_root
+from experiments.record import read_metrics, runs_root
 from experiments.run import USER_ERROR
 from experiments.sweep import state
 from slurm import jobs
@@ -106,7 +106,8 @@ def _row(
             now = seen.state.split()[0].lower()
         elif job.cluster == "local" and now == "new" and jobs.local_job_runs(job):
             now = "queued"
-    config, last = load(path / "config.yaml"), last_metrics(path / "metrics.jsonl")
+    config = load(path / "config.yaml")
+    last = (read_metrics(path / "metrics.jsonl") or [{}])[-1]
     accuracy = last.get("test/accuracy")
     return Row(
         run=str(path.relative_to(root)),

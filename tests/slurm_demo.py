@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from slurm_cluster import Cluster, run  # noqa: E402
 
 from experiments import attempts, checkpoint  # noqa: E402
-from experiments.record import last_metrics, read_metrics, without_times  # noqa: E402
+from experiments.record import read_metrics, without_times  # noqa: E402
 from experiments.sweep import Run, expand  # noqa: E402
 from slurm.jobs import submitted  # noqa: E402
 
@@ -73,7 +73,7 @@ def table(runs: list[Run]) -> str:
     groups: dict[tuple, list[float]] = {}
     for one in runs:
         key = (one.settings["optimizer"], one.settings["optimizer.lr"])
-        last = last_metrics(one.directory.metrics_path)
+        last = read_metrics(one.directory.metrics_path)[-1]
         groups.setdefault(key, []).append(100 * last["test/accuracy"])
     lines = ["| optimizer | lr | test accuracy, % | n |", "|---|---|---|---|"]
     for (name, rate), values in groups.items():

@@ -8,8 +8,9 @@ import pytest
 from harness import finish_run, small_config
 
 from experiments.config import UserError
+from experiments.jsonlines import read_rows
 from experiments.record import RunDirectory
-from experiments.results import LEASE_SECONDS, read_results, read_rows
+from experiments.results import LEASE_SECONDS, read_results
 
 
 def tables(root):
