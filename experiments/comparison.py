@@ -147,9 +147,12 @@ def mean_interval(values: list[float]) -> tuple[float, float] | None:
 
 @dataclass
 class Curve:
-    """A metric over the epochs: mean and sample standard deviation over the runs that have it."""
+    """A metric over the epochs: mean and sample standard deviation over the runs that have it.
 
-    epochs: list[int]
+    Over a swept key (`experiments.sweep_report`) its values stand in for the epochs.
+    """
+
+    epochs: list[float]
     means: list[float]
     stds: list[float]  # 0 where a single run has the epoch
 

@@ -1,7 +1,8 @@
 """Tables, pictures and a page from the files of finished runs: `python -m experiments.report`.
 
 Prints one table per protocol (see `experiments.results`), writes them as `report/report.md` with
-a picture each below `RUNS_ROOT`, and everything as one page, `RUNS_ROOT/report.html`.
+a picture each below `RUNS_ROOT`, and everything as one page, `RUNS_ROOT/report.html`. Of a sweep it
+says which combination is best, and how every run is, those included that were never begun.
 """
 
 import argparse
@@ -9,15 +10,19 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import curve, mean_and_std, summarize
+from experiments import sweep, sweep_report
+from experiments.comparison import Curve, curve, mean_and_std, summarize
 from experiments.config import UserError
 from experiments.page import write_page
-from experiments.results import Results, Run, Table, read_results
+from experiments.results import Results, Table, read_results
+from experiments.sweep_report import SweepResults, read_sweep
 
 COLUMNS = ("optimizer", "n", "last epoch", "best epoch", "step ms", "x SGD", "paper")
+TICKS = 12  # values of a swept key that are all written on its axis
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,10 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.report", description=__doc__)
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--model", help="only this model, such as resnet20")
+    parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parsed = parser.parse_args(arguments)
     root = Path(os.environ.get("RUNS_ROOT") or "runs")
     try:
-        results = read_results(root, parsed.dataset, parsed.model)
+        if parsed.sweep and (parsed.dataset or parsed.model):
+            raise UserError("--sweep names its runs itself: leave out --dataset and --model")
+        results = (
+            read_sweep(sweep.find(parsed.sweep), root)
+            if parsed.sweep
+            else read_results(root, parsed.dataset, parsed.model)
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +64,62 @@ def cells(table: Table) -> list[tuple[str, ...]]:
     ]
 
 
+@dataclass
+class Part:
+    """What the terminal and the Markdown file show of one table.
+
+    Attributes:
+        lines: of the table, as text.
+        note: what the figures are.
+        picture: its file, where there is one.
+        states: how the runs are, where that is asked: state, directory, problem.
+        advice: what to do about the runs that are missing.
+    """
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    note: str
+    picture: Path | None
+    states: list[tuple[str, str, str]] = field(default_factory=list)
+    advice: str = ""
+
+    def markdown(self) -> str:
+        text = [
+            f"## {self.title}\n",
+            *_markdown_table(self.columns, self.lines),
+            f"\n{self.note}\n",
+        ]
+        if self.picture:
+            text.append(f"![{self.title}]({self.picture.name})\n")
+        if self.states:
+            text += [*_markdown_table(("state", "run", "problem"), self.states), ""]
+        return "\n".join([*text, *([f"{self.advice}\n"] if self.advice else [])])
+
+
+def parts(results: Results, folder: Path) -> list[Part]:
+    """The tables of the results as text, with a picture of each drawn into the folder."""
+    if isinstance(results, SweepResults):
+        return [_sweep_part(results, folder)]
+    return [
+        Part(table.title, COLUMNS, cells(table), caption(table),
+             draw(table, folder / f"{table.name}.png"))
+        for table in results.tables
+    ]  # fmt: skip
+
+
+def _sweep_part(results: SweepResults, folder: Path) -> Part:
+    states = [
+        (one.state, str(one.run.directory.path.relative_to(results.root)), one.problem)
+        for one in results.members
+    ]
+    return Part(
+        results.title, sweep_report.columns(results), sweep_report.rows(results),
+        sweep_report.note(results), draw_sweep(results, folder / f"sweep-{results.path.stem}.png"),
+        states, sweep_report.advice(results),
+    )  # fmt: skip
+
+
 def write_report(results: Results, folder: Path) -> None:
     """Print the tables; write them as Markdown, a picture of each, and the page."""
     from rich import box
@@ -64,19 +132,23 @@ def write_report(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     style = box.SIMPLE_HEAD
     markdown = ["# Report\n"]
-    for table in results.tables:
-        note = caption(table)
-        grid = Grid(*COLUMNS, title=escape(table.title), caption=note, box=style, pad_edge=False)
-        lines = cells(table)
+    for part in parts(results, folder):
+        title = escape(part.title)
+        grid = Grid(*part.columns, title=title, caption=part.note, box=style, pad_edge=False)
         for column in grid.columns[1:]:
-            column.justify, column.no_wrap = "right", True
-        for line in lines:
+            # What a sweep has besides, its keys and states, may need several lines.
+            column.justify, column.no_wrap = "right", column.header in COLUMNS
+        for line in part.lines:
             grid.add_row(*map(escape, line))
-        picture = draw(table, folder / f"{table.name}.png")
         console.print(grid)
-        console.print(f"picture: {picture}", soft_wrap=True)
-        markdown += [f"## {table.title}\n", _markdown(COLUMNS), _markdown(["---"] * len(COLUMNS))]
-        markdown += [*map(_markdown, lines), f"\n{note}\n\n![{table.title}]({picture.name})\n"]
+        for state, run, problem in part.states:
+            if state != "done":
+                console.print(f"{state}: {run} {problem}", markup=False, soft_wrap=True)
+        if part.advice:
+            console.print(part.advice, markup=False, soft_wrap=True)
+        if part.picture:
+            console.print(f"picture: {part.picture}", soft_wrap=True)
+        markdown.append(part.markdown())
     if results.left_out:
         console.print(results.left_out)
     (folder / "report.md").write_text("\n".join(markdown))
@@ -93,6 +165,10 @@ def _markdown(line: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |"
 
 
+def _markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    return [_markdown(columns), _markdown(["---"] * len(columns)), *map(_markdown, lines)]
+
+
 def draw(table: Table, path: Path) -> Path:
     """Training loss and test metric over the epochs: mean line, band of one std over seeds."""
     import matplotlib
@@ -106,8 +182,8 @@ def draw(table: Table, path: Path) -> Path:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=size, layout="constrained")
     for label, runs in table.groups.items():
         text = f"{label} (n={len(runs)})"
-        _curve(left, runs, "train/loss", 1, text)
-        _curve(right, runs, f"test/{headline}", table.scale, text)
+        _curve(left, curve(runs, "train/loss"), text)
+        _curve(right, curve(runs, f"test/{headline}", table.scale), text)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=f"test {headline}{' (%)' if percent else ''}")
     if percent:
@@ -121,10 +197,9 @@ def draw(table: Table, path: Path) -> Path:
     return path
 
 
-def _curve(axes: Any, runs: list[Run], key: str, scale: float, label: str) -> None:
-    mean = curve(runs, key, scale)
-    (line,) = axes.plot(mean.epochs, mean.means, label=label, linewidth=1.4)
-    if len(runs) > 1:
+def _curve(axes: Any, mean: Curve, label: str, marker: str = "") -> None:
+    (line,) = axes.plot(mean.epochs, mean.means, marker, label=label, linewidth=1.4, linestyle="-")
+    if any(mean.stds):
         low, high = mean.band()
         axes.fill_between(mean.epochs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
 
@@ -139,6 +214,86 @@ def _accuracy_limits(table: Table) -> tuple[float, float]:
     low, high = min(late), max(late)
     margin = max(high - low, 1.0)
     return max(0.0, low - margin), min(100.0, high + 0.5)
+
+
+def draw_sweep(results: SweepResults, path: Path) -> Path | None:
+    """The last epoch's test metric over one swept number, or over two keys; else no picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = sweep_report.by_optimizer(results)
+    if not groups or not (sweep_report.is_line(results) or sweep_report.is_map(results)):
+        return None
+    if sweep_report.is_line(results):
+        figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
+        _draw_lines(axes, results, groups)
+    else:
+        across = len(sweep_report.axis(results, results.keys[0]))
+        down = len(sweep_report.axis(results, results.keys[1]))
+        size = (len(groups) * max(3.2, 0.9 * across + 1.2) + 1, max(3.2, 0.55 * down + 1.8))
+        figure, panels = pyplot.subplots(1, len(groups), figsize=size, squeeze=False,
+                                         layout="constrained")  # fmt: skip
+        _draw_maps(figure, panels[0], results, groups)
+    figure.suptitle(results.title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path
+
+
+def _draw_lines(axes: Any, results: SweepResults, groups: dict[str, list[Any]]) -> None:
+    """A line with its spread per optimizer, the seeds as dots, a ring around the best mean."""
+    (key,) = results.keys
+    for place, (name, points) in enumerate(groups.items()):
+        _curve(axes, sweep_report.line(results, points), name, "o")
+        x, y = sweep_report.dots(results, points)
+        axes.plot(x, y, ".", color=f"C{place}", alpha=0.5, markersize=5)
+    best = results.best
+    axes.plot([best.values[key]], [sweep_report.mean(results, best)], "o", color="black",
+              fillstyle="none", markersize=13, label="best mean", linestyle="none")  # fmt: skip
+    if sweep_report.logarithmic(results):
+        axes.set_xscale("log")
+    values = sweep_report.axis(results, key)
+    if len(values) <= TICKS:
+        axes.set_xticks(values, map(str, values))
+        axes.minorticks_off()
+    axes.set(
+        xlabel=sweep_report.short(key), ylabel=f"last epoch, {results.tables[0].headline_title}"
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _draw_maps(figure: Any, panels: Any, results: SweepResults, groups: dict[str, Any]) -> None:
+    """A heat map per optimizer on common colors, the means written in, a frame on the best."""
+    first, second = results.keys
+    grids = {name: sweep_report.cells(results, points) for name, points in groups.items()}
+    for axes, (name, grid) in zip(panels, grids.items(), strict=True):
+        means = [[sweep_report.mean(results, point) for point in line] for line in grid]
+        low, high = sweep_report.limits(results)
+        image = axes.imshow(means, vmin=low, vmax=high, origin="lower", aspect="auto")
+        for row, line in enumerate(grid):
+            for column, point in enumerate(line):
+                if point is None:
+                    continue
+                pale = means[row][column] > (low + high) / 2
+                text = sweep_report.cell_text(results, point)
+                axes.text(column, row, text, ha="center", va="center", fontsize=8,
+                          color="black" if pale else "white")  # fmt: skip
+                if point is results.best:
+                    axes.add_patch(_frame(column, row))
+        for key, ticks in ((first, axes.set_xticks), (second, axes.set_yticks)):
+            values = sweep_report.axis(results, key)
+            ticks(range(len(values)), map(str, values))
+        axes.set(title=name, xlabel=sweep_report.short(first), ylabel=sweep_report.short(second))
+    figure.colorbar(image, ax=panels, label=f"last epoch, {results.tables[0].headline_title}")
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.47, row - 0.46), 0.94, 0.92, fill=False, edgecolor="red", lw=2)
 
 
 if __name__ == "__main__":

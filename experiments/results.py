@@ -145,6 +145,11 @@ class Table:
         return "%" if self.headline == "accuracy" else ""
 
     @property
+    def headline_title(self) -> str:
+        """The headline metric as an axis names it."""
+        return f"test {self.headline}{f' ({self.unit})' if self.unit else ''}"
+
+    @property
     def digits(self) -> int:
         """Decimals with which the headline metric is shown: about four significant digits."""
         return 2 if max(abs(self.scale * run.last()) for run in self.runs) >= 10 else 4
@@ -157,6 +162,15 @@ class Results:
     root: Path
     runs: list[Run] = field(default_factory=list)
     unreadable: dict[Path, str] = field(default_factory=dict)
+
+    def add(self, directory: Path) -> Run | None:
+        """Read a run's directory; what cannot be read is noted with the reason."""
+        try:
+            self.runs.append(run := read_run(directory))
+        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+            self.unreadable[directory] = f"{type(error).__name__}: {error}"
+            return None
+        return run
 
     def having(self, state: str) -> list[Run]:
         return [run for run in self.runs if run.state == state]
@@ -185,10 +199,7 @@ def read_results(root: Path, dataset: str | None = None, model: str | None = Non
     """
     results = Results(root)
     for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
-        try:
-            results.runs.append(read_run(meta_path.parent))
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-            results.unreadable[meta_path.parent] = f"{type(error).__name__}: {error}"
+        results.add(meta_path.parent)
     if not results.having("finished"):
         raise UserError(f"no finished run below {root} ({results.left_out or 'no run at all'})")
     return results

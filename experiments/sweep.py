@@ -29,11 +29,14 @@ from experiments.config import (
     Section,
     UserError,
     load,
+    nearest,
     read_yaml,
     resolve,
     validate,
 )
 from experiments.record import RunDirectory, runs_root
+
+FOLDER = Path(__file__).parent.parent / "configs" / "sweeps"
 
 State = Literal["done", "running", "stopped", "failed", "killed", "new"]
 
@@ -86,6 +89,22 @@ def is_sweep(path: str | Path) -> bool:
     path = Path(path)
     document = read_yaml(path.read_text()) if path.is_file() else None
     return isinstance(document, dict) and "config" in document
+
+
+def find(name: str) -> Path:
+    """The file of a sweep by its path, or by its name below `configs/sweeps/`.
+
+    Raises:
+        UserError: there is no such file, or it is no sweep.
+    """
+    files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = files.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"no sweep '{name}', neither a file nor below {FOLDER.name}/; "
+                        + nearest(name, files))  # fmt: skip
+    if not is_sweep(path):
+        raise UserError(f"{path} is no sweep: it has no `config`")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def expand(path: str | Path, root: Path | None = None) -> list[Run]:

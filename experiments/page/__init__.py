@@ -12,13 +12,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from experiments.page import comparisons, curvature, figures, provenance
+from experiments.page import comparisons, curvature, figures, provenance, sweeps
 from experiments.page.blocks import Figure, Section
 from experiments.record import git_state
 from experiments.results import Results
 
 SECTIONS: tuple[Callable[[Results], Iterator[Section]], ...] = (
     comparisons.overview,
+    sweeps.answer,
     comparisons.tables,
     curvature.spectra,
     provenance.runs,

@@ -25,7 +25,7 @@ def overview(results: Results) -> Iterator[Section]:
         section.blocks.append(Text(text, "warning"))
     if len(results.tables) == 1:
         section.blocks += _words(results.tables[0], summarize(results.tables[0]))
-    else:
+    elif results.tables:
         section.blocks.append(_overview_grid(results.tables))
     yield section
 

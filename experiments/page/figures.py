@@ -75,10 +75,6 @@ def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def headline_title(table: Table) -> str:
-    return f"test {table.headline}{f' ({table.unit})' if table.unit else ''}"
-
-
 # -------------------------------------------------------------------------------------- training
 
 
@@ -96,7 +92,7 @@ def seeds(table: Table) -> Any:
     rows = len(table.groups)
     height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
     plot = figure(
-        f"last epoch, {headline_title(table)}", "", height, hovermode="closest", showlegend=False
+        f"last epoch, {table.headline_title}", "", height, hovermode="closest", showlegend=False
     )
     names = []
     for place, (name, runs) in enumerate(table.groups.items()):
@@ -156,7 +152,7 @@ def curves(
 
 def headline(table: Table) -> Any:
     """The test metric over the epochs, with limits that show how the last epochs differ."""
-    plot = curves(table, f"test/{table.headline}", headline_title(table), scale=table.scale)
+    plot = curves(table, f"test/{table.headline}", table.headline_title, scale=table.scale)
     plot.update_yaxes(range=_late_limits(table))
     return plot
 
@@ -165,7 +161,7 @@ def headline_by_time(table: Table) -> Any:
     """The test metric over the time spent training, evaluation not counted."""
     longest = max(run.training_seconds() for run in table.runs)
     unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
-    plot = figure(f"training time per run ({unit})", headline_title(table), hovermode="closest")
+    plot = figure(f"training time per run ({unit})", table.headline_title, hovermode="closest")
     for place, (name, runs) in enumerate(table.groups.items()):
         mean = curve(runs, f"test/{table.headline}", table.scale)
         seconds = curve(runs, "time/epoch_seconds")

@@ -13,7 +13,10 @@ FOLD_FROM = 40  # rows from which the table of all runs is shown on demand only
 
 def runs(results: Results) -> Iterator[Section]:
     """What ran where and when, from which commit, and what did not come to its end."""
-    section = Section("Runs", [Text(_origin(results.having("finished")))])
+    if not results.runs:
+        return
+    finished = results.having("finished")
+    section = Section("Runs", [Text(_origin(finished))] if finished else [])
     dirty = sum(any(session.get("dirty") for session in _sessions(run)) for run in results.runs)
     if dirty:
         text = f"{dirty} run(s) had files that differed from their commit (dirty)."

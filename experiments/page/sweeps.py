@@ -1,0 +1,140 @@
+"""What a sweep answers: the best combination, the swept keys' effect, and how every run is."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from experiments import sweep_report
+from experiments.page import figures
+from experiments.page.blocks import Cell, Figure, Grid, Section, Text
+from experiments.results import Results
+from experiments.sweep_report import Point, SweepResults
+
+FOLD_FROM = 40  # runs from which the table of their states is shown on demand only
+
+
+def answer(results: Results) -> Iterator[Section]:
+    """The table over the swept keys, its plot and the state of every run of a sweep."""
+    if not isinstance(results, SweepResults):
+        return
+    section = Section(results.title, [_combinations(results), *_plots(results)])
+    if text := sweep_report.advice(results):
+        section.blocks.insert(0, Text(text, "warning"))
+    section.blocks.append(_states(results))
+    yield section
+
+
+def _combinations(results: SweepResults) -> Grid:
+    rows = []
+    for point, line in zip(results.points, sweep_report.rows(results), strict=True):
+        last = len(results.keys) + 2
+        rows.append(
+            [
+                line[0],
+                *(value if _is_number(value) else str(value) for value in point.values.values()),
+                len(point.finished),
+                Cell(line[last], sweep_report.mean(results, point)),
+                *line[last + 1 :],
+            ]
+        )
+    return Grid(sweep_report.note(results), sweep_report.columns(results), rows)
+
+
+def _states(results: SweepResults) -> Grid:
+    rows = [
+        [
+            str(one.run.directory.path.relative_to(results.root)),
+            point.label,
+            one.run.config.seed,
+            one.state,
+            one.problem,
+        ]
+        for point in results.points
+        for one in point.members
+    ]
+    columns = ("run", "combination", "seed", "state", "problem")
+    caption = "The sweep's runs; new: never begun, or waiting in a queue"
+    return Grid(caption, columns, rows, folded=len(rows) >= FOLD_FROM)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ----------------------------------------------------------------------------------------- plots
+
+
+def _plots(results: SweepResults) -> Iterator[Figure]:
+    groups = sweep_report.by_optimizer(results)
+    if not groups:
+        return
+    title = f"Last epoch: {results.tables[0].headline_title}"
+    if sweep_report.is_line(results):
+        note = "Line: mean; band: one sample standard deviation over the seeds; dots: the seeds; "
+        yield Figure(title, lines(results, groups), f"{note}ring: the best mean.")
+    elif sweep_report.is_map(results):
+        for name, points in groups.items():
+            note = "Mean over the seeds, n where some are missing; star: the best of all."
+            yield Figure(f"{title}: {name}", heat_map(results, points), note)
+
+
+def lines(results: SweepResults, groups: dict[str, list[Point]]) -> Any:
+    """The metric over the one swept key, a line per optimizer."""
+    (key,) = results.keys
+    plot = figures.figure(
+        figures.escaped(sweep_report.short(key)), results.tables[0].headline_title,
+        hovermode="closest",
+    )  # fmt: skip
+    for place, (name, points) in enumerate(groups.items()):
+        mean = sweep_report.line(results, points)
+        figures.add_line(plot, place, name, mean.epochs, mean)
+        x, y = sweep_report.dots(results, points)
+        plot.add_scatter(
+            x=x, y=y, mode="markers", showlegend=False, legendgroup=str(place),
+            marker={"color": figures.style(place)["color"], "size": 5, "opacity": 0.6},
+            text=[f"seed {run.meta['seed']}" for point in points for run in point.finished],
+            hovertemplate="%{text}: %{y:.4g}<extra></extra>",
+        )  # fmt: skip
+    best = results.best
+    plot.add_scatter(
+        x=[best.values[key]], y=[sweep_report.mean(results, best)], mode="markers",
+        name="best mean", hoverinfo="skip",
+        marker={"symbol": "circle-open", "size": 16, "color": figures.COLORS[3],
+                "line": {"width": 2}},
+    )  # fmt: skip
+    values = sweep_report.axis(results, key)
+    plot.update_xaxes(tickvals=values, ticktext=[str(value) for value in values])
+    if sweep_report.logarithmic(results):
+        plot.update_xaxes(type="log")
+    return plot
+
+
+def heat_map(results: SweepResults, points: list[Point]) -> Any:
+    """The metric over two swept keys for one optimizer; colors are common to all of them."""
+    first, second = results.keys
+    across, down = (
+        [figures.escaped(str(value)) for value in sweep_report.axis(results, key)]
+        for key in (first, second)
+    )
+    grid = sweep_report.cells(results, points)
+    low, high = sweep_report.limits(results)
+    plot = figures.figure(
+        figures.escaped(sweep_report.short(first)), figures.escaped(sweep_report.short(second)),
+        hovermode="closest", showlegend=False,
+    )  # fmt: skip
+    texts = [[_cell_text(results, point) for point in line] for line in grid]
+    plot.add_heatmap(
+        x=across, y=down, z=[[sweep_report.mean(results, point) for point in line] for line in grid],
+        zmin=low, zmax=high, colorscale="Viridis", text=texts, texttemplate="%{text}",
+        hoverongaps=False, hovertemplate="%{x}, %{y}: %{text}<extra></extra>",
+        colorbar={"thickness": 9, "outlinewidth": 0, "xpad": 4},
+    )  # fmt: skip
+    plot.update_xaxes(type="category")
+    plot.update_yaxes(type="category", showgrid=False)
+    return plot
+
+
+def _cell_text(results: SweepResults, point: Point | None) -> str:
+    if point is None:
+        return ""
+    text = sweep_report.cell_text(results, point).replace("\n", ", ")
+    return f"★ {text}" if point is results.best else text
