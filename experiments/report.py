@@ -72,8 +72,9 @@ class Part:
         lines: of the table, as text.
         note: what the figures are.
         picture: its file, where there is one.
-        states: how the runs are, where that is asked: state, directory, problem.
-        advice: what to do about the runs that are missing.
+        verdict: what is best in it, where the note does not say it all.
+        states: every run's state, name, directory and problem, where that is asked.
+        missing, command: how many runs are missing, and what sends them.
     """
 
     title: str
@@ -81,20 +82,24 @@ class Part:
     lines: Sequence[Sequence[str]]
     note: str
     picture: Path | None
-    states: list[tuple[str, str, str]] = field(default_factory=list)
-    advice: str = ""
+    verdict: str = ""
+    states: list[tuple[str, str, str, str]] = field(default_factory=list)
+    missing: str = ""
+    command: str = ""
 
     def markdown(self) -> str:
-        text = [
-            f"## {self.title}\n",
-            *_markdown_table(self.columns, self.lines),
-            f"\n{self.note}\n",
-        ]
+        text = [f"## {self.title}\n", *_markdown_table(self.columns, self.lines)]
+        text += [f"\n{self.note}\n"]
+        if self.verdict:
+            text.append(f"{self.verdict}\n")
         if self.picture:
             text.append(f"![{self.title}]({self.picture.name})\n")
+        if self.missing:
+            text.append(f"{self.missing}\n\n    {self.command}\n")
         if self.states:
-            text += [*_markdown_table(("state", "run", "problem"), self.states), ""]
-        return "\n".join([*text, *([f"{self.advice}\n"] if self.advice else [])])
+            headings = ("state", "run", "directory", "problem")
+            text += [*_markdown_table(headings, self.states), ""]
+        return "\n".join(text)
 
 
 def parts(results: Results, folder: Path) -> list[Part]:
@@ -109,15 +114,17 @@ def parts(results: Results, folder: Path) -> list[Part]:
 
 
 def _sweep_part(results: SweepResults, folder: Path) -> Part:
-    states = [
-        (one.state, str(one.run.directory.path.relative_to(results.root)), one.problem)
-        for one in results.members
-    ]
     return Part(
-        results.title, sweep_report.columns(results), sweep_report.rows(results),
-        sweep_report.note(results), draw_sweep(results, folder / f"sweep-{results.path.stem}.png"),
-        states, sweep_report.advice(results),
-    )  # fmt: skip
+        results.title,
+        sweep_report.columns(results),
+        sweep_report.rows(results),
+        sweep_report.caption(results),
+        draw_sweep(results, folder / f"sweep-{results.path.stem}.png"),
+        sweep_report.verdict(results),
+        sweep_report.states(results),
+        sweep_report.advice(results),
+        results.command,
+    )
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -141,11 +148,14 @@ def write_report(results: Results, folder: Path) -> None:
         for line in part.lines:
             grid.add_row(*map(escape, line))
         console.print(grid)
-        for state, run, problem in part.states:
+        if part.verdict:
+            console.print(part.verdict, markup=False)
+        for state, run, place, problem in part.states:
             if state != "done":
-                console.print(f"{state}: {run} {problem}", markup=False, soft_wrap=True)
-        if part.advice:
-            console.print(part.advice, markup=False, soft_wrap=True)
+                text = f"{state}: {run} ({place}){f': {problem}' if problem else ''}"
+                console.print(text, markup=False, soft_wrap=True)
+        if part.missing:
+            console.print(f"{part.missing}\n  {part.command}", markup=False, soft_wrap=True)
         if part.picture:
             console.print(f"picture: {part.picture}", soft_wrap=True)
         markdown.append(part.markdown())

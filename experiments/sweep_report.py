@@ -17,6 +17,7 @@ from experiments.comparison import CONFIDENCE, Curve, compare, mean_and_std, std
 from experiments.config import signature
 from experiments.results import Results, Run, Table, flatten
 
+BEST = "★"
 LOGARITHMIC_FROM = 10  # largest value by smallest, from which an axis is logarithmic
 
 
@@ -177,8 +178,18 @@ def _member(run: sweep.Run, results: Results) -> Member:
 # ------------------------------------------------------------------------------------- the table
 
 
+def states(results: SweepResults) -> list[tuple[str, str, str, str]]:
+    """State, combination, directory and problem of every run, in the file's order."""
+    return [
+        (one.state, f"{point.label}, seed {one.run.config.seed}",
+         str(one.run.directory.path.relative_to(results.root)), one.problem)
+        for point in results.points
+        for one in point.members
+    ]  # fmt: skip
+
+
 def columns(results: SweepResults) -> list[str]:
-    return ["optimizer", *map(short, results.keys), "n", "last epoch", "", "runs"]
+    return ["optimizer", *map(short, results.keys), "n", "last epoch", "best", "runs"]
 
 
 def rows(results: SweepResults) -> list[list[str]]:
@@ -189,7 +200,7 @@ def rows(results: SweepResults) -> list[list[str]]:
             *map(str, point.values.values()),
             str(len(point.finished)),
             measured(results, point),
-            "best" if point is results.best else "",
+            BEST if point is results.best else "",
             point.states,
         ]
         for point in results.points
@@ -202,35 +213,39 @@ def measured(results: SweepResults, point: Point) -> str:
     return mean_and_std(results.tables[0], values) if values else ""
 
 
-def note(results: SweepResults) -> str:
-    """What the figures are, and how much the best row is worth."""
-    if not results.tables or results.best is None:
-        return "No run is finished yet."
+def caption(results: SweepResults) -> str:
+    """What the figures are."""
+    if not results.tables:
+        return "No run is finished yet"
     (table,) = results.tables
     unit = f", {table.unit}" if table.unit else ""
-    text = f"test {table.headline}{unit}, last epoch: mean ± sample std over n seeds"
+    return f"test {table.headline}{unit}, last epoch: mean ± sample std over n seeds"
+
+
+def verdict(results: SweepResults) -> str:
+    """What the mark of the best combination is worth; nothing where there is no choice."""
+    if results.best is None or len(results.tables[0].groups) == 1:
+        return ""
+    (table,) = results.tables
     _, others = compare(table)
-    if not others:
-        return text
     ahead = sum(other.certain for other in others)
-    text += (
-        f". best: of {len(others) + 1} combinations with results, by this mean; as the best of "
-        f"many it flatters itself, and new seeds would tell by how much. Certainly ahead "
-        f"({CONFIDENCE:.0%}, all pairs at once) of {ahead} of the other {len(others)}"
+    text = (
+        f"{BEST} {results.best.label}: best of {len(others) + 1} combinations by the mean test "
+        f"{table.headline} of the last epoch. It was chosen among many by the same runs, so its "
+        "mean is flattered: new seeds tell by how much. It is ahead for certain "
+        f"({CONFIDENCE:.0%}, all pairs at once) of {ahead} of the other {len(others)}."
     )
-    if not results.best.complete:
-        text += f". The best is incomplete ({results.best.states}): what failed is not in its mean"
-    return text
+    if results.best.complete:
+        return text
+    return f"{text} It is incomplete ({results.best.states}): only what is done is in its mean."
 
 
 def advice(results: SweepResults) -> str:
-    """How many runs are missing and what sends them; nothing where none are."""
+    """How many runs are missing, as what `results.command` sends; nothing where none are."""
     if not results.missing:
         return ""
     count = f"{len(results.missing)} of {len(results.members)} runs"
-    return (
-        f"{count} are missing; this sends them (`--profile slurm`: to a cluster): {results.command}"
-    )
+    return f"{count} are missing; this sends them (--profile slurm: to a cluster):"
 
 
 # --------------------------------------------------------------------------------------- the plot

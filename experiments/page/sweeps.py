@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from markupsafe import Markup
+
 from experiments import sweep_report
 from experiments.page import figures
 from experiments.page.blocks import Cell, Figure, Grid, Section, Text
@@ -16,11 +18,14 @@ def answer(results: Results) -> Iterator[Section]:
     """The table over the swept keys, its plot and the state of every run of a sweep."""
     if not isinstance(results, SweepResults):
         return
-    section = Section(results.title, [_combinations(results), *_plots(results)])
-    if text := sweep_report.advice(results):
-        section.blocks.insert(0, Text(text, "warning"))
-    section.blocks.append(_states(results))
-    yield section
+    texts = []
+    if missing := sweep_report.advice(results):
+        text = Markup("{} <code>{}</code>").format(missing, results.command)
+        texts.append(Text(text, "warning"))
+    if verdict := sweep_report.verdict(results):
+        texts.append(Text(verdict))
+    blocks = [*texts, _combinations(results), *_plots(results), _states(results)]
+    yield Section(results.title, blocks)
 
 
 def _combinations(results: SweepResults) -> Grid:
@@ -36,23 +41,14 @@ def _combinations(results: SweepResults) -> Grid:
                 *line[last + 1 :],
             ]
         )
-    return Grid(sweep_report.note(results), sweep_report.columns(results), rows)
+    return Grid(sweep_report.caption(results), sweep_report.columns(results), rows)
 
 
 def _states(results: SweepResults) -> Grid:
-    rows = [
-        [
-            str(one.run.directory.path.relative_to(results.root)),
-            point.label,
-            one.run.config.seed,
-            one.state,
-            one.problem,
-        ]
-        for point in results.points
-        for one in point.members
-    ]
-    columns = ("run", "combination", "seed", "state", "problem")
+    rows = [[run, place, state, problem] for state, run, place, problem in
+            sweep_report.states(results)]  # fmt: skip
     caption = "The sweep's runs; new: never begun, or waiting in a queue"
+    columns = ("run", "directory", "state", "problem")
     return Grid(caption, columns, rows, folded=len(rows) >= FOLD_FROM)
 
 
@@ -121,10 +117,11 @@ def heat_map(results: SweepResults, points: list[Point]) -> Any:
         figures.escaped(sweep_report.short(first)), figures.escaped(sweep_report.short(second)),
         hovermode="closest", showlegend=False,
     )  # fmt: skip
+    means = [[sweep_report.mean(results, point) for point in line] for line in grid]
     texts = [[_cell_text(results, point) for point in line] for line in grid]
     plot.add_heatmap(
-        x=across, y=down, z=[[sweep_report.mean(results, point) for point in line] for line in grid],
-        zmin=low, zmax=high, colorscale="Viridis", text=texts, texttemplate="%{text}",
+        x=across, y=down, z=means, zmin=low, zmax=high, colorscale="Viridis",
+        text=texts, texttemplate="%{text}",
         hoverongaps=False, hovertemplate="%{x}, %{y}: %{text}<extra></extra>",
         colorbar={"thickness": 9, "outlinewidth": 0, "xpad": 4},
     )  # fmt: skip
@@ -137,4 +134,4 @@ def _cell_text(results: SweepResults, point: Point | None) -> str:
     if point is None:
         return ""
     text = sweep_report.cell_text(results, point).replace("\n", ", ")
-    return f"★ {text}" if point is results.best else text
+    return f"{sweep_report.BEST} {text}" if point is results.best else text
