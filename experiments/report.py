@@ -287,10 +287,9 @@ def _draw_maps(figure: Any, panels: Any, results: SweepResults, groups: dict[str
             for column, point in enumerate(line):
                 if point is None:
                     continue
-                pale = means[row][column] > (low + high) / 2
+                ink = sweep_report.ink(means[row][column], (low, high)) or "black"
                 text = sweep_report.cell_text(results, point)
-                axes.text(column, row, text, ha="center", va="center", fontsize=8,
-                          color="black" if pale else "white")  # fmt: skip
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
                 if point is results.best:
                     axes.add_patch(_frame(column, row))
         for key, ticks in ((first, axes.set_xticks), (second, axes.set_yticks)):

@@ -4,6 +4,7 @@ A combination of the swept keys is a `Point`, and its seeds are its runs: those 
 begun are there too. `SweepResults` is what every report takes, with one table for the sweep.
 """
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -281,18 +282,17 @@ def axis(results: SweepResults, key: str) -> list[Any]:
 
 
 def by_optimizer(results: SweepResults) -> dict[str, list[Point]]:
-    """The points that have results."""
+    """The points of each optimizer that has a result; those without one are gaps."""
     groups: dict[str, list[Point]] = {}
     for point in results.points:
-        if point.finished:
-            groups.setdefault(point.optimizer, []).append(point)
-    return groups
+        groups.setdefault(point.optimizer, []).append(point)
+    return {name: points for name, points in groups.items() if any(p.finished for p in points)}
 
 
 def line(results: SweepResults, points: list[Point]) -> Curve:
     """Mean and spread of the last epoch over the one swept key."""
     (key,), scale = results.keys, results.tables[0].scale
-    points = sorted(points, key=lambda point: point.values[key])
+    points = sorted((p for p in points if p.finished), key=lambda point: point.values[key])
     values = [[scale * run.last() for run in point.finished] for point in points]
     spread = [std(v) if len(v) > 1 else 0.0 for v in values]
     return Curve([p.values[key] for p in points], [statistics.mean(v) for v in values], spread)
@@ -311,7 +311,7 @@ def cells(results: SweepResults, points: list[Point]) -> list[list[Point | None]
 def mean(results: SweepResults, point: Point | None) -> float:
     """The mean of the last epoch as shown; nan where there is no result."""
     if point is None or not point.finished:
-        return float("nan")
+        return math.nan
     return results.tables[0].scale * statistics.mean(run.last() for run in point.finished)
 
 
@@ -329,8 +329,15 @@ def limits(results: SweepResults) -> tuple[float, float]:
 
 
 def cell_text(results: SweepResults, point: Point) -> str:
-    """What stands in a heat map's cell: the mean, and n where seeds are missing."""
+    """What stands in a heat map's cell: the mean, and n where seeds are missing, or the states."""
     if not point.finished:
-        return point.states
+        return point.states.replace(", ", "\n")
     text = f"{mean(results, point):.{results.tables[0].digits}f}"
     return text if point.complete else f"{text}\nn = {len(point.finished)}"
+
+
+def ink(value: float, limits: tuple[float, float]) -> str:
+    """The color of a text that can be read on a cell of a heat map; nothing on a gap."""
+    if math.isnan(value):
+        return ""
+    return "black" if value >= statistics.mean(limits) else "white"

@@ -12,6 +12,7 @@ from experiments.results import Results
 from experiments.sweep_report import Point, SweepResults
 
 FOLD_FROM = 40  # runs from which the table of their states is shown on demand only
+TEXT_LIMIT = 8  # columns of a heat map with texts in its cells; beyond, the pointer reads values
 
 
 def answer(results: Results) -> Iterator[Section]:
@@ -69,7 +70,7 @@ def _plots(results: SweepResults) -> Iterator[Figure]:
         yield Figure(title, lines(results, groups), f"{note}ring: the best mean.")
     elif sweep_report.is_map(results):
         for name, points in groups.items():
-            note = "Mean over the seeds, n where some are missing; star: the best of all."
+            note = "Mean over the seeds, n where some are missing; gaps: no result; star: the best."
             yield Figure(f"{title}: {name}", heat_map(results, points), note)
 
 
@@ -118,20 +119,39 @@ def heat_map(results: SweepResults, points: list[Point]) -> Any:
         hovermode="closest", showlegend=False,
     )  # fmt: skip
     means = [[sweep_report.mean(results, point) for point in line] for line in grid]
-    texts = [[_cell_text(results, point) for point in line] for line in grid]
     plot.add_heatmap(
-        x=across, y=down, z=means, zmin=low, zmax=high, colorscale="Viridis",
-        text=texts, texttemplate="%{text}",
-        hoverongaps=False, hovertemplate="%{x}, %{y}: %{text}<extra></extra>",
+        x=across, y=down, z=means, zmin=low, zmax=high, colorscale="Viridis", hoverongaps=False,
+        hovertemplate="%{x}, %{y}: %{z:.4g}<extra></extra>",
         colorbar={"thickness": 9, "outlinewidth": 0, "xpad": 4},
     )  # fmt: skip
+    if len(across) <= TEXT_LIMIT:
+        _add_texts(plot, results, grid, (across, down))
     plot.update_xaxes(type="category")
     plot.update_yaxes(type="category", showgrid=False)
     return plot
 
 
-def _cell_text(results: SweepResults, point: Point | None) -> str:
-    if point is None:
-        return ""
-    text = sweep_report.cell_text(results, point).replace("\n", ", ")
+def _add_texts(
+    plot: Any, results: SweepResults, grid: list[list[Point | None]], names: tuple[list, list]
+) -> None:
+    """Write into the cells; a heat map's own texts leave out the gaps, and why they are there."""
+    limits = sweep_report.limits(results)
+    cells = [
+        (names[0][column], names[1][row], point)
+        for row, line in enumerate(grid)
+        for column, point in enumerate(line)
+        if point is not None
+    ]
+    for gaps in (False, True):
+        chosen = [cell for cell in cells if (not cell[2].finished) == gaps]
+        inks = [sweep_report.ink(sweep_report.mean(results, p), limits) for _, _, p in chosen]
+        plot.add_scatter(
+            x=[x for x, _, _ in chosen], y=[y for _, y, _ in chosen], mode="text",
+            text=[_cell_text(results, point) for _, _, point in chosen], hoverinfo="skip",
+            textfont={"size": 10} if gaps else {"size": 10, "color": inks},  # gaps: the page's
+        )  # fmt: skip
+
+
+def _cell_text(results: SweepResults, point: Point) -> str:
+    text = sweep_report.cell_text(results, point).replace("\n", "<br>")
     return f"{sweep_report.BEST} {text}" if point is results.best else text
