@@ -103,7 +103,7 @@ figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and 
 landscape-search: setup ## Repeat the search for the settings on Rosenbrock's and Rastrigin's function
 	$(PY) -m experiments.landscapes.search
 
-report: setup ## Tables, pictures and a page (report.html) of all runs, from their files
+report: setup ## Tables, pictures and a page (report.html) of all runs, or of ARGS="--sweep NAME"
 	@$(PY) -m experiments.report $(ARGS)
 
 wandb-sync: setup ## Upload to wandb what it does not have of the runs yet
