@@ -208,7 +208,7 @@ def draw(table: Table, path: Path) -> Path:
 
 
 def _curve(axes: Any, mean: Curve, label: str, marker: str = "") -> None:
-    (line,) = axes.plot(mean.epochs, mean.means, marker, label=label, linewidth=1.4, linestyle="-")
+    (line,) = axes.plot(mean.epochs, mean.means, marker=marker, label=label, linewidth=1.4)
     if any(mean.stds):
         low, high = mean.band()
         axes.fill_between(mean.epochs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
