@@ -6,11 +6,13 @@ import shutil
 import time
 
 import pytest
-from harness import finish_run, small_config
+from harness import DIGITS, finish_run, small_config
 from page_runs import write_hostile_run, write_runs
 
 from experiments.page import write_page
 from experiments.results import read_results
+from experiments.sweep import expand
+from experiments.sweep_report import read_sweep
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +116,22 @@ def test_all_plots_are_drawn_and_name_their_axes(visit, report):
     drawn = " ".join(page.locator(".plot").all_inner_texts())
     for title in ("test accuracy (%)", "training loss", "trace (loss / parameter²)", "negative"):
         assert title in drawn
+
+
+@pytest.mark.parametrize("values", ["[0.1, 0.01]", "[0.1, 0.01], batch_size: [32, 64]"])
+def test_a_sweep_is_drawn_over_its_keys(values, visit, tmp_path):
+    """One key as lines, two as heat maps; the last combination was never begun."""
+    path = tmp_path / "rates.yaml"
+    grid = f"grid: {{optimizer: [sgd, adam], optimizer.lr: {values}}}"
+    path.write_text(f"config: {DIGITS}\nset: {{model.depth: 8}}\n{grid}\n")
+    for run in expand(path, tmp_path)[:-1]:
+        finish_run(tmp_path, run.config, [0.5])
+    page = visit(write_page(read_sweep(path, tmp_path), tmp_path / "report.html"), **PHONE)
+    read_through(page)
+    drawn = " ".join(page.locator("#sweep-rates .plot").all_inner_texts())
+    assert "lr" in drawn and "0.01" in drawn
+    assert ("1 new" in drawn and "★ 50.00" in drawn) == ("batch_size" in values)
+    assert page.get_by_text("1 of").is_visible(), "how many runs are missing"
 
 
 def test_plots_wait_until_they_are_near(visit, report):

@@ -11,7 +11,7 @@ from experiments.page.blocks import Cell, Figure, Grid, Section, Text
 from experiments.results import Results
 from experiments.sweep_report import Point, SweepResults
 
-FOLD_FROM = 40  # runs from which the table of their states is shown on demand only
+FOLD_FROM = 20  # runs from which the table of their states is shown on demand only
 TEXT_LIMIT = 8  # columns of a heat map with texts in its cells; beyond, the pointer reads values
 
 
