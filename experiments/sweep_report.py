@@ -144,7 +144,8 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
     for run, known in zip(runs, values, strict=True):
         swept = {key: known[key] for key in results.keys}
         name = run.config.optimizer_name
-        label = " ".join([name, *(f"{short(key)}={value}" for key, value in swept.items())])
+        words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
+        label = " ".join([name, *words])
         point = points.setdefault(signature(run.config), Point(label, name, swept, []))
         point.members.append(_member(run, results))
     results.points = list(points.values())
