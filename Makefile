@@ -112,8 +112,9 @@ wandb-sync: setup ## Upload to wandb what it does not have of the runs yet
 dashboard: setup ## The runs side by side: on wandb with a key, else in the terminal
 	@$(PY) -m experiments.dashboard
 
+# What depends on clusters, signals and servers gets a second chance; -ra names what took it.
 test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -m 'not slow' --reruns 2 --reruns-delay 2
 
 # The report page's tests look at it in a browser. On other systems than Debian's: install one.
 browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing where there is one
@@ -121,7 +122,6 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 		echo 'No Chromium: the tests that need a browser will say so.'
 
-# What depends on clusters, signals and other people's servers gets a second chance; -ra names it.
 test-all: test browser ## The test suite, and the slow tests after it (35 minutes more)
 	$(PY) -m pytest -m slow --reruns 2 --reruns-delay 5
 

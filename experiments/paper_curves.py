@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.config import UserError, load, resolve
-from experiments.record import RunDirectory, read_metrics
+from experiments.jsonlines import read_rows
+from experiments.record import RunDirectory
 
 REPOSITORY = Path(__file__).parent.parent
 CURVES = Path(__file__).parent / "paper_figures"
@@ -82,9 +83,9 @@ def our_curves(runs: list[list[dict]], quantity: str) -> list[Curve]:
 
 
 def _rows(path: Path) -> list[dict]:
-    try:
-        return read_metrics(path)
-    except (OSError, ValueError) as error:
+    rows, problem = read_rows(path)
+    if problem:
         raise UserError(
-            f"{path} cannot be read ({error}); remove {path.parent} to train this run anew"
-        ) from None
+            f"{path} cannot be read ({problem}); remove {path.parent} to train this run anew"
+        )
+    return rows
