@@ -1,7 +1,7 @@
 """The optimizer against the dense float64 oracle, its edge cases, and its peers' known failures.
 
-"Regression:" names a published implementation that fails the test (repositories as in the README's
-comparison table).
+"Regression:" names a published implementation that fails the test (repositories as in
+docs/implementations.md).
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The README's table of implementations, checked against the packages that can be installed.
+"""The table of docs/implementations.md, checked against the packages that can be installed.
 
 The loss has a diagonal Hessian, where z · Hz is the diagonal whatever the probe: so theirs and ours
 can be compared although they draw different probes.
