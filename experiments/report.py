@@ -192,8 +192,8 @@ def draw(table: Table, path: Path) -> Path:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=size, layout="constrained")
     for label, runs in table.groups.items():
         text = f"{label} (n={len(runs)})"
-        _curve(left, curve(runs, "train/loss"), text)
-        _curve(right, curve(runs, f"test/{headline}", table.scale), text)
+        draw_curve(left, curve(runs, "train/loss"), text)
+        draw_curve(right, curve(runs, f"test/{headline}", table.scale), text)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=f"test {headline}{' (%)' if percent else ''}")
     if percent:
@@ -207,8 +207,12 @@ def draw(table: Table, path: Path) -> Path:
     return path
 
 
-def _curve(axes: Any, mean: Curve, label: str, marker: str = "") -> None:
-    (line,) = axes.plot(mean.epochs, mean.means, marker=marker, label=label, linewidth=1.4)
+def draw_curve(
+    axes: Any, mean: Curve, label: str, marker: str = "", color: str | None = None
+) -> None:
+    """A line of means with a band of one standard deviation."""
+    style = {"marker": marker, "color": color, "linewidth": 1.4}
+    (line,) = axes.plot(mean.epochs, mean.means, label=label, **style)
     if any(mean.stds):
         low, high = mean.band()
         axes.fill_between(mean.epochs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
@@ -256,7 +260,7 @@ def _draw_lines(axes: Any, results: SweepResults, groups: dict[str, list[Any]]) 
     """A line with its spread per optimizer, the seeds as dots, a ring around the best mean."""
     (key,) = results.keys
     for place, (name, points) in enumerate(groups.items()):
-        _curve(axes, sweep_report.line(results, points), name, "o")
+        draw_curve(axes, sweep_report.line(results, points), name, "o")
         x, y = sweep_report.dots(results, points)
         axes.plot(x, y, ".", color=f"C{place}", alpha=0.5, markersize=5)
     best = results.best

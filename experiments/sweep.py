@@ -118,10 +118,14 @@ def expand(path: str | Path, root: Path | None = None) -> list[Run]:
         UserError: naming the file and the key, or the combination, that is wrong.
     """
     path = Path(path)
-    root = root or runs_root()
     if not path.is_file():
         raise UserError(f"no sweep file {path}")
-    sweep: Sweep = validate(Sweep, read_yaml(path.read_text()), path)
+    return runs_of(validate(Sweep, read_yaml(path.read_text()), path), path, root)
+
+
+def runs_of(sweep: Sweep, path: Path, root: Path | None = None) -> list[Run]:
+    """All runs of a sweep that stands in a file; see `expand`."""
+    root = root or runs_root()
     seeds = parse_seeds(sweep.seeds) if isinstance(sweep.seeds, str) else sweep.seeds
     runs: dict[Path, Run] = {}
     for settings in combinations(sweep):

@@ -147,7 +147,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
         label = " ".join([name, *words])
         point = points.setdefault(signature(run.config), Point(label, name, swept, []))
-        point.members.append(_member(run, results))
+        point.members.append(member(run, results))
     results.points = list(points.values())
     return results
 
@@ -165,7 +165,8 @@ def _effective(run: sweep.Run, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def _member(run: sweep.Run, results: Results) -> Member:
+def member(run: sweep.Run, results: Results) -> Member:
+    """Read one run of a sweep into the results, if it was begun."""
     path, state = run.directory.path, run.state
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:

@@ -1,0 +1,127 @@
+"""A table of the paper: `python -m experiments.paper_table NAME [--dataset DATASET]`.
+
+Prints the paper's figures, which runs there are and how to get the others, and then ours: mean and
+spread, differences with intervals and verdicts, costs, and where the figures come from. Writes the
+same as Markdown, LaTeX, a page and a picture below `RUNS_ROOT/report/`. Nothing is trained.
+"""
+
+import argparse
+import base64
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from experiments import page, paper_table_pictures
+from experiments import paper_table_results as tables_of
+from experiments.config import UserError
+from experiments.page.blocks import Grid, Section, Text
+from experiments.paper_table_results import TableResults
+from experiments.paper_table_schema import find, names
+from experiments.tables import Table, latex, make_console, show
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.paper_table", description=__doc__)
+    parser.add_argument("name", help=f"{', '.join(names())}, or a YAML file")
+    parser.add_argument("--dataset", help="where; default: the paper's, with its figures beside")
+    parsed = parser.parse_args(arguments)
+    try:
+        results = tables_of.read(find(parsed.name, parsed.dataset))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write(results, results.request.root / "report")
+    return 0
+
+
+def write(results: TableResults, folder: Path) -> None:
+    """Print a table with everything that belongs to it; write it in all formats."""
+    request = results.request
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{request.name}-{request.dataset}"
+    (of_paper, existing, *ours) = tables_of.tables(results)
+    commands, source = tables_of.commands(results), tables_of.provenance(results)
+    picture = paper_table_pictures.draw(results, path.with_suffix(".png"))
+
+    console = make_console()
+    console.print(f"{request.title}\n", markup=False, style="bold")
+    if request.table.note:
+        console.print(f"{request.table.note}\n", markup=False)
+    show([of_paper, existing], console)
+    for command in commands:
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+    console.print()
+    show(ours, console)
+    if source:
+        console.print(source, markup=False)
+    path.with_suffix(".md").write_text(_markdown(results, picture))
+    path.with_suffix(".tex").write_text(_latex(results))
+    path.with_suffix(".html").write_text(
+        page.render(request.root.resolve().name, [section(results, picture)]), encoding="utf-8"
+    )
+    written = [f"{path}{ending}" for ending in (".md", ".tex", ".html")]
+    console.print(f"written: {', '.join([*written, *([str(picture)] if picture else [])])}",
+                  markup=False, soft_wrap=True)  # fmt: skip
+
+
+def _markdown(results: TableResults, picture: Path | None) -> str:
+    (of_paper, existing, *ours) = tables_of.tables(results)
+    request = results.request
+    parts = [f"## {request.title}\n"]
+    if request.table.note:
+        parts.append(f"{request.table.note}\n")
+    parts += [of_paper.markdown(), existing.markdown()]
+    parts += [f"    {command}" for command in tables_of.commands(results)] + [""]
+    parts += [table.markdown() for table in ours]
+    if picture:
+        parts.append(f"![{request.title}]({picture.name})\n")
+    if source := tables_of.provenance(results):
+        parts.append(f"{source}\n")
+    return "\n".join(parts)
+
+
+def _latex(results: TableResults) -> str:
+    """Tables to be included in a document; what is missing is no part of them."""
+    (of_paper, _, *ours) = tables_of.tables(results)
+    request = results.request
+    head = [f"% {request.title}", "% needs \\usepackage{booktabs}", ""]
+    text = " ".join(part for part in (request.table.note, tables_of.provenance(results)) if part)
+    parts = [table.latex() for table in (of_paper, *ours)]
+    return "\n".join([*head, *parts, *([latex(text), ""] if text else [])])
+
+
+def section(results: TableResults, picture: Path | None) -> Section:
+    """The table as a section of a page."""
+    (of_paper, existing, *ours) = tables_of.tables(results)
+    made = Section(results.request.title)
+    if results.request.table.note:
+        made.blocks.append(Text(results.request.table.note))
+    made.blocks += [*_blocks(of_paper), *_blocks(existing)]
+    for command in tables_of.commands(results):
+        made.blocks.append(Text(Markup("<code>{}</code>").format(command)))
+    if picture:
+        made.blocks.append(Text(_image(picture, results.request.title)))
+    for table in ours:
+        made.blocks += _blocks(table)
+    if source := tables_of.provenance(results):
+        made.blocks.append(Text(source, "note"))
+    return made
+
+
+def _blocks(table: Table) -> list[Grid | Text]:
+    return [Grid(table.title, table.columns, table.rows), Text(table.note, "note")]
+
+
+def _image(picture: Path, title: str) -> Markup:
+    """A picture inside of the page, which loads nothing."""
+    data = base64.b64encode(picture.read_bytes()).decode()
+    tag = '<img alt="{}" style="max-width: 100%" src="data:image/png;base64,{}">'
+    return Markup(tag).format(title, data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

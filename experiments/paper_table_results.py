@@ -1,0 +1,406 @@
+"""What our runs say to a table of the paper: means, differences with intervals, costs, verdicts.
+
+The unit is the seed; runs below `RUNS_ROOT` and the committed ones (`experiments.export`) count
+alike, a run that is in both once. The last epoch is what is judged: the best one is chosen on the
+test set. Everything that the reports show is made here, as `experiments.tables.Table`.
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from experiments import export
+from experiments.comparison import CONFIDENCE, Sample, judgement, welch
+from experiments.paper_table_schema import FOLDER, Cell, PaperValue, Request
+from experiments.record import RunDirectory
+from experiments.results import Results, Run
+from experiments.sweep_report import Member, member
+from experiments.tables import Table
+
+PERCENT = 100  # the tables' metric is the accuracy
+COMMITTED = "in results/"
+HAVE = ("done", COMMITTED, export.DIVERGED)
+NO_INTERVAL = "no interval is possible"
+
+
+@dataclass
+class Found:
+    """A cell of the table with what is there of its runs.
+
+    Attributes:
+        label: of its line.
+        members: one per seed; beside the states of a sweep, `COMMITTED` and "diverged".
+    """
+
+    cell: Cell
+    label: str
+    members: list[Member]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [m.record for m in self.members if m.record and m.state in ("done", COMMITTED)]
+
+    @property
+    def diverged(self) -> int:
+        return sum(one.state == export.DIVERGED for one in self.members)
+
+    @property
+    def last(self) -> list[float]:
+        return [PERCENT * run.last() for run in self.finished]
+
+    @property
+    def best(self) -> list[float]:
+        return [PERCENT * run.best() for run in self.finished]
+
+    @property
+    def states(self) -> str:
+        """How many runs have a result, and how the others are."""
+        have = sum(one.state in HAVE for one in self.members)
+        others = Counter(one.state for one in self.members if one.state not in HAVE)
+        words = ", ".join(f"{count} {state}" for state, count in others.items())
+        return f"{have} of {len(self.members)}{f' ({words})' if words else ''}"
+
+    @property
+    def divergence(self) -> str:
+        return f"diverges ({self.diverged} of {len(self.members)})" if self.diverged else ""
+
+    def shown(self, values: list[float]) -> str:
+        """Mean and spread; what diverged is in words, never in the mean."""
+        parts = [measured(values) if values else "", self.divergence]
+        return "; ".join(part for part in parts if part)
+
+    @property
+    def machines(self) -> set[tuple]:
+        return {(s.get("device"), s.get("threads")) for s in sessions(self.finished)}
+
+
+@dataclass
+class TableResults:
+    """A table on one data set with what is there of it."""
+
+    request: Request
+    found: list[Found] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> dict[str, list[Found]]:
+        blocks: dict[str, list[Found]] = {}
+        for one in self.found:
+            blocks.setdefault(one.cell.block, []).append(one)
+        return blocks
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for one in self.found for member in one.members]
+
+    @property
+    def missing(self) -> list[RunDirectory]:
+        """What has to be trained: neither there nor being trained nor known to diverge."""
+        states = (*HAVE, "running")
+        return [one.run.directory for one in self.members if one.state not in states]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for one in self.found for run in one.finished]
+
+
+def read(request: Request) -> TableResults:
+    """Read what there is of a table, below its root and in `results/`.
+
+    Raises:
+        UserError: a configuration of the table, or a file in `results/`, is wrong.
+    """
+    live, committed = Results(request.root), export.read(export.FOLDER, request.root)
+    results = TableResults(request)
+    for cell in request.cells:
+        members = [_member(member(run, live), committed) for run in cell.runs]
+        results.found.append(Found(cell, request.table.label(cell.line), members))
+    return results
+
+
+def _member(one: Member, committed: dict) -> Member:
+    if one.state == "done":
+        return one
+    if one.record is not None and export.diverged(one.record):
+        return Member(one.run, one.record, export.DIVERGED, one.problem)
+    if (run := committed.get(one.run.directory.path)) is not None:
+        state = export.DIVERGED if export.diverged(run) else COMMITTED
+        return Member(one.run, run, state)
+    return one
+
+
+# ---------------------------------------------------------------------------------- in words
+
+
+def measured(values: list[float]) -> str:
+    """Mean and sample standard deviation, without the latter for a single value."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def signed(difference: float, interval: tuple[float, float] | None) -> str:
+    """A difference with its interval."""
+    text = f"{difference:+.2f}"
+    if interval is not None:
+        text += f" ({interval[0]:.2f} to {interval[1]:.2f})"
+    return text.replace("-", "−")
+
+
+def sessions(runs: list[Run]) -> list[dict]:
+    return [session for run in runs for session in run.meta["sessions"]]
+
+
+def provenance(results: TableResults) -> str:
+    """Where the figures come from: commits, machines, versions, dates."""
+    if not results.finished:
+        return ""
+    found = sessions(results.finished)
+    committed = sum(one.state == COMMITTED for one in results.members)
+    commits = sorted({str(s.get("commit") or "unknown")[:10] for s in found})
+    dirty = sum(any(s.get("dirty") for s in run.meta["sessions"]) for run in results.finished)
+    threads = {s.get("threads") for s in found if s.get("device") == "cpu"}
+    machines = [f"{s.get('device')}" for s in found]
+    dates = sorted(str(s["started"])[:10] for s in found if s.get("started"))
+    parts = [
+        f"{len(results.finished)} runs" + (f", {committed} of them {COMMITTED}" * bool(committed)),
+        f"commit {', '.join(commits)}" + (f" ({dirty} with changed files)" * bool(dirty)),
+        ", ".join(sorted(set(machines)))
+        + (f" ({', '.join(map(str, sorted(threads, key=str)))} thread)" * bool(threads)),
+        f"torch {', '.join(sorted({str(s.get('torch')) for s in found}))}",
+        " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
+    ]
+    return f"Source: {'; '.join(part for part in parts if part)}."
+
+
+def advice(results: TableResults) -> str:
+    """What is missing, in sentences; `commands` get it."""
+    request, total = results.request, len(results.members)
+    words = [
+        f"{block}: {config} is not there, so this column has no runs."
+        for block, config in request.absent.items()
+    ]
+    if running := sum(one.state == "running" for one in results.members):
+        words.append(f"{running} of {total} runs are being trained.")
+    if missing := len(results.missing):
+        words.append(
+            f"{missing} of {total} runs are missing. These commands train them and no others: "
+            "local, in the background of this machine; slurm, on a cluster."
+        )
+    elif results.members:
+        words.append("No other run is missing." if running else "No run is missing.")
+    return " ".join(words)
+
+
+def commands(results: TableResults) -> list[str]:
+    """What trains the missing runs, here or on a cluster; nothing where none are."""
+    if not results.missing:
+        return []
+    return [command(results.request, profile) for profile in ("local", "slurm")]
+
+
+def command(request: Request, profile: str) -> str:
+    """What sends the missing runs."""
+    if request.path.parent == FOLDER:
+        return f"make {request.name} DATASET={request.dataset} CLUSTER={profile}"
+    return f"python -m slurm.submit {request.path} --dataset {request.dataset} --profile {profile}"
+
+
+# ---------------------------------------------------------------------------------- the tables
+
+
+def tables(results: TableResults) -> list[Table]:
+    """Everything there is to show: the paper's figures, what exists, and ours."""
+    shown = [paper(results.request), existing(results)]
+    for block, found in results.blocks.items():
+        if any(one.finished or one.diverged for one in found):
+            shown += _block(results, block, found)
+    return shown
+
+
+def _block(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
+    yield accuracies(results, block, found)
+    if results.request.comparable:
+        yield against_paper(results, block, found)
+    for title, pairs in _pairs(results, found):
+        if table := _differences(results, f"{block}: {title}", pairs):
+            yield table
+    yield costs(results, block, found)
+
+
+def paper(request: Request) -> Table:
+    """The paper's figures, costs among them."""
+    table = request.table
+    blocks = list(dict.fromkeys(name for line in table.lines for name in line.paper))
+    priced = list(dict.fromkeys(name for line in table.lines for name in line.paper_cost))
+    lines = [line for line in table.lines if line.paper]
+    rows = []
+    for line in lines:
+        row = [table.label(line), *(str(line.paper.get(name, "")) for name in blocks)]
+        row += [f"{line.paper_cost[name]:.2f}" if name in line.paper_cost else "" for name in priced]
+        rows.append(row)
+    columns = ["", *blocks, *(f"× {table.reference}, {name}" for name in priced)]
+    note = f"{table.source}: {table.paper_metric}, mean ± std."
+    if not request.comparable:
+        what = "Other data" if table.paper_dataset else "Another task and metric"
+        note += f" {what} than below: nothing there may be compared with it."
+    return Table("The paper's figures", columns, rows, note)
+
+
+def existing(results: TableResults) -> Table:
+    """How many runs of each line have a result."""
+    blocks = results.blocks
+    labels = [results.request.table.label(line) for line in results.request.table.lines]
+    states = {(one.cell.block, one.label): one.states for one in results.found}
+    names = [*blocks, *results.request.absent]
+    rows = [[label, *(states.get((b, label), "no config") for b in names)] for label in labels]
+    return Table("What there is: runs with a result", ["", *names], rows, advice(results))
+
+
+def accuracies(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Last and best epoch side by side, and the paper's figures where they may stand there."""
+    comparable = results.request.comparable
+    columns = ["", "n", "last epoch", "best epoch", *(["paper"] if comparable else [])]
+    rows = []
+    for one in found:
+        n, needed = len(one.finished), len(one.members)
+        row = [one.label, str(n) if n + one.diverged == needed else f"{n} of {needed}"]
+        row += [one.shown(one.last), measured(one.best) if one.finished else ""]
+        if comparable:
+            value = one.cell.line.paper.get(block)
+            row.append("" if value is None else str(value))
+        rows.append(row)
+    note = "Test accuracy in %: mean ± sample std over n seeds."
+    if any(run.config["best_epoch_split"] == "test" for one in found for run in one.finished):
+        note += " The best epoch is chosen on the test set, which flatters it; the last is judged."
+    if any(one.diverged for one in found):
+        note += " Diverged: the loss became infinite or no number; such a run is in no mean."
+    return Table(f"{block}: accuracy, {_where(results)}", columns, rows, note)
+
+
+def against_paper(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Ours minus the paper's, for the last and the best epoch."""
+    tolerance, rows = results.request.table.tolerance, []
+    for one in found:
+        value = one.cell.line.paper.get(block)
+        if not isinstance(value, PaperValue) or not one.finished:
+            continue
+        theirs = Sample(value.mean, value.std, value.n)
+        for epoch, values in (("last", one.last), ("best", one.best)):
+            mine = Sample.of(values)
+            difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
+            verdict = judgement(difference, interval, tolerance)
+            if interval is None:
+                single = "the paper has one run: " if value.n == 1 else f"n = {mine.n}: "
+                verdict = f"{single}{verdict}"
+            rows.append([one.label, epoch, signed(difference, interval), verdict])
+    note = (
+        f"Percentage points with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, std and "
+        f"n. Tolerance: {tolerance} points; within it: the whole interval is."
+    )
+    title = f"{block}: ours minus the paper's"
+    return Table(title, ["", "epoch", "difference", "verdict"], rows, note)
+
+
+Pairs = list[tuple[Found, Found]]
+
+
+def _pairs(results: TableResults, found: list[Found]) -> Iterator[tuple[str, Pairs]]:
+    """Which lines are compared: the subject with the others, and each series with its base."""
+    table = results.request.table
+    subject = [one for one in found if one.cell.line.series == table.subject]
+    others = [one for one in found if one.cell.line.series != table.subject]
+    yield (
+        f"{table.subject} minus the others",
+        [(a, b) for a in subject for b in others if b.cell.line.x in (a.cell.line.x, None)],
+    )
+    if table.base is not None:
+        bases = {one.cell.line.series: one for one in found if one.cell.line.x == table.base}
+        yield (
+            f"compared with {table.x} = {table.base}",
+            [(a, bases[a.cell.line.series]) for a in found
+             if a.cell.line.series in bases and a.cell.line.x != table.base],
+        )  # fmt: skip
+
+
+def _differences(results: TableResults, title: str, pairs: Pairs) -> Table | None:
+    tolerance, rows = results.request.table.tolerance, []
+    for a, b in pairs:
+        if a.diverged or b.diverged:
+            verdicts = [f"{one.label} {one.divergence}" for one in (a, b) if one.diverged]
+            rows.append([a.label, b.label, "", "; ".join(verdicts)])
+        elif a.finished and b.finished:
+            mine, theirs = Sample.of(a.last), Sample.of(b.last)
+            difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
+            verdict = judgement(difference, interval, tolerance)
+            rows.append([a.label, b.label, signed(difference, interval), verdict])
+    note = (
+        f"Last epoch, percentage points with Welch's {CONFIDENCE:.0%} interval each: of twenty "
+        f"intervals one is expected to miss. Within tolerance: within {tolerance} points."
+    )
+    return Table(title, ["", "minus", "difference", "verdict"], rows, note) if rows else None
+
+
+@dataclass
+class Cost:
+    """What a line's steps cost: nan where no time is known."""
+
+    hours: float
+    step_seconds: float
+    ratio: float
+
+
+def cost(results: TableResults, one: Found) -> Cost:
+    """Hours over all seeds, a mean step, and that in steps of the block's reference.
+
+    The ratio needs the same kind of machine and number of threads on both sides.
+    """
+    seconds = _step_seconds(one)
+    (reference,) = [
+        other for other in results.blocks[one.cell.block]
+        if other.label == results.request.table.reference
+    ]  # fmt: skip
+    same = one.machines == reference.machines and len(one.machines) == 1
+    ratio = seconds / _step_seconds(reference) if same else math.nan
+    hours = math.fsum(run.training_seconds() for run in one.finished) / 3600
+    return Cost(hours, seconds, ratio)
+
+
+def _step_seconds(one: Found) -> float:
+    times = [run.mean_step_seconds() for run in one.finished]
+    times = [seconds for seconds in times if not math.isnan(seconds)]
+    return statistics.median(times) if times else math.nan
+
+
+def costs(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Device-hours, steps per second and cost in steps of the reference."""
+    table = results.request.table
+    theory = any(one.cell.line.theory for one in found)
+    priced = results.request.comparable and any(one.cell.line.paper_cost for one in found)
+    columns = ["", "device-hours", "steps/s", f"× {table.reference}"]
+    columns += ["theory"] * theory + ["paper, measured"] * priced
+    rows = []
+    for one in found:
+        if not one.finished:
+            continue
+        spent, line = cost(results, one), one.cell.line
+        rate = "" if math.isnan(spent.step_seconds) else f"{1 / spent.step_seconds:.1f}"
+        ratio = "" if math.isnan(spent.ratio) else f"{spent.ratio:.2f}"
+        row = [one.label, f"{spent.hours:.2f}", rate, ratio]
+        if theory:
+            row.append(f"{line.theory:.2f}" if line.theory else "")
+        if priced:
+            row.append(f"{line.paper_cost[block]:.2f}" if block in line.paper_cost else "")
+        rows.append(row)
+    note = (
+        "Hours: all n seeds, training alone. Steps: median over seeds and epochs of an epoch's mean "
+        "step, data included; comparable where nothing else ran beside."
+    )
+    if priced:
+        note += " The paper's: one RTX Titan."
+    return Table(f"{block}: cost", columns, rows, note)
+
+
+def _where(results: TableResults) -> str:
+    parts = [results.request.variant.title, results.request.shortened]
+    return ", ".join(part for part in parts if part)
