@@ -79,6 +79,23 @@ SWEEP ?= configs/sweeps/digits-lr.yaml
 sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml, in the background or on CLUSTER=slurm
 	@$(submit) $(SWEEP) --profile $(or $(CLUSTER),local) $(ARGS)
 
+# Made of what has run and of what is committed below results/; CLUSTER trains what is missing.
+DATASET ?= cifar10
+table2: ## Test accuracy of four optimizers beside the paper's (DATASET=digits: on other data)
+table6: ## Learning rates off by a factor of 0.5 to 10
+table7: ## Block size of the curvature's average
+table8: ## The curvature at every n-th step: accuracy and cost
+tables := table2 table6 table7 table8
+$(tables): setup
+	@$(if $(CLUSTER),\
+	$(submit) configs/tables/$@.yaml --dataset $(DATASET) --profile $(CLUSTER) $(ARGS),\
+	$(PY) -m experiments.paper_table $@ --dataset $(DATASET) $(ARGS))
+
+tables: $(tables) ## All of these tables
+
+results: setup ## Write what has run below results/, as data to be committed
+	@$(PY) -m experiments.export $(ARGS)
+
 status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="PATTERN --watch")
 	@$(PY) -m slurm.status $(ARGS)
 
@@ -136,4 +153,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format

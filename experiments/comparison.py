@@ -152,11 +152,11 @@ def welch(mine: Sample, theirs: Sample, level: float = CONFIDENCE) -> tuple[floa
     return difference - half, difference + half
 
 
-def judgement(difference: float, interval: tuple[float, float] | None, tolerance: float) -> str:
+def judgement(interval: tuple[float, float] | None, tolerance: float) -> str:
     """What a difference says, in words.
 
     Args:
-        difference, interval: of the means, as shown, positive where ours is larger.
+        interval: of the difference, positive where the first is larger.
         tolerance: what counts as no difference: an interval that lies within it says so.
     """
     if interval is None:

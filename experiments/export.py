@@ -165,7 +165,11 @@ def _rounded(value: float | None) -> float | None:
 def _text(content: dict[str, Any]) -> str:
     """JSON with lists of numbers on one line each."""
     text = json.dumps(content, indent=1, allow_nan=False)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\[\s[^\[\]{}]*\]", _one_line, text) + "\n"
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[0][1:-1].split())}]"
 
 
 if __name__ == "__main__":

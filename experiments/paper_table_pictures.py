@@ -22,7 +22,7 @@ def draw(results: TableResults, path: Path) -> Path | None:
     if table.axis is None or not any(one.finished for one in results.found):
         return None
     priced = any(line.theory for line in table.lines)
-    size = (11 if priced else 7.5, 4.6)
+    size = (11 if priced else 7.5, 5)
     figure, panels = pyplot.subplots(1, 1 + priced, figsize=size, squeeze=False,
                                      layout="constrained")  # fmt: skip
     _accuracies(panels[0][0], results)
@@ -31,8 +31,8 @@ def draw(results: TableResults, path: Path) -> Path | None:
     for axes in panels[0]:
         _axis(axes, results)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.suptitle(results.request.title, wrap=True)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    figure.suptitle(results.request.title, wrap=True, fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
     return path
@@ -74,7 +74,10 @@ def _accuracies(axes: Any, results: TableResults) -> None:
             axes.plot(*zip(*dots, strict=True), ".", color=color, alpha=0.5, markersize=5)
         for one in done:
             if one.cell.line.x is None:
-                axes.axhline(statistics.mean(one.last), color=color, linestyle="--", label=text)
+                mean, spread = statistics.mean(one.last), std(one.last)
+                axes.axhline(mean, color=color, linestyle="--", label=text)
+                if len(one.last) > 1:
+                    axes.axhspan(mean - spread, mean + spread, color=color, alpha=0.1, linewidth=0)
         lost = [places[one.cell.line.x] for one in found if one.diverged]
         if lost:
             axes.plot(lost, [0.02] * len(lost), "x", color=color, markersize=9, clip_on=False,
@@ -111,7 +114,7 @@ def _costs(axes: Any, results: TableResults) -> None:
     theory = {places[line.x]: line.theory for line in table.lines
               if line.x is not None and line.theory}  # fmt: skip
     axes.plot(theory.keys(), theory.values(), "k--", label="theory, 1 + 1/n")
-    axes.set(ylabel=f"cost of a step (× {table.reference})", ylim=(1, None))
+    axes.set(ylabel=f"cost of a step (× {table.unit_of_cost})", ylim=(1, None))
 
 
 def _axis(axes: Any, results: TableResults) -> None:

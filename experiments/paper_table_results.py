@@ -22,7 +22,6 @@ from experiments.tables import Table
 PERCENT = 100  # the tables' metric is the accuracy
 COMMITTED = "in results/"
 HAVE = ("done", COMMITTED, export.DIVERGED)
-NO_INTERVAL = "no interval is possible"
 
 
 @dataclass
@@ -141,10 +140,15 @@ def measured(values: list[float]) -> str:
 
 def signed(difference: float, interval: tuple[float, float] | None) -> str:
     """A difference with its interval."""
-    text = f"{difference:+.2f}"
+    text = f"{_rounded(difference):+.2f}"
     if interval is not None:
-        text += f" ({interval[0]:.2f} to {interval[1]:.2f})"
+        low, high = map(_rounded, interval)
+        text += f" ({low:.2f} to {high:.2f})"
     return text.replace("-", "−")
+
+
+def _rounded(value: float) -> float:
+    return round(value, 2) + 0.0  # no negative zero
 
 
 def sessions(runs: list[Run]) -> list[dict]:
@@ -159,18 +163,24 @@ def provenance(results: TableResults) -> str:
     committed = sum(one.state == COMMITTED for one in results.members)
     commits = sorted({str(s.get("commit") or "unknown")[:10] for s in found})
     dirty = sum(any(s.get("dirty") for s in run.meta["sessions"]) for run in results.finished)
-    threads = {s.get("threads") for s in found if s.get("device") == "cpu"}
-    machines = [f"{s.get('device')}" for s in found]
+    machines = sorted({_machine(session) for session in found})
     dates = sorted(str(s["started"])[:10] for s in found if s.get("started"))
     parts = [
         f"{len(results.finished)} runs" + (f", {committed} of them {COMMITTED}" * bool(committed)),
         f"commit {', '.join(commits)}" + (f" ({dirty} with changed files)" * bool(dirty)),
-        ", ".join(sorted(set(machines)))
-        + (f" ({', '.join(map(str, sorted(threads, key=str)))} thread)" * bool(threads)),
+        ", ".join(machines),
         f"torch {', '.join(sorted({str(s.get('torch')) for s in found}))}",
         " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
     ]
     return f"Source: {'; '.join(part for part in parts if part)}."
+
+
+def _machine(session: dict) -> str:
+    """What trained, without its name: a cpu's number of threads says more than `cpu`."""
+    device, threads = str(session.get("device")), session.get("threads")
+    if device != "cpu" or threads is None:
+        return device
+    return f"cpu ({threads} thread{'s' * (threads != 1)})"
 
 
 def advice(results: TableResults) -> str:
@@ -222,9 +232,7 @@ def _block(results: TableResults, block: str, found: list[Found]) -> Iterator[Ta
     yield accuracies(results, block, found)
     if results.request.comparable:
         yield against_paper(results, block, found)
-    for title, pairs in _pairs(results, found):
-        if table := _differences(results, f"{block}: {title}", pairs):
-            yield table
+    yield from comparisons(results, block, found)
     yield costs(results, block, found)
 
 
@@ -239,7 +247,7 @@ def paper(request: Request) -> Table:
         row = [table.label(line), *(str(line.paper.get(name, "")) for name in blocks)]
         row += [f"{line.paper_cost[name]:.2f}" if name in line.paper_cost else "" for name in priced]
         rows.append(row)
-    columns = ["", *blocks, *(f"× {table.reference}, {name}" for name in priced)]
+    columns = ["", *blocks, *(f"× {table.unit_of_cost}, {name}" for name in priced)]
     note = f"{table.source}: {table.paper_metric}, mean ± std."
     if not request.comparable:
         what = "Other data" if table.paper_dataset else "Another task and metric"
@@ -287,13 +295,7 @@ def against_paper(results: TableResults, block: str, found: list[Found]) -> Tabl
             continue
         theirs = Sample(value.mean, value.std, value.n)
         for epoch, values in (("last", one.last), ("best", one.best)):
-            mine = Sample.of(values)
-            difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
-            verdict = judgement(difference, interval, tolerance)
-            if interval is None:
-                single = "the paper has one run: " if value.n == 1 else f"n = {mine.n}: "
-                verdict = f"{single}{verdict}"
-            rows.append([one.label, epoch, signed(difference, interval), verdict])
+            rows.append([one.label, epoch, *_judged(Sample.of(values), theirs, tolerance)])
     note = (
         f"Percentage points with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, std and "
         f"n. Tolerance: {tolerance} points; within it: the whole interval is."
@@ -302,43 +304,50 @@ def against_paper(results: TableResults, block: str, found: list[Found]) -> Tabl
     return Table(title, ["", "epoch", "difference", "verdict"], rows, note)
 
 
-Pairs = list[tuple[Found, Found]]
+def _judged(mine: Sample, theirs: Sample, tolerance: float) -> tuple[str, str]:
+    """The difference with its interval, and the verdict."""
+    difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
+    verdict = judgement(interval, tolerance)
+    if interval is None:
+        why = "no spread" if min(mine.n, theirs.n) > 1 else f"n = {mine.n} and {theirs.n}"
+        verdict = f"{why}: {verdict}"
+    return signed(difference, interval), verdict
 
 
-def _pairs(results: TableResults, found: list[Found]) -> Iterator[tuple[str, Pairs]]:
-    """Which lines are compared: the subject with the others, and each series with its base."""
-    table = results.request.table
-    subject = [one for one in found if one.cell.line.series == table.subject]
-    others = [one for one in found if one.cell.line.series != table.subject]
-    yield (
-        f"{table.subject} minus the others",
-        [(a, b) for a in subject for b in others if b.cell.line.x in (a.cell.line.x, None)],
-    )
-    if table.base is not None:
-        bases = {one.cell.line.series: one for one in found if one.cell.line.x == table.base}
-        yield (
-            f"compared with {table.x} = {table.base}",
-            [(a, bases[a.cell.line.series]) for a in found
-             if a.cell.line.series in bases and a.cell.line.x != table.base],
-        )  # fmt: skip
-
-
-def _differences(results: TableResults, title: str, pairs: Pairs) -> Table | None:
-    tolerance, rows = results.request.table.tolerance, []
-    for a, b in pairs:
-        if a.diverged or b.diverged:
-            verdicts = [f"{one.label} {one.divergence}" for one in (a, b) if one.diverged]
-            rows.append([a.label, b.label, "", "; ".join(verdicts)])
-        elif a.finished and b.finished:
-            mine, theirs = Sample.of(a.last), Sample.of(b.last)
-            difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
-            verdict = judgement(difference, interval, tolerance)
-            rows.append([a.label, b.label, signed(difference, interval), verdict])
+def comparisons(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
+    """The subject minus the others, and every series compared with its own base."""
+    table, tolerance = results.request.table, results.request.table.tolerance
+    bases = {o.cell.line.series: o for o in found if o.cell.line.x == table.base}
+    against_others, against_base = [], []
+    for one in found:
+        series, x = one.cell.line.series, one.cell.line.x
+        for other in found if series == table.subject else []:
+            if other.cell.line.series != series and other.cell.line.x in (x, None):
+                if difference := _difference(one, other, tolerance):
+                    against_others.append([one.label, other.label, *difference])
+        if table.base is not None and series in bases and x != table.base:
+            if difference := _difference(one, bases[series], tolerance):
+                against_base.append([one.label, *difference])
     note = (
         f"Last epoch, percentage points with Welch's {CONFIDENCE:.0%} interval each: of twenty "
         f"intervals one is expected to miss. Within tolerance: within {tolerance} points."
     )
-    return Table(title, ["", "minus", "difference", "verdict"], rows, note) if rows else None
+    if against_others:
+        columns = ["", "minus", "difference", "verdict"]
+        yield Table(f"{block}: {table.subject} minus the others", columns, against_others, note)
+    if against_base:
+        title = f"{block}: compared with the same at {table.x} = {table.base}"
+        yield Table(title, ["", "difference", "verdict"], against_base, note)
+
+
+def _difference(one: Found, other: Found, tolerance: float) -> tuple[str, str] | None:
+    """One minus the other and the verdict; nothing where either has no result."""
+    lost = [each.label for each in (one, other) if each.diverged]
+    if lost:
+        return "", "both diverge" if len(lost) == 2 else f"{lost[0]} diverges"
+    if not one.finished or not other.finished:
+        return None
+    return _judged(Sample.of(one.last), Sample.of(other.last), tolerance)
 
 
 @dataclass
@@ -377,7 +386,7 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
     table = results.request.table
     theory = any(one.cell.line.theory for one in found)
     priced = results.request.comparable and any(one.cell.line.paper_cost for one in found)
-    columns = ["", "device-hours", "steps/s", f"× {table.reference}"]
+    columns = ["", "device-hours", "steps/s", f"× {table.unit_of_cost}"]
     columns += ["theory"] * theory + ["paper, measured"] * priced
     rows = []
     for one in found:
@@ -394,7 +403,8 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
         rows.append(row)
     note = (
         "Hours: all n seeds, training alone. Steps: median over seeds and epochs of an epoch's mean "
-        "step, data included; comparable where nothing else ran beside."
+        f"step, data included, also in steps of {table.reference}; comparable where nothing else ran "
+        "beside."
     )
     if priced:
         note += " The paper's: one RTX Titan."

@@ -137,6 +137,11 @@ class PaperTable(Section):
                     raise ValueError(f"paper: no block '{name}'; {nearest(name, blocks)}")
         return self
 
+    @property
+    def unit_of_cost(self) -> str:
+        """The reference without its `x`, as a heading."""
+        return next(line.series for line in self.lines if self.label(line) == self.reference)
+
     def label(self, line: Line) -> str:
         """The name of a line: `SGD`, `SGD × 0.5`, `AdaHessian n=2`."""
         if line.x is None:
@@ -219,8 +224,8 @@ class Request:
             if "epochs" in block.set and name not in self.absent:
                 full = load(self.path.parent / block.config).epochs
                 if block.set["epochs"] < full:
-                    found[f"{block.set['epochs']} epochs instead of {full}"] = None
-        return f"shortened protocol: {', '.join(found)}" if found else ""
+                    found[f"{block.set['epochs']} of {full} epochs"] = None
+        return f"shortened to {', '.join(found)}" if found else ""
 
     @property
     def title(self) -> str:

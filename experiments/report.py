@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import sweep, sweep_report
+from experiments import export, sweep, sweep_report
 from experiments.comparison import Curve, curve, mean_and_std, summarize
 from experiments.config import UserError
 from experiments.page import write_page
@@ -31,15 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--model", help="only this model, such as resnet20")
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
+    parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parsed = parser.parse_args(arguments)
     root = Path(os.environ.get("RUNS_ROOT") or "runs")
     try:
-        if parsed.sweep and (parsed.dataset or parsed.model):
-            raise UserError("--sweep names its runs itself: leave out --dataset and --model")
+        if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
+            raise UserError("--sweep names its runs itself: leave out the other options")
+        committed = export.read(export.FOLDER, root).values() if parsed.committed else ()
         results = (
             read_sweep(sweep.find(parsed.sweep), root)
             if parsed.sweep
-            else read_results(root, parsed.dataset, parsed.model)
+            else read_results(root, parsed.dataset, parsed.model, committed)
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

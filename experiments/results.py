@@ -10,7 +10,7 @@ import re
 import statistics
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -206,8 +206,13 @@ class Results:
 # --------------------------------------------------------------------------------------- reading
 
 
-def read_results(root: Path, dataset: str | None = None, model: str | None = None) -> Results:
+def read_results(
+    root: Path, dataset: str | None = None, model: str | None = None, more: Iterable[Run] = ()
+) -> Results:
     """Read all runs below a root, or those of a data set or model.
+
+    Args:
+        more: finished runs from elsewhere (`experiments.export`), for those not finished below root.
 
     Raises:
         UserError: there is no finished run.
@@ -215,6 +220,11 @@ def read_results(root: Path, dataset: str | None = None, model: str | None = Non
     results = Results(root)
     for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
         results.add(meta_path.parent)
+    here = {run.directory for run in results.having("finished")}
+    for run in more:
+        chosen = dataset in (None, run.meta["dataset"]) and model in (None, run.meta["model"])
+        if chosen and run.state == "finished" and run.directory not in here:
+            results.runs.append(run)
     if not results.having("finished"):
         raise UserError(f"no finished run below {root} ({results.left_out or 'no run at all'})")
     return results
