@@ -116,7 +116,9 @@ def compare(table: Table) -> tuple[str, list[Difference]]:
     for label in values.keys() - {best}:
         mine, theirs = ([sign * value for value in values[key]] for key in (best, label))
         mean = statistics.mean(mine) - statistics.mean(theirs)
-        differences.append(Difference(label, mean, welch(Sample.of(mine), Sample.of(theirs), level)))
+        differences.append(
+            Difference(label, mean, welch(Sample.of(mine), Sample.of(theirs), level))
+        )
     return best, sorted(differences, key=lambda difference: (difference.mean, difference.label))
 
 

@@ -7,7 +7,7 @@ these files beside the runs. They hold no host name and no path:
 
 - `config`: the resolved configuration, without the seed and what cannot change a result.
 - `meta`: as in `meta.json`.
-- `runs`, by seed: `state` ("finished" or "diverged"), `sessions` (started, commit, versions, device,
+- `runs`, by seed: `state` ("finished" or "diverged"), `sessions` (start, commit, versions, device,
   threads), `last` and `best` (epoch and test metric), `training_seconds`, `step_seconds` (median),
   `steps` of the whole training, and the `curves`, a value per epoch in five significant digits.
 """
@@ -72,9 +72,9 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
     for path, members in groups.items():
         content = _read(path) if path.exists() else {"runs": {}}
         found = content["runs"] | {str(run.meta["seed"]): _entry(run) for run in members}
-        own = WITHOUT_EFFECT
+        config = members[0].config
         content = {
-            "config": {k: v for k, v in members[0].config.items() if k not in own},
+            "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
             "meta": {key: members[0].meta[key] for key in META},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }

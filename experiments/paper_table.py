@@ -7,18 +7,16 @@ same as Markdown, LaTeX, a page and a picture below `RUNS_ROOT/report/`. Nothing
 
 import argparse
 import base64
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from experiments import page, paper_table_pictures
-from experiments import paper_table_results as tables_of
+from experiments import page, paper_table_pictures, paper_table_text
 from experiments.config import UserError
 from experiments.page.blocks import Grid, Section, Text
-from experiments.paper_table_results import TableResults
+from experiments.paper_table_results import TableResults, read
 from experiments.paper_table_schema import find, names
 from experiments.tables import Table, latex, make_console, show
 
@@ -30,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="where; default: the paper's, with its figures beside")
     parsed = parser.parse_args(arguments)
     try:
-        results = tables_of.read(find(parsed.name, parsed.dataset))
+        results = read(find(parsed.name, parsed.dataset))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -43,8 +41,8 @@ def write(results: TableResults, folder: Path) -> None:
     request = results.request
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{request.name}-{request.dataset}"
-    (of_paper, existing, *ours) = tables_of.tables(results)
-    commands, source = tables_of.commands(results), tables_of.provenance(results)
+    (of_paper, existing, *ours) = paper_table_text.tables(results)
+    commands, source = paper_table_text.commands(results), paper_table_text.provenance(results)
     picture = paper_table_pictures.draw(results, path.with_suffix(".png"))
 
     console = make_console()
@@ -69,45 +67,47 @@ def write(results: TableResults, folder: Path) -> None:
 
 
 def _markdown(results: TableResults, picture: Path | None) -> str:
-    (of_paper, existing, *ours) = tables_of.tables(results)
+    (of_paper, existing, *ours) = paper_table_text.tables(results)
     request = results.request
     parts = [f"## {request.title}\n"]
     if request.table.note:
         parts.append(f"{request.table.note}\n")
     parts += [of_paper.markdown(), existing.markdown()]
-    parts += [f"    {command}" for command in tables_of.commands(results)] + [""]
+    parts += [f"    {command}" for command in paper_table_text.commands(results)] + [""]
     parts += [table.markdown() for table in ours]
     if picture:
         parts.append(f"![{request.title}]({picture.name})\n")
-    if source := tables_of.provenance(results):
+    if source := paper_table_text.provenance(results):
         parts.append(f"{source}\n")
     return "\n".join(parts)
 
 
 def _latex(results: TableResults) -> str:
     """Tables to be included in a document; what is missing is no part of them."""
-    (of_paper, _, *ours) = tables_of.tables(results)
+    (of_paper, _, *ours) = paper_table_text.tables(results)
     request = results.request
     head = [f"% {request.title}", "% needs \\usepackage{booktabs}", ""]
-    text = " ".join(part for part in (request.table.note, tables_of.provenance(results)) if part)
+    text = " ".join(
+        part for part in (request.table.note, paper_table_text.provenance(results)) if part
+    )
     parts = [table.latex() for table in (of_paper, *ours)]
     return "\n".join([*head, *parts, *([latex(text), ""] if text else [])])
 
 
 def section(results: TableResults, picture: Path | None) -> Section:
     """The table as a section of a page."""
-    (of_paper, existing, *ours) = tables_of.tables(results)
+    (of_paper, existing, *ours) = paper_table_text.tables(results)
     made = Section(results.request.title)
     if results.request.table.note:
         made.blocks.append(Text(results.request.table.note))
     made.blocks += [*_blocks(of_paper), *_blocks(existing)]
-    for command in tables_of.commands(results):
+    for command in paper_table_text.commands(results):
         made.blocks.append(Text(Markup("<code>{}</code>").format(command)))
     if picture:
         made.blocks.append(Text(_image(picture, results.request.title)))
     for table in ours:
         made.blocks += _blocks(table)
-    if source := tables_of.provenance(results):
+    if source := paper_table_text.provenance(results):
         made.blocks.append(Text(source, "note"))
     return made
 

@@ -106,9 +106,10 @@ def _costs(axes: Any, results: TableResults) -> None:
         points = [(x, y) for x, y in points if not math.isnan(y)]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=f"C{number}", label=name)
-        priced = [(places[o.cell.line.x], o.cell.line.paper_cost[o.cell.block]) for o in found
-                  if results.request.comparable and o.cell.block in o.cell.line.paper_cost]  # fmt: skip
-        if priced:
+        costs = [(places[one.cell.line.x], one.cell.line.paper_cost.get(one.cell.block))
+                 for one in found]  # fmt: skip
+        priced = [(x, y) for x, y in costs if y is not None]
+        if priced and results.request.comparable:
             axes.plot(*zip(*priced, strict=True), "s:", fillstyle="none", color=f"C{number}",
                       label=f"the paper, {found[0].cell.block}")  # fmt: skip
     theory = {places[line.x]: line.theory for line in table.lines

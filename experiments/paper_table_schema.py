@@ -1,9 +1,9 @@
 """The paper's tables as data: files below `configs/tables/`, and which runs each of them needs.
 
-A file has `lines` (what is trained, and the paper's figures for it) and `datasets`: where the table
-can be made, each with its `blocks` (networks), which name an experiment's configuration. A line of a
-block is a sweep (`experiments.sweep`) of one combination and the block's seeds, and its settings
-are those of a sweep's file:
+A file has `lines` (what is trained, and the paper's figures for it) and `datasets`: where the
+table can be made, each with its `blocks` (networks), which name an experiment's configuration. A
+line of a block is a sweep (`experiments.sweep`) of one combination and the block's seeds, and its
+settings are those of a sweep's file:
 
     lines:
       - {series: SGD, set: {optimizer: sgd}, paper: {ResNet-20: {mean: 92.08, std: 0.08, n: 5}}}

@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     root = Path(os.environ.get("RUNS_ROOT") or "runs")
     try:
         if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
-            raise UserError("--sweep names its runs itself: leave out the other options")
+            raise UserError(
+                "--sweep names its runs itself: leave out --dataset, --model and --committed"
+            )
         committed = export.read(export.FOLDER, root).values() if parsed.committed else ()
         results = (
             read_sweep(sweep.find(parsed.sweep), root)

@@ -212,7 +212,7 @@ def read_results(
     """Read all runs below a root, or those of a data set or model.
 
     Args:
-        more: finished runs from elsewhere (`experiments.export`), for those not finished below root.
+        more: runs from elsewhere (`experiments.export`); those finished below the root win.
 
     Raises:
         UserError: there is no finished run.

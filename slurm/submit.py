@@ -1,9 +1,9 @@
 """Submit: `python -m slurm.submit FILE.yaml ... [--optimizers A,B] [--seeds 1-5] [--profile NAME]`.
 
-A FILE is an experiment, a sweep or a table of the paper. Sends the runs that are neither done nor queued nor running,
-more than one of them as a job array, and returns at once: one line per run, with its job and its
-directory. Jobs run the code as it is now, from a copy: what is edited while they wait or are
-requeued does not reach them.
+A FILE is an experiment, a sweep or a table of the paper. Sends the runs that are neither done nor
+queued nor running, more than one of them as a job array, and returns at once: one line per run,
+with its job and its directory. Jobs run the code as it is now, from a copy: what is edited while
+they wait or are requeued does not reach them.
 """
 
 import argparse

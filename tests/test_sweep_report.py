@@ -255,6 +255,6 @@ def test_mistakes_end_with_a_message(tmp_path, capsys, monkeypatch):
     assert report.main(["--sweep", "nothing"]) == 2
     assert "error: no sweep 'nothing'" in capsys.readouterr().err
     assert report.main(["--sweep", "digits-lr", "--model", "resnet20"]) == 2
-    assert "leave out --dataset and --model" in capsys.readouterr().err
+    assert "leave out --dataset, --model and --committed" in capsys.readouterr().err
     assert report.main(["--sweep", str(write(tmp_path, "gird: {}"))]) == 2
     assert "did you mean 'grid'?" in capsys.readouterr().err
