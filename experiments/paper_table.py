@@ -6,19 +6,16 @@ same as Markdown, LaTeX, a page and a picture below `RUNS_ROOT/report/`. Nothing
 """
 
 import argparse
-import base64
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from experiments import page, paper_table_pictures, paper_table_text
 from experiments.config import UserError
-from experiments.page.blocks import Grid, Section, Text
+from experiments.page.paper_tables import section
 from experiments.paper_table_results import TableResults, read
 from experiments.paper_table_schema import find, names
-from experiments.tables import Table, latex, make_console, show
+from experiments.tables import latex, make_console, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,35 +89,6 @@ def _latex(results: TableResults) -> str:
     )
     parts = [table.latex() for table in (of_paper, *ours)]
     return "\n".join([*head, *parts, *([latex(text), ""] if text else [])])
-
-
-def section(results: TableResults, picture: Path | None) -> Section:
-    """The table as a section of a page."""
-    (of_paper, existing, *ours) = paper_table_text.tables(results)
-    made = Section(results.request.title)
-    if results.request.table.note:
-        made.blocks.append(Text(results.request.table.note))
-    made.blocks += [*_blocks(of_paper), *_blocks(existing)]
-    for command in paper_table_text.commands(results):
-        made.blocks.append(Text(Markup("<code>{}</code>").format(command)))
-    if picture:
-        made.blocks.append(Text(_image(picture, results.request.title)))
-    for table in ours:
-        made.blocks += _blocks(table)
-    if source := paper_table_text.provenance(results):
-        made.blocks.append(Text(source, "note"))
-    return made
-
-
-def _blocks(table: Table) -> list[Grid | Text]:
-    return [Grid(table.title, table.columns, table.rows), Text(table.note, "note")]
-
-
-def _image(picture: Path, title: str) -> Markup:
-    """A picture inside of the page, which loads nothing."""
-    data = base64.b64encode(picture.read_bytes()).decode()
-    tag = '<img alt="{}" style="max-width: 100%" src="data:image/png;base64,{}">'
-    return Markup(tag).format(title, data)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ Everything that is shown in whatever format is made here, as `experiments.tables
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from experiments.comparison import CONFIDENCE, Sample, judgement, welch
 from experiments.paper_table_results import COMMITTED, Found, TableResults, cost, sessions
-from experiments.paper_table_schema import FOLDER, PaperValue, Request
+from experiments.paper_table_schema import FOLDER, Line, PaperTable, PaperValue, Request
 from experiments.tables import Table
 
 
@@ -131,14 +132,11 @@ def paper(request: Request) -> Table:
     blocks = list(dict.fromkeys(name for line in table.lines for name in line.paper))
     priced = list(dict.fromkeys(name for line in table.lines for name in line.paper_cost))
     lines = [line for line in table.lines if line.paper]
-    rows = []
-    for line in lines:
-        row = [table.label(line), *(str(line.paper.get(name, "")) for name in blocks)]
-        row += [
-            f"{line.paper_cost[name]:.2f}" if name in line.paper_cost else "" for name in priced
-        ]
-        rows.append(row)
-    columns = ["optimizer", *blocks, *(f"× {table.unit_of_cost}, {name}" for name in priced)]
+    texts = {name: lambda line, b=name: str(line.paper.get(b, "")) for name in blocks}
+    for name in priced:
+        heading = f"× {table.unit_of_cost}, {name}"
+        texts[heading] = lambda line, b=name: _two(line.paper_cost.get(b))
+    columns, rows = _matrix(table, lines, texts)
     note = f"{table.source}: {table.paper_metric}, mean ± std."
     if not request.comparable:
         what = "Other data" if table.paper_dataset else "Another task and metric"
@@ -148,12 +146,29 @@ def paper(request: Request) -> Table:
 
 def existing(results: TableResults) -> Table:
     """How many runs of each line have a result."""
-    blocks = results.blocks
-    labels = [results.request.table.label(line) for line in results.request.table.lines]
+    request = results.request
     states = {(one.cell.block, one.label): one.states for one in results.found}
-    names = [*blocks, *results.request.absent]
-    rows = [[label, *(states.get((b, label), "no config") for b in names)] for label in labels]
-    return Table("What there is: runs with a result", ["optimizer", *names], rows, advice(results))
+
+    def text(line: Line, block: str) -> str:
+        return states.get((block, request.table.label(line)), "no config")
+
+    texts = {b: partial(text, block=b) for b in (*results.blocks, *request.absent)}
+    columns, rows = _matrix(request.table, request.table.lines, texts)
+    return Table("What there is: runs with a result", columns, rows, advice(results))
+
+
+def _matrix(
+    table: PaperTable, lines: list[Line], texts: dict[str, Callable[[Line], str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: lines by `texts`, or, for one text of several series, `x` by series."""
+    series = list(dict.fromkeys(line.series for line in lines))
+    if len(texts) > 1 or len(series) == 1 or any(line.x is None for line in lines):
+        rows = [[table.label(line), *(text(line) for text in texts.values())] for line in lines]
+        return ["optimizer", *texts], rows
+    (text,) = texts.values()
+    found = {(line.x, line.series): text(line) for line in lines}
+    values = dict.fromkeys(line.x for line in lines)
+    return [table.x, *series], [[str(x), *(found.get((x, s), "") for s in series)] for x in values]
 
 
 def accuracies(results: TableResults, block: str, found: list[Found]) -> Table:
