@@ -38,7 +38,6 @@ def write(results: TableResults, folder: Path) -> None:
     request = results.request
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{request.name}-{request.dataset}"
-    (of_paper, existing, *ours) = paper_table_text.tables(results)
     commands, source = paper_table_text.commands(results), paper_table_text.provenance(results)
     picture = paper_table_pictures.draw(results, path.with_suffix(".png"))
 
@@ -46,11 +45,11 @@ def write(results: TableResults, folder: Path) -> None:
     console.print(f"{request.title}\n", markup=False, style="bold")
     if request.table.note:
         console.print(f"{request.table.note}\n", markup=False)
-    show([of_paper, existing], console)
+    show(paper_table_text.beforehand(results), console)
     for command in commands:
         console.print(f"  {command}", markup=False, soft_wrap=True)
     console.print()
-    show(ours, console)
+    show(paper_table_text.ours(results), console)
     if source:
         console.print(source, markup=False)
     path.with_suffix(".md").write_text(_markdown(results, picture))
@@ -64,14 +63,13 @@ def write(results: TableResults, folder: Path) -> None:
 
 
 def _markdown(results: TableResults, picture: Path | None) -> str:
-    (of_paper, existing, *ours) = paper_table_text.tables(results)
     request = results.request
     parts = [f"## {request.title}\n"]
     if request.table.note:
         parts.append(f"{request.table.note}\n")
-    parts += [of_paper.markdown(), existing.markdown()]
+    parts += [table.markdown() for table in paper_table_text.beforehand(results)]
     parts += [f"    {command}" for command in paper_table_text.commands(results)] + [""]
-    parts += [table.markdown() for table in ours]
+    parts += [table.markdown() for table in paper_table_text.ours(results)]
     if picture:
         parts.append(f"![{request.title}]({picture.name})\n")
     if source := paper_table_text.provenance(results):
@@ -81,13 +79,13 @@ def _markdown(results: TableResults, picture: Path | None) -> str:
 
 def _latex(results: TableResults) -> str:
     """Tables to be included in a document; what is missing is no part of them."""
-    (of_paper, _, *ours) = paper_table_text.tables(results)
+    (*of_paper, _) = paper_table_text.beforehand(results)
     request = results.request
     head = [f"% {request.title}", "% needs \\usepackage{booktabs}", ""]
     text = " ".join(
         part for part in (request.table.note, paper_table_text.provenance(results)) if part
     )
-    parts = [table.latex() for table in (of_paper, *ours)]
+    parts = [table.latex() for table in (*of_paper, *paper_table_text.ours(results))]
     return "\n".join([*head, *parts, *([latex(text), ""] if text else [])])
 
 

@@ -109,13 +109,20 @@ def command(request: Request, profile: str) -> str:
 # ---------------------------------------------------------------------------------- the tables
 
 
-def tables(results: TableResults) -> list[Table]:
-    """Everything there is to show: the paper's figures, what exists, and ours."""
-    shown = [paper(results.request), existing(results)]
-    for block, found in results.blocks.items():
-        if any(one.finished or one.diverged for one in found):
-            shown += _block(results, block, found)
-    return shown
+def beforehand(results: TableResults) -> list[Table]:
+    """What can be said before any run: the paper's figures, and which runs there are."""
+    shown = [paper(results.request)] if any(x.paper for x in results.request.table.lines) else []
+    return [*shown, existing(results)]
+
+
+def ours(results: TableResults) -> list[Table]:
+    """What our runs say, block by block."""
+    return [
+        table
+        for block, found in results.blocks.items()
+        if any(one.finished or one.diverged for one in found)
+        for table in _block(results, block, found)
+    ]
 
 
 def _block(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:

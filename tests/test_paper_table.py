@@ -15,6 +15,8 @@ from experiments import (
 )
 from experiments.comparison import Sample, welch
 from experiments.config import UserError, signature
+from experiments.page import paper_tables
+from experiments.results import read_results
 from slurm import submit
 
 OPTIONS = "optimizers.adahessian"
@@ -96,7 +98,8 @@ def rows(table):
 
 
 def tables(request):
-    made = paper_table_text.tables(paper_table_results.read(request))
+    read = paper_table_results.read(request)
+    made = [*paper_table_text.beforehand(read), *paper_table_text.ours(read)]
     return {table.title.partition(", ")[0]: table for table in made}
 
 
@@ -156,6 +159,24 @@ def test_a_missing_configuration_is_named_and_its_column_left_out(small, capsys)
     assert words.startswith("B: ") and "nowhere.yaml is not there, so this column" in words
     assert "9 of 9 runs are missing" in words and "no config" in text
     assert f"python -m slurm.submit {small} --dataset digits --profile local" in text
+
+
+def test_a_table_that_no_paper_has(small, capsys):
+    lines = "lines: [{series: SGD, set: {optimizer: sgd}}]\n"
+    start, _, rest = TABLE.partition("lines:\n")
+    small.write_text(start.replace("subject: AdaHessian", "subject: SGD") + lines
+                     + rest[rest.index("datasets:"):])  # fmt: skip
+    text = show(small, capsys)
+    assert "The paper's figures" not in text and "3 of 3 runs are missing" in text
+
+
+def test_the_report_has_the_tables_that_count_a_run(tmp_path):
+    root = tmp_path / "runs"
+    finish_run(root, run.select(str(DIGITS), ["optimizer=sgd", "epochs=2"])[0], [0.5, 0.6])
+    assert list(paper_tables.tables(read_results(root))) == []
+    finish_run(root, run.select(str(DIGITS), ["optimizer=sgd"])[0], [0.5, 0.6])
+    titles = [section.title for section in paper_tables.tables(read_results(root))]
+    assert [title.partition(":")[0] for title in titles] == ["Table 2", "Table 8"]
 
 
 def test_ours_beside_the_papers_with_intervals_and_verdicts(small, capsys):

@@ -45,16 +45,16 @@ def _signatures(name: str, variant: str) -> frozenset[tuple[str, str]]:
 
 def section(results: TableResults, picture: Path | None) -> Section:
     """A table as a section of a page, with its picture where there is one."""
-    (of_paper, existing, *ours) = paper_table_text.tables(results)
     made = Section(results.request.title)
     if results.request.table.note:
         made.blocks.append(Text(results.request.table.note))
-    made.blocks += [*_blocks(of_paper), *_blocks(existing)]
+    for table in paper_table_text.beforehand(results):
+        made.blocks += _blocks(table)
     for command in paper_table_text.commands(results):
         made.blocks.append(Text(Markup("<code>{}</code>").format(command)))
     if picture:
         made.blocks.append(Text(_image(picture, results.request.title)))
-    for table in ours:
+    for table in paper_table_text.ours(results):
         made.blocks += _blocks(table)
     if source := paper_table_text.provenance(results):
         made.blocks.append(Text(source, "note"))
