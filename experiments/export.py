@@ -7,7 +7,7 @@ these files beside the runs. They hold no host name and no path:
 
 - `config`: the resolved configuration, without the seed and what cannot change a result.
 - `meta`: as in `meta.json`.
-- `runs`, by seed: `state` ("finished" or "diverged"), `sessions` (start, commit, versions, device,
+- `runs`, by seed: `state` ("done" or "diverged"), `sessions` (start, commit, versions, device,
   threads), `last` and `best` (epoch and test metric), `training_seconds`, `step_seconds` (median),
   `steps` of the whole training, and the `curves`, a value per epoch in five significant digits.
 """
@@ -67,7 +67,7 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
     """
     groups: dict[Path, list[Run]] = {}
     for run in runs:
-        if run.state == "finished" or diverged(run):
+        if run.state == "done" or diverged(run):
             groups.setdefault(_path(folder, run.meta), []).append(run)
     for path, members in groups.items():
         content = _read(path) if path.exists() else {"runs": {}}
@@ -125,7 +125,7 @@ def _entry(run: Run) -> dict[str, Any]:
     split = f"{run.config['best_epoch_split']}/{run.meta['headline']}"
     keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
     entry: dict[str, Any] = {
-        "state": DIVERGED if diverged(run) else "finished",
+        "state": DIVERGED if diverged(run) else "done",
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
     }
     if rows and run.evaluated:

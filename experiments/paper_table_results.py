@@ -87,8 +87,7 @@ class TableResults:
     @property
     def missing(self) -> list[RunDirectory]:
         """What has to be trained: neither there nor being trained nor known to diverge."""
-        states = (*HAVE, "running")
-        return [one.run.directory for one in self.members if one.state not in states]
+        return [m.run.directory for m in self.members if m.missing and m.state not in HAVE]
 
     @property
     def finished(self) -> list[Run]:

@@ -22,7 +22,7 @@ def tables(results: Results) -> Iterator[Section]:
 
     if isinstance(results, SweepResults):
         return
-    found = {(run.meta["dataset"], run.meta["signature"]) for run in results.having("finished")}
+    found = {(run.meta["dataset"], run.meta["signature"]) for run in results.having("done")}
     datasets = {dataset for dataset, _ in found}
     for name in paper_table_schema.names():
         for variant in paper_table_schema.find(name, None).table.datasets:
