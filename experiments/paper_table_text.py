@@ -275,7 +275,7 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
         if not one.finished:
             continue
         spent, line = cost(results, one), one.cell.line
-        rate = "" if math.isnan(spent.step_seconds) else f"{1 / spent.step_seconds:.1f}"
+        rate = "" if math.isnan(spent.step_seconds) else f"{1 / spent.step_seconds:.3g}"
         row = [one.label, _two(spent.hours), rate, _two(spent.ratio)]
         if theory:
             row.append(_two(line.theory))

@@ -28,7 +28,7 @@ def table(direction="max", headline="accuracy", **groups):
         "name",
         {
             label: [
-                Run(None, meta, {}, [{"epoch": 1, f"test/{headline}": value}], "finished")
+                Run(None, meta, {}, [{"epoch": 1, f"test/{headline}": value}], "done")
                 for value in values
             ]
             for label, values in groups.items()

@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from harness import finish_run, small_config
+from harness import REPOSITORY, finish_run, small_config
 
 from experiments import export, report
 from experiments.config import Config, signature, validate
@@ -59,14 +59,28 @@ def test_files_hold_no_host_and_no_path_and_are_the_same_each_time(tmp_path):
     assert files(tmp_path / "again") == files(tmp_path / "results") == dict([first])
 
 
+def signed_name(path):
+    """The name that a file should have, by the configuration in it."""
+    document = json.loads(path.read_text())["config"]
+    for options in document["optimizers"].values():  # JSON has no whole numbers as keys
+        options["after_epochs"] = {int(k): v for k, v in options["after_epochs"].items()}
+    config = validate(Config, document, path)
+    return f"{config.optimizer_name}-{signature(config)}"
+
+
 def test_the_configuration_in_a_file_has_the_signature_in_its_name(tmp_path):
     finish(tmp_path, 1)
     export.main([])
     (path,) = (tmp_path / "results").rglob("*.json")
-    document = json.loads(path.read_text())["config"]
-    options = document["optimizers"]["adahessian"]
-    options["after_epochs"] = {int(k): v for k, v in options["after_epochs"].items()}
-    assert path.stem == f"adahessian-{signature(validate(Config, document, path))}"
+    assert path.stem == signed_name(path)
+
+
+def test_the_committed_results_are_what_their_names_say():
+    for path in (REPOSITORY / "results").rglob("*.json"):
+        assert path.stem == signed_name(path)
+    for run in export.read(REPOSITORY / "results", REPOSITORY / "runs").values():
+        assert run.state == export.DIVERGED or 0 <= run.last() <= run.best() <= 1
+        assert not any("host" in session for session in run.meta["sessions"])
 
 
 def test_seeds_that_are_not_here_stay_and_those_that_are_win(tmp_path):
