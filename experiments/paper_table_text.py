@@ -275,7 +275,7 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
         if not one.finished:
             continue
         spent, line = cost(results, one), one.cell.line
-        rate = "" if math.isnan(spent.step_seconds) else f"{1 / spent.step_seconds:.3g}"
+        rate = f"{1 / spent.step_seconds:#.3g}".rstrip(".").replace("nan", "")
         row = [one.label, _two(spent.hours), rate, _two(spent.ratio)]
         if theory:
             row.append(_two(line.theory))
@@ -283,9 +283,9 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
             row.append(_two(line.paper_cost.get(block)))
         rows.append(row)
     note = (
-        "Hours: all n seeds, training alone. Steps: median over seeds and epochs of an epoch's "
-        f"mean step, data included, also in steps of {table.reference}; comparable where nothing "
-        "else ran beside."
+        "Hours: all n seeds, training alone, as they were spent. Steps: an epoch's mean step, the "
+        "10 % quantile over epochs and seeds, because other load on the machine only adds; also in "
+        f"steps of {table.reference}."
     )
     if priced:
         note += " The paper's: one RTX Titan."

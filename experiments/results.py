@@ -79,20 +79,19 @@ class Run:
         times = list(self.series("time/step_seconds").values())
         return statistics.median(times) if times else math.nan
 
-    def mean_step_seconds(self) -> float:
-        """The median over epochs of an epoch's mean step; nan where no time was recorded.
+    def mean_steps(self) -> list[float]:
+        """Seconds of the mean step of each epoch, the data's loading included.
 
-        Steps that refresh the curvature are in it in their proportion. Epochs count from the last
+        Steps that refresh the curvature are in them in their proportion. Epochs count from the last
         change of the optimizer's settings on (`after_epochs`).
         """
         start = max(map(int, self.optimizer.get("after_epochs", {})), default=0)
         steps = {0: 0, **self.series("step")}
-        means = [
+        return [
             seconds / (steps[epoch] - steps[epoch - 1])
             for epoch, seconds in self.series("time/epoch_seconds").items()
             if epoch > start and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
         ]
-        return statistics.median(means) if means else math.nan
 
     def training_seconds(self) -> float:
         """Seconds of training, without evaluation and measurements."""

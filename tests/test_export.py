@@ -38,7 +38,7 @@ def test_runs_come_back_as_they_were(tmp_path):
         assert (run.last(), run.best()) == pytest.approx((there.last(), there.best()), rel=1e-5)
         assert run.epoch() == 3
         assert run.step_seconds() == there.step_seconds()
-        assert run.mean_step_seconds() == there.mean_step_seconds()
+        assert run.mean_steps() == there.mean_steps()
         assert run.training_seconds() == there.training_seconds()
         assert run.protocol == there.protocol and run.meta["seed"] == there.meta["seed"]
         assert run.series("test/accuracy") == {1: 0.12346, 2: 0.8, 3: run.last()}

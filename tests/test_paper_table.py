@@ -274,8 +274,8 @@ def test_cost_is_a_mean_step_after_the_warm_up_on_the_same_machine(small):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     cost = tables(request)["A: cost"]
     assert cost.columns[3:] == ["× SGD", "theory", "paper, measured"]
-    assert cost.rows[0][2:] == ["0.5", "1.00", "1.00", ""]
-    assert cost.rows[1][2:] == ["0.5", "1.00", "2.00", "2.50"]
+    assert cost.rows[0][2:] == ["0.500", "1.00", "1.00", ""]
+    assert cost.rows[1][2:] == ["0.500", "1.00", "2.00", "2.50"]
     assert cost.rows[2][2:] == ["0.333", "1.50", "1.50", ""]
     meta = request.cells[0].runs[0].directory.path / "meta.json"
     meta.write_text(meta.read_text().replace('"device": "cpu"', '"device": "another"'))
