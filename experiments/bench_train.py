@@ -36,6 +36,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
 
 from experiments import build
+from experiments.bench import median_ratio
 from experiments.cifar_files import cifar10
 from experiments.clock import Clock, register_evaluation_hook
 from experiments.config import Config, load, resolve
@@ -317,7 +318,7 @@ def speed_table(
     rows, unit = [], found["SGD"]["step"]
     for label, row in found.items():
         step = median(row["step"])
-        ratio = median(a / b for a, b in zip(row["step"], unit, strict=True))
+        ratio = median_ratio(row["step"], unit)
         epoch = step * steps_per_epoch
         rows.append(
             (label, f"{1000 * step:.1f}", f"{ratio:.2f}", f"{60 / epoch:.2f}",
