@@ -303,7 +303,7 @@ def measure(
                 continue
             phases = split.phases()
             start = max(0.0, untouched.first_batch - phases["data"])
-            share = start * trainee.config.batch_size / len(trainee.task.train)
+            share = start * trainee.config.batch_size / len(trainee.loader.dataset)
             row["start"].append(start)
             row["step"].append(untouched.total / trainee.steps + share)
             row["phases"].append({**phases, "data": phases["data"] + share})
@@ -379,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.repetitions,
             lambda n: print(f"repetition {n} of {options.repetitions}", file=sys.stderr),
         )
-    steps_per_epoch = len(task.train) / configs[0].batch_size
+    steps_per_epoch = len(loader.dataset) / configs[0].batch_size
     images = "CIFAR-10" if dataset is CIFAR10 else "random images in CIFAR-10's files"
     tables = make_tables(found, configs[0], steps_per_epoch, images, options)
     origin = provenance(device.type)

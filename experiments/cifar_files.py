@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torchvision import datasets
 from torchvision.datasets import CIFAR10
-
-from experiments.tasks import image_classification
 
 
 class RandomCifar10(CIFAR10):
@@ -22,10 +21,11 @@ class RandomCifar10(CIFAR10):
 
 
 @contextmanager
-def cifar10(root: Path, images: int = 50_000) -> Iterator[tuple[type, Path]]:
-    """torchvision's data set, or `RandomCifar10`, and the folder that it reads.
+def cifar10(root: Path, images: int = 50_000) -> Iterator[tuple[type[CIFAR10], Path]]:
+    """The data set, `CIFAR10` or `RandomCifar10`, and the folder that it is to read.
 
-    Within the block the task `cifar10` reads the same files, through the same door.
+    Within the block `RandomCifar10` has the other one's place in torchvision, so that all that
+    reads CIFAR-10, such as the task of the harness, does so by its own code.
 
     Args:
         root: where the real files may be.
@@ -35,15 +35,13 @@ def cifar10(root: Path, images: int = 50_000) -> Iterator[tuple[type, Path]]:
     if all((root / CIFAR10.base_folder / name).is_file() for name in names):
         yield CIFAR10, root
         return
-    loaders = image_classification.LOADERS
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder), images)
-        real = loaders["cifar10"]
-        loaders["cifar10"] = lambda root: image_classification._cifar(RandomCifar10, root)
+        datasets.CIFAR10 = RandomCifar10
         try:
             yield RandomCifar10, Path(folder)
         finally:
-            loaders["cifar10"] = real
+            datasets.CIFAR10 = CIFAR10
 
 
 def generate(root: Path, images: int) -> None:

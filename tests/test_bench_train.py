@@ -4,11 +4,11 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from torchvision import datasets
 
 from experiments import bench_train, build, train
 from experiments.bench_train import METHODS, PHASES, Trainee, plain_epoch, plain_loader
 from experiments.cifar_files import cifar10
-from experiments.tasks import image_classification
 
 SMALL = ("device=cpu", "model.depth=8", "batch_size=4")
 BY_LABEL = {method.label: method for method in METHODS}
@@ -111,12 +111,15 @@ def test_the_plain_loop_trains(make):
 
 
 def test_what_is_generated_is_read_and_goes_away(tmp_path):
-    before = image_classification.LOADERS["cifar10"]
-    with cifar10(tmp_path, images=50) as (_, root):
-        train_images, test_images = image_classification.LOADERS["cifar10"](root)
-        assert train_images.pixels.shape == (50, 3, 32, 32) and len(test_images) == 10
-        assert train_images.pixels.unique().numel() == 256
-    assert not root.exists() and image_classification.LOADERS["cifar10"] is before
+    config = BY_LABEL["SGD"].config(SMALL)
+    with cifar10(tmp_path, images=50) as (dataset, root):
+        assert datasets.CIFAR10 is dataset
+        task = build.build_task(config, torch.device("cpu"), root)
+        batches = list(task.training_batches(0, 0))
+        assert len(batches) == 13 and batches[0].inputs.shape == (4, 3, 32, 32)
+        pixels = torch.from_numpy(dataset(root).data)
+        assert pixels.shape == (50, 32, 32, 3) and pixels.unique().numel() == 256
+    assert not root.exists() and datasets.CIFAR10 is not dataset
     assert not list(tmp_path.iterdir())
 
 
