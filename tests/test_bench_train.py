@@ -7,8 +7,9 @@ import torch
 from torchvision import datasets
 
 from experiments import bench_train, build, train
-from experiments.bench_train import METHODS, PHASES, Trainee, plain_epoch, plain_loader
+from experiments.bench_train import METHODS, Trainee, plain_epoch, plain_loader
 from experiments.cifar_files import cifar10
+from experiments.clock import PHASES, register_evaluation_hook
 
 SMALL = ("device=cpu", "model.depth=8", "batch_size=4")
 BY_LABEL = {method.label: method for method in METHODS}
@@ -157,7 +158,7 @@ def test_hooks_of_a_step_without_closure_are_harmless():
     parameter = torch.nn.Parameter(torch.ones(1))
     optimizer, seen = torch.optim.SGD([parameter], lr=0.1), []
     with ExitStack() as stack:
-        handle = bench_train.register_evaluation_hook(
+        handle = register_evaluation_hook(
             optimizer, lambda: seen.append("begin"), lambda: seen.append("evaluated")
         )
         stack.callback(handle.remove)
