@@ -140,9 +140,9 @@ class Stepper:
         loss.backward(create_graph=create_graph)
         return loss
 
-    def seconds(self) -> float:
-        """Mean seconds per step, over whole cycles of at least two steps."""
-        steps = self.method.cycle * -(-2 // self.method.cycle)
+    def seconds(self, steps: int | None = None) -> float:
+        """Mean seconds per step; default: over whole cycles of at least two steps."""
+        steps = steps or self.method.cycle * -(-2 // self.method.cycle)
         self._synchronize()
         start = time.perf_counter()
         for _ in range(steps):
@@ -166,13 +166,14 @@ def median_ratio(mine: Sequence[float], unit: Sequence[float]) -> float:
 def times(
     steppers: Sequence[Stepper], repetitions: int, progress: Callable[[int], None]
 ) -> dict[str, list[float]]:
-    """Seconds per step of each method in each repetition, after one that does not count."""
+    """Seconds per step of each method in each repetition, after a step that does not count."""
     seconds: dict[str, list[float]] = {stepper.method.label: [] for stepper in steppers}
     for repetition in range(repetitions + 1):
         for stepper in steppers:
-            elapsed = stepper.seconds()
-            if repetition > 0:
-                seconds[stepper.method.label].append(elapsed)
+            if repetition == 0:
+                stepper.seconds(1)
+            else:
+                seconds[stepper.method.label].append(stepper.seconds())
         progress(repetition)
     return seconds
 

@@ -163,9 +163,9 @@ class Trainee:
         # The workers begin with a full store of batches: it is used up before time is taken.
         self.lead = loader.num_workers * (loader.prefetch_factor or 0) if method.plain else 0
 
-    def turn(self, split: bool) -> Watch:
+    def turn(self, split: bool, steps: int | None = None) -> Watch:
         """Train for a few steps, untouched or with the phases marked."""
-        watch = Watch(self.task.device, self.lead, self.steps)
+        watch = Watch(self.task.device, self.lead, steps or self.steps)
         with ExitStack() as stack:
             if split:
                 watch.split(self.model, self.optimizer, stack)
@@ -194,7 +194,7 @@ class Trainee:
 def measure(
     trainees: Sequence[Trainee], repetitions: int, progress: Callable[[int], None]
 ) -> dict[str, dict[str, list[Any]]]:
-    """Of each method and repetition, after one that does not count: seconds.
+    """Of each method and repetition, after a step that does not count: seconds.
 
     `step` is what a step of a whole epoch takes, `phases` its parts; both hold their share of
     `start`, what the first batch of an epoch takes longer than the others.
@@ -203,9 +203,10 @@ def measure(
     for repetition in range(repetitions + 1):
         for trainee in trainees:
             row = found[trainee.method.label]
-            untouched, split = trainee.turn(split=False), trainee.turn(split=True)
             if repetition == 0:
+                trainee.turn(split=False, steps=1)
                 continue
+            untouched, split = trainee.turn(split=False), trainee.turn(split=True)
             phases = split.phases()
             start = max(0.0, untouched.first_batch - phases["data"])
             share = start * trainee.config.batch_size / len(trainee.loader.dataset)
