@@ -26,11 +26,11 @@ UNITS = {
 }
 
 
-def methods() -> list[Method]:
+def methods(doors: Sequence[str]) -> list[Method]:
     """The units, then each door at each interval."""
     found = [Method(label, build) for label, build in UNITS.items()]
-    for label, door in DOORS.items():
-        found += [Method(f"{label}, every {k}", ours(door, k), k) for k in INTERVALS]
+    for door in doors:
+        found += [Method(f"{door}, every {k}", ours(DOORS[door], k), k) for k in INTERVALS]
     return found
 
 
@@ -48,7 +48,7 @@ def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: s
     """For each network, door and unit a row with a column for each interval."""
     rows: list[Sequence[str]] = []
     for network, seconds in results.items():
-        for door in DOORS:
+        for door in (door for door in DOORS if f"{door}, every 1" in seconds):
             for unit in UNITS:
                 ratios = [
                     median_ratio(seconds[f"{door}, every {k}"], seconds[unit]) for k in INTERVALS
@@ -64,7 +64,10 @@ def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: s
 
 def measure(depth: int, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds per step of each method in each repetition."""
-    steppers = [Stepper(method, problem(depth, options), options.device) for method in methods()]
+    steppers = [
+        Stepper(method, problem(depth, options), options.device)
+        for method in methods(options.curvature)
+    ]
 
     def say(repetition: int) -> None:
         print(f"ResNet-{depth}: {repetition} of {options.repetitions}", file=sys.stderr, flush=True)
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.bench_intervals", description=__doc__.splitlines()[0]
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--curvature", choices=DOORS, nargs="+", default=list(DOORS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small and short, for a test")
