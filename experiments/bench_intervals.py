@@ -81,13 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.bench_intervals", description=__doc__.splitlines()[0]
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--depth", type=int, nargs="+", default=[20, 32])
     parser.add_argument("--curvature", choices=DOORS, nargs="+", default=list(DOORS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small and short, for a test")
     parser.add_argument("--docs", type=Path, help="a page whose table to replace")
     options = parser.parse_args(arguments)
-    depths = (8,) if options.quick else (20, 32)
+    depths = (8,) if options.quick else options.depth
     results: dict[str, Any] = {f"ResNet-{depth}": measure(depth, options) for depth in depths}
     title = "Curvature at every k-th step, batch 256, 32 x 32 x 3"
     if options.quick:

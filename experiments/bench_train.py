@@ -227,7 +227,7 @@ def speed_table(
         ratio = median_ratio(row["step"], unit)
         epoch = step * steps_per_epoch
         rows.append(
-            (label, f"{1000 * step:.1f}", f"{ratio:.2f}", f"{60 / epoch:.2f}",
+            (label, f"{1000 * step:.1f}", f"{ratio:.2f}", f"{60 / epoch:.3g}",
              f"{PAPER_EPOCHS * epoch / 60:.1f}")
         )  # fmt: skip
     columns = ("loop", "ms/step", "x SGD", "epochs/min", f"{PAPER_EPOCHS} epochs, min")

@@ -131,8 +131,8 @@ def test_epochs_follow_from_the_median_step():
     }
     table = bench_train.speed_table(found, 15.0, "title", "note")
     assert table.rows == [
-        ("SGD", "2000.0", "1.00", "2.00", "80.0"),
-        ("exact", "6000.0", "3.00", "0.67", "240.0"),
+        ("SGD", "2000.0", "1.00", "2", "80.0"),
+        ("exact", "6000.0", "3.00", "0.667", "240.0"),
     ]
 
 
