@@ -19,6 +19,7 @@ import torch
 from harness import DIGITS, REPOSITORY, SMALL, small_config
 from slurm_cluster import Cluster, run
 from test_checkpoint import assert_equal, result, train_here
+from wandb_cases import history, inspect, only
 
 from experiments import attempts, checkpoint, lease
 from experiments.config import load, resolve
@@ -141,11 +142,24 @@ def test_asked_to_go_it_goes_on_elsewhere(fault, lab, undisturbed):
     assert_equal(result(directory), undisturbed)
 
 
-def test_preempted_with_the_signal(lab, undisturbed):
+def test_preempted_with_the_signal_it_is_one_run_of_wandb(lab, undisturbed, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     directory, job = lab.submit_and_wait_for_a_checkpoint(partition="main")
+    before = only(directory)
     tries = preempt(lab, directory, "preemption with the signal")
     assert [one.reason for one in tries] == ["stopped by SIGUSR2", "done"]
     assert_equal(result(directory), undisturbed)
+    # The second attempt made a record of its own, of the same run, and with every epoch once.
+    after = only(directory)
+    assert after != before and wandb_id(after) == wandb_id(before)
+    (described,) = {item["run"]["run_id"] for item in inspect(after) if item["type"] == "run"}
+    assert described == wandb_id(after)
+    assert [row["epoch"] for row in history(after)] == list(range(1, 9))
+
+
+def wandb_id(record: Path) -> str:
+    """The run that a record belongs to, by its folder's name: offline-run-DATE_TIME-ID."""
+    return record.name.split("-", 3)[3]
 
 
 def test_preempted_without_the_signal(lab, undisturbed):
