@@ -260,9 +260,10 @@ def test_online_then_offline_then_uploaded(tmp_path, monkeypatch, server):
     monkeypatch.setenv("WANDB_MODE", "offline")
     session(directory, 4, 6)
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
-    assert upload.main([]) == 0
+    assert upload.main([]) == 0 and upload.main([]) == 0
     ((_, run),) = server.runs.items()
     assert run.epochs() == [1, 2, 3, 4, 5, 6]
+    assert not only(directory).name.startswith("offline-")  # or `wandb sync` sent it all again
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
