@@ -24,6 +24,7 @@ from wandb_cases import history, inspect, only
 from experiments import attempts, checkpoint, lease
 from experiments.config import load, resolve
 from experiments.record import RunDirectory, read_metrics, without_times
+from experiments.tracking import records
 from slurm import submit
 from slurm.jobs import submitted
 from slurm.status import collect
@@ -145,6 +146,7 @@ def test_asked_to_go_it_goes_on_elsewhere(fault, lab, undisturbed):
 def test_preempted_with_the_signal_it_is_one_run_of_wandb(lab, undisturbed, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     directory, job = lab.submit_and_wait_for_a_checkpoint(partition="main")
+    lab.wait_for(lambda: records(directory.path), 60, "record of wandb's")
     before = only(directory)
     tries = preempt(lab, directory, "preemption with the signal")
     assert [one.reason for one in tries] == ["stopped by SIGUSR2", "done"]
