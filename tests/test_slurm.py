@@ -320,7 +320,7 @@ def test_a_run_that_fails_three_times_alike_is_left_alone(lab):
     (directory.path / checkpoint.CURRENT).mkdir(parents=True)  # can be neither read nor written
     lab.submit_one()
     job = submitted(directory.path).job
-    lab.wait_for(lambda: lab.cluster.jobs().get(job) == "FAILED", 150, "failure")
+    lab.wait_for(lambda: lab.cluster.jobs().get(job) == "FAILED", 300, "failure")
     tries = attempts.read(directory.path)
     assert len(tries) == 3 and len({one.reason for one in tries}) == 1
     assert "checkpoint.pt: Is a directory" in tries[0].reason
