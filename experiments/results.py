@@ -8,7 +8,6 @@ finished runs; the others are listed, with the reason.
 import math
 import re
 import statistics
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,9 +18,7 @@ from typing import Any
 from experiments.config import WITHOUT_EFFECT, UserError, read_yaml
 from experiments.jsonlines import read_rows
 from experiments.record import best_row, read_json
-
-STATES = ("finished", "running", "unfinished", "failed")
-LEASE_SECONDS = 60  # a run whose lease nobody has touched for so long has no process
+from experiments.states import STATES, State, read_state
 
 
 @dataclass
@@ -32,15 +29,15 @@ class Run:
         directory: where its files are.
         meta, config: the contents of `meta.json` and `config.yaml`.
         rows: of `metrics.jsonl`.
-        state: one of `STATES`.
-        problem: why it is not finished, or what is wrong with its files; empty for a sound run.
+        state: see `experiments.states`.
+        problem: why it is not done, or what is wrong with its files; empty for a sound run.
     """
 
     directory: Path
     meta: dict[str, Any]
     config: dict[str, Any]
     rows: list[dict[str, Any]]
-    state: str
+    state: State
     problem: str = ""
 
     @property
@@ -172,20 +169,20 @@ class Results:
             return None
         return run
 
-    def having(self, state: str) -> list[Run]:
+    def having(self, state: State) -> list[Run]:
         return [run for run in self.runs if run.state == state]
 
     @property
     def left_out(self) -> str:
         """How many runs no table counts, in words; empty where there are none."""
-        counts = {state: len(self.having(state)) for state in STATES[1:]}
+        counts = {state: len(self.having(state)) for state in STATES if state != "done"}
         counts["unreadable"] = len(self.unreadable)
         found = [f"{count} {state}" for state, count in counts.items() if count]
         return f"{', '.join(found)} run(s) left out" if found else ""
 
     @cached_property
     def tables(self) -> list[Table]:
-        return make_tables(self.having("finished"))
+        return make_tables(self.having("done"))
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -200,7 +197,7 @@ def read_results(root: Path, dataset: str | None = None, model: str | None = Non
     results = Results(root)
     for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
         results.add(meta_path.parent)
-    if not results.having("finished"):
+    if not results.having("done"):
         raise UserError(f"no finished run below {root} ({results.left_out or 'no run at all'})")
     return results
 
@@ -211,34 +208,15 @@ def read_run(directory: Path) -> Run:
     Raises:
         OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
     """
+    state, reason = read_state(directory)  # first: what is done has all its rows
     config = read_yaml((directory / "config.yaml").read_text())
-    rows, problem = read_rows(directory / "metrics.jsonl")
-    run = Run(directory, read_json(directory / "meta.json"), config, rows, "finished")
+    rows, damage = read_rows(directory / "metrics.jsonl")
+    problem = "; ".join(text for text in (reason, damage) if text)
+    run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)
     _check(run)
     if spectrum := read_spectrum(directory / "spectra" / "epoch-0000.npz"):
         run.rows.insert(0, _row_of_initialization(spectrum))
-    run.state, reason = _state(run)
-    run.problem = "; ".join(text for text in (reason, problem) if text)
     return run
-
-
-def _state(run: Run) -> tuple[str, str]:
-    """A run's state and the reason: from its marks, its lease and how its last attempt ended."""
-    if (run.directory / "DONE").exists():
-        if not run.evaluated:
-            return "failed", f"it is marked as done but has no {run.test_key}"
-        if not math.isfinite(run.last()):
-            return "failed", f"its last {run.test_key} is {run.last()}"
-        return "finished", ""
-    lease = run.directory / "lease.json"
-    if lease.exists() and time.time() - lease.stat().st_mtime < LEASE_SECONDS:
-        return "running", ""
-    attempts, _ = read_rows(run.directory / "attempts.jsonl")
-    if not attempts:
-        return "unfinished", ""
-    reason = str(attempts[-1].get("reason", "killed"))
-    stopped = reason.startswith(("killed", "stopped", "KeyboardInterrupt"))
-    return "unfinished" if stopped else "failed", reason
 
 
 def _check(run: Run) -> None:

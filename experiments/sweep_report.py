@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments import attempts, sweep
+from experiments import sweep
 from experiments.comparison import CONFIDENCE, Curve, compare, mean_and_std, std
 from experiments.config import signature
 from experiments.results import Results, Run, Table, flatten
+from experiments.states import State, read_state
 
 BEST = "★"
 LOGARITHMIC_FROM = 10  # largest value by smallest, from which an axis is logarithmic
@@ -29,14 +30,13 @@ class Member:
     Attributes:
         run: what the sweep's file asks for.
         record: what its files say; None where there are none, or none that can be read.
-        state: `experiments.sweep.state`, except that a run marked as done without a result is
-            `failed` or `unreadable`.
+        state: see `experiments.states`.
         problem: why it has no result, as far as its files tell.
     """
 
     run: sweep.Run
     record: Run | None
-    state: str
+    state: State
     problem: str = ""
 
     @property
@@ -166,15 +166,14 @@ def _effective(run: sweep.Run, keys: list[str]) -> dict[str, Any]:
 
 
 def _member(run: sweep.Run, results: Results) -> Member:
-    path, state = run.directory.path, run.state
+    path = run.directory.path
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:
-        broken = state == "done" and record.state != "finished"
-        return Member(run, record, "failed" if broken else state, record.problem)
+        return Member(run, record, record.state, record.problem)
+    state, reason = read_state(path)
     if state == "done":
-        return Member(run, None, "unreadable", results.unreadable.get(path, "it has no meta.json"))
-    tries = attempts.read(path)
-    return Member(run, None, state, str(tries[-1].reason or "") if tries else "")
+        return Member(run, None, "unreadable", results.unreadable[path])
+    return Member(run, None, state, reason)
 
 
 # ------------------------------------------------------------------------------------- the table

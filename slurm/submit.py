@@ -26,7 +26,8 @@ from experiments.checkpoint import writing
 from experiments.config import Config, UserError, load, resolve, write_yaml
 from experiments.record import RunDirectory, data_root, git_state, runs_root
 from experiments.run import USER_ERROR
-from experiments.sweep import expand, is_sweep, parse_seeds, state
+from experiments.states import read_state
+from experiments.sweep import expand, is_sweep, parse_seeds
 from slurm import jobs
 from slurm.job import Job
 from slurm.profile import Profile, load_profile
@@ -114,8 +115,9 @@ def jobs_of(runs: Sequence[RunDirectory]) -> dict[str, jobs.JobState]:
 
 def why_not(run: RunDirectory, known: dict[str, jobs.JobState]) -> str | None:
     """Why a run must not be submitted now; None if it may."""
-    if (now := state(run.path)) in ("done", "running"):
-        return now
+    now, reason = read_state(run.path)
+    if run.done or now == "running":
+        return f"{now} ({reason})" if reason else now
     last = jobs.submitted(run.path)
     if last and last.cluster == "local" and jobs.local_job_runs(last):
         return f"queued as local job {last.job}"
