@@ -102,6 +102,9 @@ status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
 	$(PY) -m experiments.bench $(ARGS)
 
+bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (5 minutes)
+	$(PY) -m experiments.bench_train $(ARGS)
+
 curvature-accuracy: setup ## Error of the finite difference over a zoo of networks
 	$(PY) -m experiments.curvature_accuracy $(ARGS)
 
@@ -153,4 +156,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
