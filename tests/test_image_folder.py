@@ -358,7 +358,7 @@ def test_a_signal_to_the_whole_group_ends_with_a_checkpoint(data_root, tmp_path)
     [("sgd", (), 1e-10), ("adahessian", (), 1e-10), ("adahessian", (DIFFERENCE,), 1e-5)],
 )
 def test_two_processes_compute_what_one_does(optimizer, overrides, tolerance, data_root, tmp_path):
-    overrides = ("dtype=float64", "micro_batches=2", "batch_size=17", "workers=1", *overrides)
+    overrides = ("dtype=float64", "micro_batches=2", "batch_size=19", "workers=1", *overrides)
     config = resolve(load(IMAGENET, [*SMALL, *overrides]), optimizer, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
