@@ -68,7 +68,9 @@ fashion-mnist-resnet20: ## ResNet-20 on Fashion-MNIST
 cifar10-resnet20: ## ResNet-20 on CIFAR-10, the paper's protocol
 cifar10-resnet32: ## ResNet-32 on CIFAR-10, the paper's protocol
 cifar100-resnet32: ## ResNet-32 on CIFAR-100
-experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32
+imagenet-resnet18: ## ResNet-18 on ImageNet (in DATA_ROOT/imagenet), the paper's protocol
+imagenet-resnet50: ## ResNet-50 on ImageNet, Sassha's protocol
+experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32 imagenet-resnet18 imagenet-resnet50
 $(experiments): config = configs/$(subst -resnet,/resnet,$@).yaml
 $(experiments): setup
 	@$(if $(CLUSTER),\
@@ -79,11 +81,34 @@ SWEEP ?= configs/sweeps/digits-lr.yaml
 sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml, in the background or on CLUSTER=slurm
 	@$(submit) $(SWEEP) --profile $(or $(CLUSTER),local) $(ARGS)
 
+# Made of what has run and of what is committed below results/; CLUSTER trains what is missing.
+DATASET ?= cifar10
+table2: ## Test accuracy of four optimizers beside the paper's (DATASET=digits: on other data)
+table6: ## Learning rates off by a factor of 0.5 to 10
+table7: ## Block size of the curvature's average
+table8: ## The curvature at every n-th step: accuracy and cost
+tables := table2 table6 table7 table8
+$(tables): setup
+	@$(if $(CLUSTER),\
+	$(submit) configs/tables/$@.yaml --dataset $(DATASET) --profile $(CLUSTER) $(ARGS),\
+	$(PY) -m experiments.paper_table $@ --dataset $(DATASET) $(ARGS))
+
+tables: $(tables) ## All of these tables
+
+results: setup ## Write what has run below results/, as data to be committed
+	@$(PY) -m experiments.export $(ARGS)
+
 status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="PATTERN --watch")
 	@$(PY) -m slurm.status $(ARGS)
 
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
 	$(PY) -m experiments.bench $(ARGS)
+
+bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (5 minutes)
+	$(PY) -m experiments.bench_train $(ARGS)
+
+bench-loader: setup ## Images per second of ImageNet's loader and of the network (2 minutes)
+	$(PY) -m experiments.bench_loader $(ARGS)
 
 curvature-accuracy: setup ## Error of the finite difference over a zoo of networks
 	$(PY) -m experiments.curvature_accuracy $(ARGS)
@@ -136,4 +161,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) bench curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format

@@ -1,10 +1,9 @@
 """The AdaHessian optimizer: Adam with the curvature's running root mean square as denominator."""
 
 import itertools
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from adahessian.checks import check_options, check_parameter
 from adahessian.closures import call
-from adahessian.curvature import (
-    DOORS,
-    CurvatureError,
-    Door,
-    compare_doors,
-    hutchinson_samples,
-)
-from adahessian.distributed import average_, check_replicas, local, local_block_average
+from adahessian.curvature import DOORS, CurvatureError, compare_doors
+from adahessian.distributed import average_, check_replicas, local
 from adahessian.probes import rademacher_like
+from adahessian.refresh import Member, diagonals, draw_probes, is_due
+from adahessian.state import init_state, take_over
 from adahessian.update import foreach_update, single_update
 
 # One product, and one gradient norm, span all groups.
@@ -168,7 +163,7 @@ class AdaHessian(Optimizer):
 
     def _refresh_is_due(self) -> bool:
         return any(
-            _is_due(group) and any(p.requires_grad for p in group["params"])
+            is_due(group) and any(p.requires_grad for p in group["params"])
             for group in self.param_groups
         )
 
@@ -205,20 +200,7 @@ class AdaHessian(Optimizer):
         super().__setstate__(state)
         # Like torch's own hooks, these are not part of a copy or a pickle.
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
-        for group in self.param_groups:
-            old = "last_refresh" not in group
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
-            for p in group["params"]:
-                param_state = self.state.get(p)
-                if not param_state or "step" not in param_state:
-                    continue
-                param_state.setdefault("num_refreshes", param_state["step"])
-                for key in ("step", "num_refreshes"):
-                    # Counters stay on the CPU: a step must not wait for the device to read them.
-                    param_state[key] = torch.tensor(float(param_state[key]), dtype=torch.float32)
-                if old:
-                    group["step"] = max(group["step"], int(param_state["step"]))
+        take_over(self.param_groups, self.defaults, self.state)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -239,9 +221,11 @@ class AdaHessian(Optimizer):
                 return None
             scale = self._loss_scale()
 
-        door = None
+        door, first = None, self.param_groups[0]
         if self._refresh_is_due():
-            door = DOORS[self._curvature](closure, self._all_params(), self._draw)
+            door = DOORS[self._curvature](
+                closure, self._all_params(), lambda: draw_probes(self._all_members(), first)
+            )
             is_first = all(group["last_refresh"] is None for group in self.param_groups)
             loss = door.first_pass(check=is_first)
         else:
@@ -249,25 +233,27 @@ class AdaHessian(Optimizer):
         loss = loss.detach() if isinstance(loss, Tensor) else loss
 
         members = self._members()
-        refreshing = [m for m in members if door is not None and _is_due(m.group)]
-        diagonals = self._diagonals(refreshing, door, scale) if refreshing else {}
+        refreshing = [m for m in members if door is not None and is_due(m.group)]
+        curvature = {}  # d by parameter
+        if refreshing:
+            curvature = diagonals(refreshing, first, door, scale, self._process_group, self._show)
         self._drop_graphs()
-        if diagonals is None:  # overflow
+        if curvature is None:  # overflow
             return loss
         self._finish_gradients([m.param.grad for m in members], scale)
 
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            refresh = bool(diagonals) and _is_due(group)
+            refresh = bool(curvature) and is_due(group)
             if refresh:
                 for p in params:
-                    self._init_state(p)
+                    init_state(self.state[p], p)
                 group["last_refresh"] = group["step"]
             # The others await their first refresh. Their state need not be empty: wrappers such as
             # timm's Lookahead keep things of their own there.
             params = [p for p in params if "step" in self.state.get(p, {})]
             if params:
-                self._update(group, params, [diagonals[p] for p in params] if refresh else None)
+                self._update(group, params, [curvature[p] for p in params] if refresh else None)
             group["step"] += 1
         return loss
 
@@ -321,26 +307,13 @@ class AdaHessian(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _all_members(self) -> list["_Member"]:
+    def _all_members(self) -> list[Member]:
         index = itertools.count()
-        return [_Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
+        return [Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
 
-    def _draw(self) -> list[list[Tensor | None]]:
-        """Return the probes of the refresh that is due: for each sample one for each parameter."""
-        due = [m for m in self._all_members() if m.param.requires_grad and _is_due(m.group)]
-        first = self.param_groups[0]
-        drawn = []
-        for sample in range(first["num_samples"]):
-            z = rademacher_like(
-                [m.param for m in due],
-                seed=first["seed"],
-                step=first["step"],
-                sample=sample,
-                tensor_indices=[m.index for m in due],
-            )
-            by_param = dict(zip((m.param for m in due), z, strict=True))
-            drawn.append([by_param.get(p) for p in self._all_params()])
-        return drawn
+    def _show(self, params: list[Tensor], estimates: list[Tensor]) -> None:
+        for hook in self._curvature_hooks.values():
+            hook(self, params, estimates)
 
     def _loss_scale(self) -> Tensor | None:
         if self.grad_scale is None and self._refresh_is_due():
@@ -368,7 +341,7 @@ class AdaHessian(Optimizer):
         if max_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._all_params(), max_norm)
 
-    def _members(self) -> list["_Member"]:
+    def _members(self) -> list[Member]:
         """Return the parameters with a gradient; raise if one of them, or an option, is bad."""
         for group in self.param_groups:
             check_options(group)
@@ -380,64 +353,6 @@ class AdaHessian(Optimizer):
         for m in members:
             check_parameter(m.param, m.index)
         return members
-
-    def _diagonals(
-        self, members: list["_Member"], door: Door, scale: Tensor | None
-    ) -> dict[Tensor, Tensor] | None:
-        """Return the averaged curvature d of each parameter in ``members``.
-
-        None if it has overflowed at a GradScaler's scale.
-        """
-        params = [m.param for m in members]
-        first = self.param_groups[0]
-        samples = hutchinson_samples(
-            lambda z, more: door.product(params, z, more),
-            params,
-            seed=first["seed"],
-            step=first["step"],
-            num_samples=first["num_samples"],
-            tensor_indices=[m.index for m in members],
-        )
-        totals = None
-        for sample in samples:
-            resolution = door.resolution(params)
-            if resolution is not None:
-                sizes = torch._foreach_maximum(torch._foreach_abs(sample), resolution)
-                sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
-            if scale is not None:
-                torch._foreach_div_(sample, scale)
-            if self._process_group is not None:
-                # Before the absolute value: the mean of |z · Hz| over the processes would grow
-                # with their number.
-                average_(sample, self._process_group)
-            for hook in self._curvature_hooks.values():
-                hook(self, params, sample)
-            terms = [
-                s.abs_() if m.group["averaging"] == "abs" else s
-                for s, m in zip(sample, members, strict=True)
-            ]
-            totals = terms if totals is None else torch._foreach_add(totals, terms)
-        if first["num_samples"] > 1:
-            torch._foreach_div_(totals, first["num_samples"])
-        if scale is not None and not all(t.isfinite().all() for t in totals):
-            warnings.warn(
-                f"H·z overflowed at the loss scale {float(scale):g}: this step is skipped. Start "
-                "the GradScaler with a smaller init_scale, or use bfloat16 autocast without one.",
-                stacklevel=3,
-            )
-            return None
-        return {
-            m.param: local_block_average(total, m.param, m.group["block_size"])
-            for total, m in zip(totals, members, strict=True)
-        }
-
-    def _init_state(self, p: Tensor) -> None:
-        state = self.state[p]
-        if "step" not in state:
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
-            state["num_refreshes"] = torch.tensor(0.0, dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_hessian_diag_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def _update(
         self, group: dict[str, Any], params: list[Tensor], diagonals: list[Tensor] | None
@@ -469,16 +384,3 @@ class AdaHessian(Optimizer):
             weight_decay=group["weight_decay"],
             hessian_power=group["hessian_power"],
         )
-
-
-class _Member(NamedTuple):
-    """A parameter that takes part in a step."""
-
-    group: dict[str, Any]
-    index: int  # in the optimizer, over all groups: what its probe depends on
-    param: Tensor
-
-
-def _is_due(group: dict[str, Any]) -> bool:
-    last = group["last_refresh"]
-    return last is None or group["step"] - last >= group["update_interval"]

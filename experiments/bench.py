@@ -119,9 +119,8 @@ class Stepper:
         ImportError: the method's package is not installed.
     """
 
-    def __init__(self, method: Method, network: str, quick: bool, device: str) -> None:
-        self.method, self.device = method, device
-        self.problem = problem(network, quick, device)
+    def __init__(self, method: Method, problem: zoo.Problem, device: str) -> None:
+        self.method, self.problem, self.device = method, problem, device
         self.optimizer = method.build(list(self.problem.model.parameters()))
 
     def step(self) -> None:
@@ -141,9 +140,9 @@ class Stepper:
         loss.backward(create_graph=create_graph)
         return loss
 
-    def seconds(self) -> float:
-        """Mean seconds per step, over whole cycles of at least two steps."""
-        steps = self.method.cycle * -(-2 // self.method.cycle)
+    def seconds(self, steps: int | None = None) -> float:
+        """Mean seconds per step; default: over whole cycles of at least two steps."""
+        steps = steps or self.method.cycle * -(-2 // self.method.cycle)
         self._synchronize()
         start = time.perf_counter()
         for _ in range(steps):
@@ -159,16 +158,22 @@ class Stepper:
             torch.cuda.synchronize()
 
 
+def median_ratio(mine: Sequence[float], unit: Sequence[float]) -> float:
+    """How many of the unit one takes: the median of the ratios within each repetition."""
+    return median(a / b for a, b in zip(mine, unit, strict=True))
+
+
 def times(
     steppers: Sequence[Stepper], repetitions: int, progress: Callable[[int], None]
 ) -> dict[str, list[float]]:
-    """Seconds per step of each method in each repetition, after one that does not count."""
+    """Seconds per step of each method in each repetition, after a step that does not count."""
     seconds: dict[str, list[float]] = {stepper.method.label: [] for stepper in steppers}
     for repetition in range(repetitions + 1):
         for stepper in steppers:
-            elapsed = stepper.seconds()
-            if repetition > 0:
-                seconds[stepper.method.label].append(elapsed)
+            if repetition == 0:
+                stepper.seconds(1)
+            else:
+                seconds[stepper.method.label].append(stepper.seconds())
         progress(repetition)
     return seconds
 
@@ -180,7 +185,7 @@ def peak_memory(method: Method, network: str, quick: bool, device: str) -> int:
     and releases that torch's profiler sees; the resident set of a process would add what malloc
     keeps for itself, about half as much again and more for some methods than for others.
     """
-    stepper = Stepper(method, network, quick, device)
+    stepper = Stepper(method, problem(network, quick, device), device)
     stepper._backward(create_graph=False)  # what is allocated once for all is not the method's
     stepper.optimizer.zero_grad(set_to_none=True)
     if device == "cuda":
@@ -213,7 +218,8 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
     steppers, missing = [], []
     for method in methods(options.quick):
         try:
-            steppers.append(Stepper(method, network, options.quick, options.device))
+            made = problem(network, options.quick, options.device)
+            steppers.append(Stepper(method, made, options.device))
         except ImportError:
             missing.append(method.label)
     if missing:
@@ -243,7 +249,7 @@ def cost_table(result: dict[str, Any], repetitions: int) -> Table:
     seconds, memory = result["seconds"], result["memory"]
     rows = []
     for label, mine in seconds.items():
-        ratio = median(a / b for a, b in zip(mine, seconds["SGD"], strict=True))
+        ratio = median_ratio(mine, seconds["SGD"])
         megabytes = relative = ""
         if label in memory:
             megabytes = f"{memory[label] / 2**20:.0f}"
@@ -269,8 +275,7 @@ def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Table
             for k in INTERVALS:
                 label = f"{door}, every {k}" if k > 1 else door
                 if label in seconds:
-                    pairs = zip(seconds[label], seconds["SGD"], strict=True)
-                    ratios[k] = median(a / b for a, b in pairs)
+                    ratios[k] = median_ratio(seconds[label], seconds["SGD"])
             cells = [f"{ratios[k]:.2f}" if k in ratios else "" for k in INTERVALS]
             predicted = [f"{1 + (ratios[1] - 1) / k:.2f}" for k in INTERVALS]
             rows.append((result["network"], door, *cells))

@@ -5,7 +5,7 @@
 ResNet-20 on one batch of random images, the same weights, mode and batch for all. Two questions:
 what a fixed number of products costs (a Lanczos sequence, with all that belongs to it), and what
 the top eigenvalues cost at equal accuracy. The candidates take turns within each repetition, so
-that load on the machine falls on all of them; what is printed are medians over the repetitions,
+that load on the machine falls on all of them; what is shown are medians over the repetitions,
 of the times and of their ratios to ours. Memory is measured in a process of its own for each.
 
 Needs curvlinops-for-pytorch and hessian-eigenthings (and scipy) beside the harness.
@@ -16,8 +16,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from adahessian import spectrum
+from experiments.bench import median_ratio
 from experiments.models.resnet_cifar import ResNetCifar
+from experiments.tables import Table, provenance, publish
 
 K = 5
 
@@ -162,11 +166,16 @@ TOPS = {
 
 
 def take_turns(
-    candidates: dict[str, Callable], problem: Problem, amount: float, arguments: argparse.Namespace
+    candidates: dict[str, Callable],
+    problem: Problem,
+    amount: float,
+    warm_up: float,
+    arguments: argparse.Namespace,
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Return each candidate's seconds per repetition, and what it returned last.
 
-    The first repetition warms up and is not counted. A candidate that fails is left out.
+    Before the first repetition all take a turn with `warm_up` for `amount`, which is not counted.
+    A candidate that fails is left out.
     """
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[arguments.clock]
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -175,14 +184,19 @@ def take_turns(
         for name in list(seconds):
             start = clock()
             try:
-                results[name] = candidates[name](problem, amount)
+                results[name] = candidates[name](problem, amount if repetition else warm_up)
             except Exception as error:  # a foreign library may fail in any way
-                print(f"{name} fails: {type(error).__name__}: {str(error)[:150]}", flush=True)
+                say(f"{name} fails: {type(error).__name__}: {str(error)[:150]}")
                 del seconds[name]
                 continue
             if repetition > 0:
                 seconds[name].append(clock() - start)
+                say(f"{name}: {seconds[name][-1]:.2f} s")
     return seconds, results
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def memory(name: str, arguments: argparse.Namespace) -> float:
@@ -210,15 +224,63 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
-def report(seconds: dict[str, list[float]], extra: Callable[[str], str]) -> None:
+def make_table(
+    title: str, seconds: dict[str, list[float]], more: dict[str, Callable[[str], str]], note: str
+) -> Table:
+    """A row for each candidate: times, ratios to ours, and the columns of `more`."""
+    rows = []
     for name, times in seconds.items():
-        ratio = median(t / o for t, o in zip(times, seconds["ours"], strict=True))
-        spread = f"({min(times):.2f} to {max(times):.2f})"
-        print(f"{name:34s} {median(times):8.2f} s {spread:18s} {ratio:5.2f} x ours  {extra(name)}")
+        spread = f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
+        ratio = f"{median_ratio(times, seconds['ours']):.2f}"
+        rows.append((name, spread, ratio, *(column(name) for column in more.values())))
+    return Table(title, ("candidate", "seconds", "x ours", *more), rows, note)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Table, Any]:
+    seconds, _ = take_turns(SEQUENCES, problem, arguments.products, 2, arguments)
+    more = {"MiB": lambda name: f"{memory(name, arguments):.0f}"}
+    note = (
+        f"{setting(arguments)} Memory is what three products add to the peak of a process of "
+        "their own, one measurement each."
+    )
+    title = f"A Lanczos sequence of {arguments.products} products"
+    return make_table(title, seconds, more, note), seconds
+
+
+def bench_eigenvalues(problem: Problem, arguments: argparse.Namespace) -> tuple[Table, Any]:
+    truth, _ = top_ours()(problem, 1e-5)
+    say(f"{K} eigenvalues: {truth.tolist()}")
+    try:
+        top_eigenthings(problem, arguments.tolerance)  # finds its number of steps
+    except ImportError:
+        pass
+    seconds, results = take_turns(TOPS, problem, arguments.tolerance, 0.3, arguments)
+
+    def error(name: str) -> str:
+        return f"{float(((results[name][0].double() - truth) / truth).abs().max()):.1e}"
+
+    more = {"products": lambda name: str(results[name][1]), "error": error}
+    note = f"{setting(arguments)} The error is the largest relative one, against ours at 1e-5."
+    title = f"The {K} largest eigenvalues to a relative residual of {arguments.tolerance:g}"
+    return make_table(title, seconds, more, note), seconds
+
+
+def setting(arguments: argparse.Namespace) -> str:
+    return (
+        f"ResNet-20, batch {arguments.batch}, {arguments.size} x {arguments.size}, "
+        f"{arguments.mode} mode, {arguments.clock} clock: n = {arguments.repetitions} repetitions "
+        "in turn, medians with the extremes, median of the ratios within a repetition."
+    )
+
+
+PARTS = {"products": bench_products, "eigenvalues": bench_eigenvalues}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench_spectrum", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--mode", choices=["eval", "train"], default="eval")
@@ -226,43 +288,25 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=1e-2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--part", choices=["products", "eigenvalues", "both"], default="both")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--docs", type=Path, help="a page whose tables to replace")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # of other libraries' use of torch
+    arguments = parser.parse_args(argv)
     if arguments.memory_of:
-        print_memory_of(arguments.memory_of, arguments)
-        return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            print_memory_of(arguments.memory_of, arguments)
+        return 0
     problem = make_problem(arguments)
-    print(
-        f"ResNet-20, batch {arguments.batch}, {arguments.size} x {arguments.size}, "
-        f"{arguments.mode} mode; torch {torch.__version__}, {torch.get_num_threads()} thread(s), "
-        f"{arguments.clock} clock; medians of {arguments.repetitions} repetitions"
-    )
-    if arguments.part != "eigenvalues":
-        bench_products(problem, arguments)
-    if arguments.part != "products":
-        bench_eigenvalues(problem, arguments)
-
-
-def bench_products(problem: Problem, arguments: argparse.Namespace) -> None:
-    print(f"\n{arguments.products} products, a Lanczos sequence:", flush=True)
-    seconds, _ = take_turns(SEQUENCES, problem, arguments.products, arguments)
-    report(seconds, lambda name: f"{memory(name, arguments):6.0f} MiB")
-
-
-def bench_eigenvalues(problem: Problem, arguments: argparse.Namespace) -> None:
-    print(f"\n{K} largest eigenvalues to a relative residual of {arguments.tolerance}:", flush=True)
-    truth, _ = top_ours()(problem, 1e-5)
-    seconds, results = take_turns(TOPS, problem, arguments.tolerance, arguments)
-
-    def accuracy(name: str) -> str:
-        values, products = results[name]
-        error = float(((values.double() - truth) / truth).abs().max())
-        return f"{products:4d} products, largest relative error {error:.1e}"
-
-    report(seconds, accuracy)
+    packages = {name: version(name) for name in ("curvlinops-for-pytorch", "hessian-eigenthings")}
+    for part in arguments.part:
+        with warnings.catch_warnings():  # of other libraries' use of torch
+            warnings.simplefilter("ignore")
+            table, seconds = PARTS[part](problem, arguments)
+        origin = provenance("cpu", packages=packages)
+        publish(f"bench-spectrum-{part}", [table], origin, seconds, arguments.docs)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

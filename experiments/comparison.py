@@ -5,16 +5,14 @@ The unit is the seed: a run is one observation of its group.
 
 import math
 import statistics
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from experiments.config import load, read_yaml, resolve, signature
+from experiments import paper_table_schema
+from experiments.config import signature
 from experiments.results import Run, Table
 
-REPOSITORY = Path(__file__).parent.parent
 CONFIDENCE = 0.95
 
 
@@ -118,20 +116,59 @@ def compare(table: Table) -> tuple[str, list[Difference]]:
     for label in values.keys() - {best}:
         mine, theirs = ([sign * value for value in values[key]] for key in (best, label))
         mean = statistics.mean(mine) - statistics.mean(theirs)
-        differences.append(Difference(label, mean, _welch(mine, theirs, level)))
+        differences.append(
+            Difference(label, mean, welch(Sample.of(mine), Sample.of(theirs), level))
+        )
     return best, sorted(differences, key=lambda difference: (difference.mean, difference.label))
 
 
-def _welch(mine: list[float], theirs: list[float], level: float) -> tuple[float, float] | None:
+@dataclass(frozen=True)
+class Sample:
+    """Observations in short: sample standard deviation, nan or None for a single one."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Sample":
+        return cls(statistics.mean(values), std(values), len(values))
+
+
+def welch(mine: Sample, theirs: Sample, level: float = CONFIDENCE) -> tuple[float, float] | None:
+    """Welch's confidence interval of the difference of two means, `mine` minus `theirs`.
+
+    Source: B. L. Welch, Biometrika 34 (1947), with the degrees of freedom of Satterthwaite.
+
+    Returns:
+        None for a single observation on either side, or without any variance.
+    """
     from scipy import stats
 
-    if min(len(mine), len(theirs)) < 2 or not std(mine) + std(theirs):
+    if min(mine.n, theirs.n) < 2 or not mine.std + theirs.std:
         return None
-    with warnings.catch_warnings():
-        # One group without variance is legitimate; scipy warns of the precision of its moments.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = stats.ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
-    return float(interval.low), float(interval.high)
+    parts = [sample.std**2 / sample.n for sample in (mine, theirs)]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (mine.n - 1) + parts[1] ** 2 / (theirs.n - 1))
+    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts))
+    difference = mine.mean - theirs.mean
+    return difference - half, difference + half
+
+
+def judgement(interval: tuple[float, float] | None, tolerance: float) -> str:
+    """What a difference says, in words.
+
+    Args:
+        interval: of the difference, positive where the first is larger.
+        tolerance: what counts as no difference: an interval that lies within it says so.
+    """
+    if interval is None:
+        return "no interval is possible"
+    low, high = interval
+    if -tolerance <= low and high <= tolerance:
+        return "within tolerance"
+    if low <= 0 <= high:
+        return "cannot be told apart"
+    return "above" if low > 0 else "below"
 
 
 def mean_interval(values: list[float]) -> tuple[float, float] | None:
@@ -180,10 +217,12 @@ def curve(runs: Iterable[Run], key: str, scale: float = 1) -> Curve:
 @cache
 def paper_figures() -> dict[tuple[str, str], str]:
     """The paper's figures by data set and signature of the run that follows its protocol."""
-    figures = {}
-    for entry in read_yaml((REPOSITORY / "experiments" / "paper.yaml").read_text()):
-        config = load(REPOSITORY / entry["config"])
-        for name, (mean, spread) in entry["accuracy"].items():
-            mark = signature(resolve(config, name, seed=1))
-            figures[config.dataset.name, mark] = f"{mean:.2f} ± {spread:.2f}"
+    figures: dict[tuple[str, str], str] = {}
+    for name in paper_table_schema.names():
+        request = paper_table_schema.find(name, None)
+        for cell in request.cells if request.comparable else []:
+            if cell.block in cell.line.paper:
+                config = cell.runs[0].config
+                key = config.dataset.name, signature(config)
+                figures.setdefault(key, str(cell.line.paper[cell.block]))
     return figures

@@ -67,18 +67,36 @@ class Section(BaseModel):
 class Dataset(Section):
     """Which images, how they are split, augmented and scaled."""
 
-    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist"]
+    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist", "imagenet"]
     validation_size: NotNegative  # images taken from the training set, the same number per class
     crop_padding: NotNegative  # random crop of the image padded by so many zeros; 0: no crop
     flip: bool  # random horizontal flip
     mean: list[FiniteFloat]  # per channel, of pixels scaled to [0, 1]
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    # ImageNet only: random crops of every size and shape are resized to image_size; evaluated is
+    # the centre after the shorter side was resized to resize_size.
+    image_size: NotNegative = 0
+    resize_size: NotNegative = 0
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "Dataset":
+        if self.name != "imagenet":
+            if self.image_size or self.resize_size:
+                _refuse(f"image_size and resize_size are imagenet's: {self.name} keeps its size")
+        elif not 0 < self.image_size <= self.resize_size:
+            _refuse(
+                f"image_size {self.image_size}, resize_size {self.resize_size}: imagenet needs "
+                "both, the first above 0 and no larger than the second (224 and 256)"
+            )
+        elif self.crop_padding:
+            _refuse("crop_padding is for images in memory: set 0 for imagenet")
+        return self
 
 
 class Model(Section):
     """Which network."""
 
-    name: Literal["resnet", "convnet"]
+    name: Literal["resnet", "convnet", "imagenet-resnet"]  # resnet: CIFAR's
     depth: Positive
 
     @model_validator(mode="after")
@@ -87,21 +105,38 @@ class Model(Section):
             _refuse(f"depth {self.depth}: a convnet has 2 layers or more")
         if self.name == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
             _refuse(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, ...)")
+        if self.name == "imagenet-resnet" and self.depth not in (18, 34, 50):
+            _refuse(f"depth {self.depth}: an ImageNet ResNet has 18, 34 or 50 layers")
         return self
 
     @property
     def label(self) -> str:
-        return f"{self.name}{self.depth}"
+        return f"{self.name.removeprefix('imagenet-')}{self.depth}"
+
+
+class Plateau(Section):
+    """A metric that has stopped improving: `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
+
+    metric: Literal["train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"]
+    patience: NotNegative  # epochs without an improvement that are let pass
+    threshold: Annotated[float, Field(ge=0, lt=1)]  # relative to the best: less is none
 
 
 class Schedule(Section):
-    """The learning rate: multiplied by `factor` at each of the `drops`."""
+    """The learning rate: multiplied by `factor` at each of the `drops`, or at each plateau."""
 
     drops: list[Fraction]  # where in the training, as fractions of `epochs`
     factor: Annotated[float, Field(gt=0, le=1)]
     # The released code steps its scheduler before it trains an epoch, so each drop acts one
     # epoch early: milestones 80 and 120 begin after 79 and 119 epochs.
     stepped_at_epoch_start: bool
+    plateau: Plateau | None = None
+
+    @model_validator(mode="after")
+    def _check_plateau(self) -> "Schedule":
+        if self.plateau and (self.drops or self.stepped_at_epoch_start or self.factor == 1):
+            _refuse("a plateau needs drops [], stepped_at_epoch_start false and a factor below 1")
+        return self
 
 
 class Optimizer(Section):
@@ -117,6 +152,7 @@ class Optimizer(Section):
     weight_decay_divided_by_lr: bool
     # {5: {update_interval: 4}}: after 5 epochs, that entry of every parameter group becomes 4.
     after_epochs: dict[NotNegative, dict[str, Any]] = {}
+    schedule: Schedule | None = None  # in place of the experiment's
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
@@ -180,6 +216,10 @@ class Config(Section):
     seed: NotNegative = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"  # of weights and images
+    autocast: Literal["bfloat16"] | None = None  # in which the network computes, weights apart
+    channels_last: bool = False  # the order of weights and images in memory
+    micro_batches: Positive = 1  # parts of a batch, one in memory at a time, each normalized alone
+    workers: NotNegative | None = None  # processes that decode images; null: by the cores
     checkpoint_every_epochs: Positive = 1
     checkpoint_every_steps: NotNegative = 0  # also inside an epoch; 0: at the end of epochs only
     curvature_error_every_epochs: NotNegative = 0  # compare the finite difference; 0: never
@@ -191,6 +231,12 @@ class Config(Section):
     def _check(self) -> "Config":
         if self.best_epoch_split == "val" and self.dataset.validation_size == 0:
             _refuse("best_epoch_split 'val' needs dataset.validation_size > 0")
+        for spec in (self, *self.optimizers.values()):
+            plateau = spec.schedule and spec.schedule.plateau
+            if plateau and plateau.metric.startswith("val/") and not self.dataset.validation_size:
+                _refuse(f"plateau.metric '{plateau.metric}' needs dataset.validation_size > 0")
+        if self.autocast and self.dtype != "float32":
+            _refuse(f"autocast '{self.autocast}' needs dtype float32")
         return self
 
     @property
@@ -202,11 +248,17 @@ class Config(Section):
     def optimizer(self) -> Optimizer:
         return self.optimizers[self.optimizer_name]
 
+    @property
+    def learning_rate_schedule(self) -> Schedule:
+        """The one of the run: its optimizer's, or else the experiment's."""
+        return self.optimizer.schedule or self.schedule
+
 
 # The seed is in the directory's name; the others cannot change a result.
 WITHOUT_EFFECT = {
     "seed",
     "device",
+    "workers",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "curvature_error_every_epochs",

@@ -61,9 +61,11 @@ def agree(value: Any) -> Any:
     return values[0]
 
 
-def share(indices: Tensor) -> Tensor:
-    """This process's part of the indices of a batch: a contiguous one."""
-    return indices.tensor_split(world_size())[rank()]
+def share(indices: Tensor, parts: int = 1) -> Tensor:
+    """This process's part of the indices of a batch: a contiguous one of each of its `parts`."""
+    if parts == 1:
+        return indices.tensor_split(world_size())[rank()]
+    return torch.cat([share(part) for part in indices.tensor_split(parts)])
 
 
 def own(batches: Iterable[Any]) -> Iterator[Any]:
@@ -71,11 +73,17 @@ def own(batches: Iterable[Any]) -> Iterator[Any]:
     return islice(batches, rank(), None, world_size())
 
 
-def weighted(loss: Tensor, weight: Tensor) -> Tensor:
-    """The mean loss of this process's share, such that the mean over processes is the batch's."""
+def weighted(loss: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
+    """The mean loss of this process's share, such that the mean over processes is the batch's.
+
+    Args:
+        loss: of the share, or of a part of it whose losses are to be added up.
+        weight: of what the loss is of.
+        share: the part's weight relative to that of the process's whole share.
+    """
     if world_size() == 1:
-        return loss
-    whole = weight.detach().to(loss.device, loss.dtype, copy=True)
+        return loss if share == 1 else loss * share
+    whole = weight.detach().to(loss.device, loss.dtype, copy=True) / share
     dist.all_reduce(whole)
     return loss * (weight.to(whole) * world_size() / whole)
 

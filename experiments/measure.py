@@ -138,7 +138,8 @@ def compute_spectrum(
         UserError: the model has fewer parameters than eigenvalues are asked for.
         RuntimeError: products that are not finite.
     """
-    sample = list(islice(task.training_batches(0, 0), settings.batches))
+    batches = islice(task.training_batches(0, 0), settings.batches)
+    sample = [part for batch in batches for part, _ in task.micro_batches(batch)]
     weights: dict[int, float] = {}
 
     def loss(batch: Any) -> Tensor:

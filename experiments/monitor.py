@@ -10,15 +10,15 @@
 """
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adahessian import CurvatureStatistics
 from adahessian.spectrum import layers
+from experiments.clock import Clock, register_evaluation_hook
 
 
 class CurvatureMonitor:
@@ -33,46 +33,26 @@ class CurvatureMonitor:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.statistics = CurvatureStatistics(layers(model))
-        self._device = next(model.parameters()).device
+        self._clock = Clock(next(model.parameters()).device)
         self._steps: list[dict[str, Any]] = []  # of each step, when its parts began and ended
         if hasattr(optimizer, "register_curvature_hook"):
             optimizer.register_curvature_hook(self._note("curved"))
             optimizer.register_curvature_hook(self.statistics)
-            optimizer.register_step_pre_hook(self._begin)
+            register_evaluation_hook(optimizer, self._begin, self._evaluated)
             optimizer.register_step_post_hook(self._note("end"))
 
-    def _begin(self, optimizer: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Before a step: see to it that the end of its first evaluation is noted."""
-        times = {"start": self._now()}
-        self._steps.append(times)
+    def _begin(self) -> None:
+        self._steps.append({"start": self._clock.now()})
 
-        def timed(closure: Callable[[], Tensor]) -> Callable[[], Tensor]:
-            def evaluate() -> Tensor:
-                loss = closure()
-                if "evaluated" not in times:
-                    times["evaluated"] = self._now()
-                return loss
-
-            return evaluate
-
-        return (args[0], timed(args[1]), *args[2:]), kwargs
+    def _evaluated(self) -> None:
+        if "evaluated" not in self._steps[-1]:
+            self._steps[-1]["evaluated"] = self._clock.now()
 
     def _note(self, event: str) -> Callable[..., None]:
         def hook(*_: Any) -> None:
-            self._steps[-1][event] = self._now()
+            self._steps[-1][event] = self._clock.now()
 
         return hook
-
-    def _now(self) -> Any:
-        """This moment, on the device's own clock: nobody waits for it to get there."""
-        if self._device.type == "cpu":
-            return time.perf_counter()
-        event = torch.Event(self._device, enable_timing=True)
-        event.record()
-        return event
-
-    def _seconds(self, start: Any, end: Any) -> float:
-        return end - start if self._device.type == "cpu" else start.elapsed_time(end) / 1000
 
     def finish_epoch(self) -> dict[str, float]:
         """What the row of an epoch says, and a new beginning."""
@@ -81,10 +61,10 @@ class CurvatureMonitor:
         self._steps = []
         if summary is None:
             return {}
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
-        curved = sum(self._seconds(s["evaluated"], s["curved"]) for s in steps if "curved" in s)
-        whole = sum(self._seconds(s["start"], s["end"]) for s in steps)
+        self._clock.synchronize()
+        seconds = self._clock.seconds
+        curved = sum(seconds(s["evaluated"], s["curved"]) for s in steps if "curved" in s)
+        whole = sum(seconds(s["start"], s["end"]) for s in steps)
         values = {
             "hessian/trace_estimate": summary.trace.value,
             "hessian/trace_estimate_standard_error": summary.trace.standard_error,

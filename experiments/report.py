@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments import sweep, sweep_report
+from experiments import export, sweep, sweep_report
 from experiments.comparison import Curve, curve, mean_and_std, summarize
 from experiments.config import UserError
 from experiments.page import write_page
@@ -31,15 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", help="only this data set")
     parser.add_argument("--model", help="only this model, such as resnet20")
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
+    parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parsed = parser.parse_args(arguments)
     root = Path(os.environ.get("RUNS_ROOT") or "runs")
     try:
-        if parsed.sweep and (parsed.dataset or parsed.model):
-            raise UserError("--sweep names its runs itself: leave out --dataset and --model")
+        if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
+            raise UserError(
+                "--sweep names its runs itself: leave out --dataset, --model and --committed"
+            )
+        committed = export.read(export.FOLDER, root).values() if parsed.committed else ()
         results = (
             read_sweep(sweep.find(parsed.sweep), root)
             if parsed.sweep
-            else read_results(root, parsed.dataset, parsed.model)
+            else read_results(root, parsed.dataset, parsed.model, committed)
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -192,8 +196,8 @@ def draw(table: Table, path: Path) -> Path:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=size, layout="constrained")
     for label, runs in table.groups.items():
         text = f"{label} (n={len(runs)})"
-        _curve(left, curve(runs, "train/loss"), text)
-        _curve(right, curve(runs, f"test/{headline}", table.scale), text)
+        draw_curve(left, curve(runs, "train/loss"), text)
+        draw_curve(right, curve(runs, f"test/{headline}", table.scale), text)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=f"test {headline}{' (%)' if percent else ''}")
     if percent:
@@ -207,8 +211,12 @@ def draw(table: Table, path: Path) -> Path:
     return path
 
 
-def _curve(axes: Any, mean: Curve, label: str, marker: str = "") -> None:
-    (line,) = axes.plot(mean.epochs, mean.means, marker=marker, label=label, linewidth=1.4)
+def draw_curve(
+    axes: Any, mean: Curve, label: str, marker: str = "", color: str | None = None
+) -> None:
+    """A line of means with a band of one standard deviation."""
+    style = {"marker": marker, "color": color, "linewidth": 1.4}
+    (line,) = axes.plot(mean.epochs, mean.means, label=label, **style)
     if any(mean.stds):
         low, high = mean.band()
         axes.fill_between(mean.epochs, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
@@ -256,7 +264,7 @@ def _draw_lines(axes: Any, results: SweepResults, groups: dict[str, list[Any]]) 
     """A line with its spread per optimizer, the seeds as dots, a ring around the best mean."""
     (key,) = results.keys
     for place, (name, points) in enumerate(groups.items()):
-        _curve(axes, sweep_report.line(results, points), name, "o")
+        draw_curve(axes, sweep_report.line(results, points), name, "o")
         x, y = sweep_report.dots(results, points)
         axes.plot(x, y, ".", color=f"C{place}", alpha=0.5, markersize=5)
     best = results.best

@@ -8,9 +8,8 @@ finished runs; the others are listed, with the reason.
 import math
 import re
 import statistics
-import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,7 @@ from typing import Any
 from experiments.config import WITHOUT_EFFECT, UserError, read_yaml
 from experiments.jsonlines import read_rows
 from experiments.record import best_row, read_json
-
-STATES = ("finished", "running", "unfinished", "failed")
-LEASE_SECONDS = 60  # a run whose lease nobody has touched for so long has no process
+from experiments.states import STATES, State, read_state
 
 
 @dataclass
@@ -32,15 +29,15 @@ class Run:
         directory: where its files are.
         meta, config: the contents of `meta.json` and `config.yaml`.
         rows: of `metrics.jsonl`.
-        state: one of `STATES`.
-        problem: why it is not finished, or what is wrong with its files; empty for a sound run.
+        state: see `experiments.states`.
+        problem: why it is not done, or what is wrong with its files; empty for a sound run.
     """
 
     directory: Path
     meta: dict[str, Any]
     config: dict[str, Any]
     rows: list[dict[str, Any]]
-    state: str
+    state: State
     problem: str = ""
 
     @property
@@ -81,6 +78,20 @@ class Run:
         """The median over epochs of the median step; nan where no time was recorded."""
         times = list(self.series("time/step_seconds").values())
         return statistics.median(times) if times else math.nan
+
+    def mean_steps(self) -> list[float]:
+        """Seconds of the mean step of each epoch, the data's loading included.
+
+        Steps that refresh the curvature are in them in their proportion. Epochs count from the last
+        change of the optimizer's settings on (`after_epochs`).
+        """
+        start = max(map(int, self.optimizer.get("after_epochs", {})), default=0)
+        steps = {0: 0, **self.series("step")}
+        return [
+            seconds / (steps[epoch] - steps[epoch - 1])
+            for epoch, seconds in self.series("time/epoch_seconds").items()
+            if epoch > start and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
+        ]
 
     def training_seconds(self) -> float:
         """Seconds of training, without evaluation and measurements."""
@@ -172,27 +183,32 @@ class Results:
             return None
         return run
 
-    def having(self, state: str) -> list[Run]:
+    def having(self, state: State) -> list[Run]:
         return [run for run in self.runs if run.state == state]
 
     @property
     def left_out(self) -> str:
         """How many runs no table counts, in words; empty where there are none."""
-        counts = {state: len(self.having(state)) for state in STATES[1:]}
+        counts = {state: len(self.having(state)) for state in STATES if state != "done"}
         counts["unreadable"] = len(self.unreadable)
         found = [f"{count} {state}" for state, count in counts.items() if count]
         return f"{', '.join(found)} run(s) left out" if found else ""
 
     @cached_property
     def tables(self) -> list[Table]:
-        return make_tables(self.having("finished"))
+        return make_tables(self.having("done"))
 
 
 # --------------------------------------------------------------------------------------- reading
 
 
-def read_results(root: Path, dataset: str | None = None, model: str | None = None) -> Results:
+def read_results(
+    root: Path, dataset: str | None = None, model: str | None = None, more: Iterable[Run] = ()
+) -> Results:
     """Read all runs below a root, or those of a data set or model.
+
+    Args:
+        more: runs from elsewhere (`experiments.export`); those finished below the root win.
 
     Raises:
         UserError: there is no finished run.
@@ -200,7 +216,12 @@ def read_results(root: Path, dataset: str | None = None, model: str | None = Non
     results = Results(root)
     for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
         results.add(meta_path.parent)
-    if not results.having("finished"):
+    here = {run.directory for run in results.having("done")}
+    for run in more:
+        chosen = dataset in (None, run.meta["dataset"]) and model in (None, run.meta["model"])
+        if chosen and run.state == "done" and run.directory not in here:
+            results.runs.append(run)
+    if not results.having("done"):
         raise UserError(f"no finished run below {root} ({results.left_out or 'no run at all'})")
     return results
 
@@ -211,34 +232,15 @@ def read_run(directory: Path) -> Run:
     Raises:
         OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
     """
+    state, reason = read_state(directory)  # first: what is done has all its rows
     config = read_yaml((directory / "config.yaml").read_text())
-    rows, problem = read_rows(directory / "metrics.jsonl")
-    run = Run(directory, read_json(directory / "meta.json"), config, rows, "finished")
+    rows, damage = read_rows(directory / "metrics.jsonl")
+    problem = "; ".join(text for text in (reason, damage) if text)
+    run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)
     _check(run)
     if spectrum := read_spectrum(directory / "spectra" / "epoch-0000.npz"):
         run.rows.insert(0, _row_of_initialization(spectrum))
-    run.state, reason = _state(run)
-    run.problem = "; ".join(text for text in (reason, problem) if text)
     return run
-
-
-def _state(run: Run) -> tuple[str, str]:
-    """A run's state and the reason: from its marks, its lease and how its last attempt ended."""
-    if (run.directory / "DONE").exists():
-        if not run.evaluated:
-            return "failed", f"it is marked as done but has no {run.test_key}"
-        if not math.isfinite(run.last()):
-            return "failed", f"its last {run.test_key} is {run.last()}"
-        return "finished", ""
-    lease = run.directory / "lease.json"
-    if lease.exists() and time.time() - lease.stat().st_mtime < LEASE_SECONDS:
-        return "running", ""
-    attempts, _ = read_rows(run.directory / "attempts.jsonl")
-    if not attempts:
-        return "unfinished", ""
-    reason = str(attempts[-1].get("reason", "killed"))
-    stopped = reason.startswith(("killed", "stopped", "KeyboardInterrupt"))
-    return "unfinished" if stopped else "failed", reason
 
 
 def _check(run: Run) -> None:

@@ -9,7 +9,7 @@
 
 Keys are those of the command line: `optimizer`, and any `key.path` of the configuration;
 `optimizer.KEY` means that key of whichever optimizer the run has. `grid`, `zip` and `list`
-multiply. `expand` says which runs there are and `state` how each is, from files alone.
+multiply. `expand` says which runs there are; how each is, `experiments.states` tells.
 """
 
 import itertools
@@ -18,11 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
-from experiments import attempts, lease
 from experiments.config import (
     Config,
     NotNegative,
@@ -35,10 +34,9 @@ from experiments.config import (
     validate,
 )
 from experiments.record import RunDirectory, runs_root
+from experiments.states import State, read_state
 
 FOLDER = Path(__file__).parent.parent / "configs" / "sweeps"
-
-State = Literal["done", "running", "stopped", "failed", "killed", "new"]
 
 
 class Sweep(Section):
@@ -81,7 +79,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        return state(self.directory.path)
+        return read_state(self.directory.path)[0]
 
 
 def is_sweep(path: str | Path) -> bool:
@@ -118,10 +116,14 @@ def expand(path: str | Path, root: Path | None = None) -> list[Run]:
         UserError: naming the file and the key, or the combination, that is wrong.
     """
     path = Path(path)
-    root = root or runs_root()
     if not path.is_file():
         raise UserError(f"no sweep file {path}")
-    sweep: Sweep = validate(Sweep, read_yaml(path.read_text()), path)
+    return runs_of(validate(Sweep, read_yaml(path.read_text()), path), path, root)
+
+
+def runs_of(sweep: Sweep, path: Path, root: Path | None = None) -> list[Run]:
+    """All runs of a sweep that stands in a file; see `expand`."""
+    root = root or runs_root()
     seeds = parse_seeds(sweep.seeds) if isinstance(sweep.seeds, str) else sweep.seeds
     runs: dict[Path, Run] = {}
     for settings in combinations(sweep):
@@ -179,18 +181,3 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"seeds = '{text}': {last} is below {first}")
         seeds += range(first, last + 1)
     return seeds
-
-
-def state(directory: Path) -> State:
-    """How a run is, by its files: `killed` is an attempt that ended without saying so."""
-    if (directory / "DONE").exists():
-        return "done"
-    if lease.alive(directory):
-        return "running"
-    tries: Sequence[attempts.Attempt] = attempts.read(directory)
-    if not tries:
-        return "new"
-    reason = tries[-1].reason
-    if reason is None:
-        return "killed"
-    return "stopped" if reason.startswith("stopped by ") else "failed"

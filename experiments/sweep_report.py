@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments import attempts, sweep
+from experiments import sweep
 from experiments.comparison import CONFIDENCE, Curve, compare, mean_and_std, std
 from experiments.config import signature
 from experiments.results import Results, Run, Table, flatten
+from experiments.states import State, read_state
 
 BEST = "★"
 LOGARITHMIC_FROM = 10  # largest value by smallest, from which an axis is logarithmic
@@ -29,14 +30,13 @@ class Member:
     Attributes:
         run: what the sweep's file asks for.
         record: what its files say; None where there are none, or none that can be read.
-        state: `experiments.sweep.state`, except that a run marked as done without a result is
-            `failed` or `unreadable`.
+        state: see `experiments.states`.
         problem: why it has no result, as far as its files tell.
     """
 
     run: sweep.Run
     record: Run | None
-    state: str
+    state: State
     problem: str = ""
 
     @property
@@ -147,7 +147,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
         label = " ".join([name, *words])
         point = points.setdefault(signature(run.config), Point(label, name, swept, []))
-        point.members.append(_member(run, results))
+        point.members.append(member(run, results))
     results.points = list(points.values())
     return results
 
@@ -165,16 +165,16 @@ def _effective(run: sweep.Run, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def _member(run: sweep.Run, results: Results) -> Member:
-    path, state = run.directory.path, run.state
+def member(run: sweep.Run, results: Results) -> Member:
+    """Read one run of a sweep into the results, if it was begun."""
+    path = run.directory.path
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:
-        broken = state == "done" and record.state != "finished"
-        return Member(run, record, "failed" if broken else state, record.problem)
+        return Member(run, record, record.state, record.problem)
+    state, reason = read_state(path)
     if state == "done":
-        return Member(run, None, "unreadable", results.unreadable.get(path, "it has no meta.json"))
-    tries = attempts.read(path)
-    return Member(run, None, state, str(tries[-1].reason or "") if tries else "")
+        return Member(run, None, "unreadable", results.unreadable[path])
+    return Member(run, None, state, reason)
 
 
 # ------------------------------------------------------------------------------------- the table

@@ -12,11 +12,13 @@ sent twice:
   not been uploaded to its end. It needs no record: it uploads runs that were trained without
   wandb, or whose server died, just as well.
 
-Training never fails for wandb, nor waits for it longer than the time limits below: whatever goes
-wrong is one line on stderr, and the tracker is off from then on.
+Training never fails for wandb, nor waits for it: a tracker works in a thread of its own (importing
+wandb and starting its service takes about 2 seconds), which is waited for at the end alone, and no
+longer than `END_SECONDS`. Whatever goes wrong is one line on stderr, and the tracker is off from
+then on.
 
-`WANDB_MODE` (online, offline, disabled) decides; where it is not set, wandb is used by those who
-have a key: online if the server answers, else offline. wandb's other variables (`WANDB_PROJECT`,
+`WANDB_MODE` (online, offline, disabled) decides; where it is not set and wandb is installed: online
+if there is a key and the server answers, else offline. wandb's other variables (`WANDB_PROJECT`,
 `WANDB_ENTITY`, `WANDB_BASE_URL`, ...) work as everywhere, but for `WANDB_DIR`: records lie in the
 run's directory.
 """
@@ -31,6 +33,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import IO, Any
 
@@ -41,6 +45,8 @@ from experiments.record import best_row, read_json, read_metrics
 
 MODES = ("online", "offline", "disabled")
 PROJECT = "adahessian"
+END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
+EARLY_END_SECONDS = 15  # the same after an exception or a signal
 
 # Names that begin with `x_` may vanish from one version of wandb to the next, so unknown ones are
 # left out.
@@ -78,7 +84,8 @@ class Tracker:
 
     Args:
         directory: of the run, with its `meta.json`.
-        mode: one of `MODES`, with nothing to fall back to; None: see the module's docstring.
+        mode: one of `MODES`, at once and with nothing to fall back to; None: see the module's
+            docstring.
 
     Attributes:
         uploaded: whether the server has all that was sent (from leaving the context on).
@@ -100,21 +107,45 @@ class Tracker:
         self.sent = 0  # the last epoch that wandb has
         self.best: dict[str, Any] | None = None
         self.lock: IO[str] | None = None  # keeps out a second tracker, such as an upload
+        self.calls: SimpleQueue = SimpleQueue()  # what the thread has to do, None at the end
+        self.thread: Thread | None = None
+        if self.fallback and self.requested != "disabled":
+            self.thread = Thread(target=self._work, name="wandb", daemon=True)
 
     def __enter__(self) -> "Tracker":
-        self._open()
+        if self.thread:
+            self.thread.start()
+        self._do(self._open)
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._finish()
-        if self.lock:
-            self.lock.close()
+        self._do(self._finish)
+        self._do(self._release)
+        if self.thread:
+            self.calls.put(None)
+            self.thread.join(EARLY_END_SECONDS if error else END_SECONDS)
+            if self.thread.is_alive():
+                say("it hangs, and is left behind; `make wandb-sync` sends what is missing")
 
-    @never_fails
     def log(self, row: dict[str, Any]) -> None:
         """Send a row of the metrics, with the spectrum of its epoch where there is one."""
+        self._do(self._log, row)
+
+    def _do(self, method: Callable, *arguments: Any) -> None:
+        if self.thread:
+            self.calls.put((method, arguments))
+        else:
+            method(*arguments)
+
+    def _work(self) -> None:
+        while call := self.calls.get():
+            method, arguments = call
+            method(*arguments)
+
+    @never_fails
+    def _log(self, row: dict[str, Any]) -> None:
         if self.run is not None:
             self._send(row)
 
@@ -174,19 +205,21 @@ class Tracker:
     def _usable_mode(self) -> str:
         """What can be done of what was requested; loads wandb only where it will be used."""
         mode = self.requested
-        if mode == "disabled" or (mode == "auto" and not may_have_key()):
-            return "disabled"
+        if mode == "disabled":
+            return mode
         try:
             wandb = load_wandb(self.directory)
         except ImportError:
-            say("not installed, so nothing is sent to it: pip install wandb")
+            if mode != "auto":
+                say("not installed, so nothing is sent to it: pip install wandb")
             return "disabled"
         if mode == "offline":
             return mode
         if not has_key(wandb):
-            if mode == "auto":
-                return "disabled"
-            say("no key: recording offline. `wandb login` stores one, `make wandb-sync` uploads")
+            if mode == "online":
+                say(
+                    "no key: recording offline. `wandb login` stores one, `make wandb-sync` uploads"
+                )
             return "offline"
         url = base_url(wandb)
         if Tracker.server_failed and self.fallback:
@@ -258,6 +291,10 @@ class Tracker:
             self.uploaded = True
             content = json.dumps({"epochs": self.sent, "url": self.url})
             (self.home / "uploaded.json").write_text(content + "\n")
+
+    def _release(self) -> None:
+        if self.lock:
+            self.lock.close()
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
@@ -339,19 +376,6 @@ def requested_mode() -> str:
     if mode not in ("auto", *MODES):
         raise UserError(f"WANDB_MODE = '{mode}': {nearest(mode, MODES)}")
     return mode
-
-
-def may_have_key() -> bool:
-    """Whether it is worth the seconds of importing wandb to look for a key."""
-    variables = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    home = Path.home()
-    configuration = Path(os.environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb")
-    files = (
-        Path(os.environ.get("NETRC") or home / ".netrc"),
-        home / "_netrc",
-        configuration / "settings",
-    )
-    return any(map(os.environ.get, variables)) or any(file.exists() for file in files)
 
 
 def has_key(wandb: Any) -> bool:

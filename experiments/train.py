@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments import build, checkpoint, distributed, measure, stopping
 from experiments.config import Config
@@ -47,6 +48,7 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     monitor: CurvatureMonitor | None = None
+    plateau: ReduceLROnPlateau | None = None
 
 
 def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
@@ -73,7 +75,8 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     model = task.build_model()
     optimizer = build.build_optimizer(config, model.parameters())
     model = distributed.prepare_model(model, getattr(optimizer, "needs_graph", False))
-    training = Training(config, directory, task, model, optimizer)
+    plateau = build.build_plateau(config, optimizer, task.metrics)
+    training = Training(config, directory, task, model, optimizer, plateau=plateau)
     if config.curvature_statistics:
         training.monitor = CurvatureMonitor(model, optimizer)
     parameters = sum(p.numel() for p in model.parameters())
@@ -90,7 +93,8 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             values = build.group_values(config, position.epoch)
             for group in optimizer.param_groups:
                 group.update(values)
-            times = train_epoch(training, position, values["lr"], progress)
+            learning_rate = optimizer.param_groups[0]["lr"]
+            times = train_epoch(training, position, learning_rate, progress)
 
             metrics = {"train": task.summarize(position.totals)}
             metrics |= {split: evaluate(task, model, split) for split in task.evaluation_splits}
@@ -98,11 +102,13 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             row = {
                 "step": position.epoch * task.steps_per_epoch,
                 "epoch": position.epoch,
-                "learning_rate": values["lr"],
+                "learning_rate": learning_rate,
                 **{f"{split}/{key}": v for split, all in metrics.items() for key, v in all.items()},
                 **measure_curvature(training, position.epoch),
                 **times,
             }
+            if plateau:
+                plateau.step(row[config.learning_rate_schedule.plateau.metric])
             directory.append(row)
             tracker.log(row)
             last = position.epoch == config.epochs
@@ -178,12 +184,18 @@ def make_closure(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss, sums = task.loss(model, batch)
-        evaluations.append({**sums, "loss": loss.detach() * sums["weight"]})
-        loss = distributed.weighted(loss, sums["weight"])
-        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+        totals: dict[str, Tensor] = {}
+        whole: Tensor | None = None
+        for part, share in task.micro_batches(batch):
+            loss, sums = task.loss(model, part)
+            _add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
+            loss = distributed.weighted(loss, sums["weight"], share)
+            loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+            with torch.no_grad():
+                whole = loss if whole is None else whole + loss
+        evaluations.append(totals)
         distributed.average_gradients(optimizer)
-        return loss
+        return whole
 
     return closure
 
@@ -206,7 +218,7 @@ def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
     """The metrics of a whole split."""
     model.eval()
     totals: dict[str, float] = {}
-    for batch in distributed.own(task.evaluation_batches(split)):
+    for batch in task.evaluation_batches(split):
         loss, sums = task.loss(model, batch)
         sums = {**sums, "loss": loss * sums["weight"]}
         _add(totals, {key: value.item() for key, value in sums.items()})
@@ -231,6 +243,7 @@ def save(training: Training, position: Position) -> None:
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
         "position": asdict(position),
+        "plateau": training.plateau.state_dict() if training.plateau else None,
         "monitor": training.monitor.state_dict() if training.monitor else None,
         "metrics_size": training.directory.metrics_size(),
     }
@@ -247,15 +260,17 @@ def restore(training: Training) -> Position:
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     checkpoint.restore_random_state(state["random"])
+    if training.plateau:
+        training.plateau.load_state_dict(state["plateau"])
     if training.monitor and state.get("monitor"):  # neither has to have been asked for before
         training.monitor.load_state_dict(state["monitor"])
     training.directory.cut_metrics(state["metrics_size"])
     return Position(**state["position"])
 
 
-def _add(totals: dict[str, float], sums: dict[str, float]) -> None:
+def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
     for key, value in sums.items():
-        totals[key] = totals.get(key, 0) + value
+        totals[key] = totals[key] + value if key in totals else value
 
 
 def _model_seed(seed: int) -> int:

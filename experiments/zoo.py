@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from experiments.config import UserError
 from experiments.models.resnet_cifar import ResNetCifar
-from experiments.tasks.image_classification import LOADERS, Images
+from experiments.tasks.image_datasets import LOADERS, Images
 
 
 def load_images(name: str, size: int) -> tuple[str, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -17,7 +17,7 @@ from experiments import attempts
 from experiments.config import UserError, load
 from experiments.record import read_metrics, runs_root
 from experiments.run import USER_ERROR
-from experiments.sweep import state
+from experiments.states import read_state
 from slurm import jobs
 
 COLUMNS = ("run", "state", "epoch", "accuracy", "attempts", "last reason", "job", "left")
@@ -89,12 +89,12 @@ def collect(root: Path, pattern: str | None) -> tuple[list[Row], str]:
 def _row(
     root: Path, path: Path, job: jobs.Submitted | None, known: dict[str, jobs.JobState]
 ) -> Row:
-    now, left = state(path), ""
+    (now, reason), left = read_state(path), ""
     tries = attempts.read(path)
     going_on = tries and tries[-1].reason is None and now != "killed"
     ended = tries[:-1] if going_on else tries
     reasons = [one.reason or attempts.KILLED for one in ended if one.reason != attempts.DONE]
-    reason = reasons[-1] if reasons else ""
+    reason = reason or (reasons[-1] if reasons else "")
     if job and now != "done":
         seen = known.get(job.job)
         if seen and seen.active:

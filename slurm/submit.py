@@ -1,9 +1,9 @@
 """Submit: `python -m slurm.submit FILE.yaml ... [--optimizers A,B] [--seeds 1-5] [--profile NAME]`.
 
-A FILE is an experiment or a sweep. Sends the runs that are neither done nor queued nor running,
-more than one of them as a job array, and returns at once: one line per run, with its job and its
-directory. Jobs run the code as it is now, from a copy: what is edited while they wait or are
-requeued does not reach them.
+A FILE is an experiment, a sweep or a table of the paper. Sends the runs that are neither done nor
+queued nor running, more than one of them as a job array, and returns at once: one line per run,
+with its job and its directory. Jobs run the code as it is now, from a copy: what is edited while
+they wait or are requeued does not reach them.
 """
 
 import argparse
@@ -24,9 +24,12 @@ from typing import Any
 from experiments import build
 from experiments.checkpoint import writing
 from experiments.config import Config, UserError, load, resolve, write_yaml
+from experiments.paper_table_results import read
+from experiments.paper_table_schema import find, is_table
 from experiments.record import RunDirectory, data_root, git_state, runs_root
 from experiments.run import USER_ERROR
-from experiments.sweep import expand, is_sweep, parse_seeds, state
+from experiments.states import read_state
+from experiments.sweep import expand, is_sweep, parse_seeds
 from slurm import jobs
 from slurm.job import Job
 from slurm.profile import Profile, load_profile
@@ -40,9 +43,10 @@ WITHOUT_END = 10**6  # requeues after the time limit: a job goes on while it get
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m slurm.submit", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="experiments and sweeps")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="experiments, sweeps, tables")
     parser.add_argument("--optimizers", metavar="A,B", help="of an experiment; default: all")
     parser.add_argument("--seeds", metavar="1-5", help="of an experiment; default: its own")
+    parser.add_argument("--dataset", help="of a table; default: the paper's")
     parser.add_argument("--profile", default="slurm", help="name or YAML file (default: slurm)")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", nargs="+",
                         help="overrides of an experiment")  # fmt: skip
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         profile = load_profile(parsed.profile)
         runs = []
         for path in parsed.files:
-            runs += select(path, parsed.optimizers, parsed.seeds, overrides)
+            runs += select(path, parsed.optimizers, parsed.seeds, overrides, parsed.dataset)
         submit(runs, profile, parsed.dry_run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,13 +66,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def select(
-    path: str, optimizers: str | None, seeds: str | None, overrides: Sequence[str]
+    path: str,
+    optimizers: str | None,
+    seeds: str | None,
+    overrides: Sequence[str],
+    dataset: str | None = None,
 ) -> list[RunDirectory]:
-    """The runs that a file and its options ask for.
+    """The runs that a file and its options ask for; of a table, those that it misses.
 
     Raises:
-        UserError: something in them is wrong, or a sweep is given options of an experiment.
+        UserError: something in them is wrong, or a file is given options of another kind.
     """
+    if is_table(path):
+        if optimizers or seeds or overrides:
+            raise UserError(f"{path} is a table: optimizers, seeds and settings belong into it")
+        return missing_of_table(path, dataset)
+    if dataset:
+        raise UserError(f"--dataset {dataset}: {path} is no table")
     if is_sweep(path):
         if optimizers or seeds or overrides:
             raise UserError(f"{path} is a sweep: optimizers, seeds and settings belong into it")
@@ -78,6 +92,16 @@ def select(
     numbers = parse_seeds(seeds) if seeds else [experiment.seed]
     configs = [resolve(experiment, name.strip(), seed) for name in names for seed in numbers]
     return [RunDirectory(runs_root(), config) for config in configs]
+
+
+def missing_of_table(path: str, dataset: str | None) -> list[RunDirectory]:
+    """The runs of a table that are neither there, committed, nor known to diverge."""
+    results = read(find(path, dataset))
+    for block, config in results.request.absent.items():
+        print(f"skipped, {config} is not there: {block}")
+    if not results.missing:
+        print(f"no run of {results.request.name} on {results.request.dataset} is missing")
+    return results.missing
 
 
 def submit(runs: Sequence[RunDirectory], profile: Profile, dry_run: bool) -> None:
@@ -114,8 +138,9 @@ def jobs_of(runs: Sequence[RunDirectory]) -> dict[str, jobs.JobState]:
 
 def why_not(run: RunDirectory, known: dict[str, jobs.JobState]) -> str | None:
     """Why a run must not be submitted now; None if it may."""
-    if (now := state(run.path)) in ("done", "running"):
-        return now
+    now, reason = read_state(run.path)
+    if run.done or now == "running":
+        return f"{now} ({reason})" if reason else now
     last = jobs.submitted(run.path)
     if last and last.cluster == "local" and jobs.local_job_runs(last):
         return f"queued as local job {last.job}"

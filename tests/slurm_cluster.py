@@ -26,7 +26,8 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-# A job that was requeued may start again only when its old credential has expired.
+# A job that was requeued may start again only when its old credential has expired. 5 s is the least:
+# anything shorter is taken for the default, 120 s.
 AuthInfo=socket={dir}/munge/sock,cred_expire=5
 StateSaveLocation={dir}/ctld
 SlurmdSpoolDir={dir}/spool/%n
@@ -43,7 +44,7 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 SlurmctldParameters=preempt_send_user_signal
 SchedulerType=sched/backfill
-SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0,defer_batch
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0,defer_batch
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
@@ -53,11 +54,11 @@ JobRequeue=1
 KillWait=5
 MinJobAge=300
 SlurmctldTimeout=10
-SlurmdTimeout=15
+SlurmdTimeout=8
 InactiveLimit=0
 Waittime=0
 BatchStartTimeout=10
-MessageTimeout=10
+MessageTimeout=6
 GresTypes=gpu
 AccountingStorageType=accounting_storage/none
 {nodes}

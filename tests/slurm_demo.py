@@ -6,7 +6,6 @@ its jobs and kills a node under others, and compares with the same sweep on this
 
 import shutil
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from slurm_cluster import Cluster, run  # noqa: E402
 
-from experiments import attempts, checkpoint  # noqa: E402
+from experiments import attempts, checkpoint, sweep_report  # noqa: E402
 from experiments.record import read_metrics, without_times  # noqa: E402
 from experiments.sweep import Run, expand  # noqa: E402
 from slurm.jobs import submitted  # noqa: E402
@@ -68,18 +67,12 @@ def rows(runs: list[Run]) -> list[list[dict]]:
             for one in runs]  # fmt: skip
 
 
-def table(runs: list[Run]) -> str:
-    """Test accuracy of the last epoch by configuration, in Markdown."""
-    groups: dict[tuple, list[float]] = {}
-    for one in runs:
-        key = (one.settings["optimizer"], one.settings["optimizer.lr"])
-        last = read_metrics(one.directory.metrics_path)[-1]
-        groups.setdefault(key, []).append(100 * last["test/accuracy"])
-    lines = ["| optimizer | lr | test accuracy, % | n |", "|---|---|---|---|"]
-    for (name, rate), values in groups.items():
-        mean, spread = statistics.mean(values), statistics.stdev(values)
-        lines.append(f"| {name} | {rate} | {mean:.2f} ± {spread:.2f} | {len(values)} |")
-    return "\n".join(lines)
+def table(root: Path) -> str:
+    """The report's table of the sweep, in Markdown."""
+    results = sweep_report.read_sweep(SWEEP, root)
+    columns = sweep_report.columns(results)
+    lines = [columns, ["---"] * len(columns), *sweep_report.rows(results)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def demonstrate(cluster: Cluster, folder: Path) -> str:
@@ -92,12 +85,13 @@ def demonstrate(cluster: Cluster, folder: Path) -> str:
     start = time.monotonic()
     disturbed = send(folder / "disturbed", str(folder / "profile.yaml"))
     said = disturb(cluster, disturbed)
+    undisturbed = send(folder / "undisturbed", "local")  # beside what is left of the other
     cluster.wait_for(lambda: all(one.directory.done for one in disturbed), 500, "end of the sweep")
     seconds = time.monotonic() - start
-    undisturbed = send(folder / "undisturbed", "local")
     cluster.wait_for(lambda: all(one.directory.done for one in undisturbed), 300, "local sweep")
     assert rows(disturbed) == rows(undisturbed)
-    assert table(disturbed) == table(undisturbed)
+    found = table(folder / "disturbed")
+    assert found == table(folder / "undisturbed")
     tries = [attempts.read(one.directory.path) for one in disturbed]
     again = [f"{one.directory.path.parent.name}/{one.directory.name}: "
              + ", then ".join(str(attempt.reason or "killed") for attempt in attempted)
@@ -105,7 +99,7 @@ def demonstrate(cluster: Cluster, folder: Path) -> str:
              if len(attempted) > 1]  # fmt: skip
     assert len(again) >= 3
     listed = "\n".join(f"- {line}" for line in [*said, *again])
-    return f"{listed}\n\n{len(disturbed)} runs in {seconds:.0f} s.\n\n{table(disturbed)}\n"
+    return f"{listed}\n\n{len(disturbed)} runs in {seconds:.0f} s.\n\n{found}\n"
 
 
 def main() -> int:

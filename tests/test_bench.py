@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from experiments import bench, zoo
+from experiments import bench, bench_intervals, zoo
 from experiments.tables import insert
 
 
@@ -74,3 +74,20 @@ def test_a_page_without_its_marks_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="has no <!-- bench:begin -->"):
         insert(page, "bench", "table")
     assert page.read_text() == "<!-- bench:begin -->"
+
+
+def test_the_intervals_of_the_papers_table_8(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench-intervals:begin -->\n<!-- bench-intervals:end -->\n")
+    arguments = ["--quick", "--repetitions", "1", "--device", "cpu", "--docs", str(page)]
+    assert bench_intervals.main(arguments) == 0
+    result = json.loads((tmp_path / "benchmarks" / "bench-intervals.json").read_text())
+    (table,) = result["tables"]
+    assert [row[:3] for row in table["rows"]] == [
+        ["ResNet-8", "exact", "SGD"],
+        ["ResNet-8", "exact", "Adam"],
+        ["ResNet-8", "finite difference", "SGD"],
+        ["ResNet-8", "finite difference", "Adam"],
+    ]
+    assert len(table["rows"]) == 4 and all(len(row) == 8 for row in table["rows"])
+    assert "| network | curvature | unit | k = 1 |" in page.read_text()

@@ -5,10 +5,12 @@ import yaml
 from harness import DIGITS, REPOSITORY, small_config
 
 from experiments import config as module
+from experiments.build import group_values
 from experiments.config import UserError, load, protocol, read_yaml, resolve, signature, write_yaml
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/resnet*.yaml"))  # not sweeps
 CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"
+IMAGENET = REPOSITORY / "configs" / "imagenet"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -31,6 +33,22 @@ def test_the_cifar_files_hold_the_released_protocol():
     assert arguments["adahessian"] == pytest.approx({"lr": 0.15, "weight_decay": 0.0033333333})
 
 
+def test_the_imagenet_files_hold_what_their_headers_say():
+    paper, sassha = (load(IMAGENET / f"resnet{depth}.yaml") for depth in (18, 50))
+    for config in (paper, sassha):
+        assert (config.epochs, config.batch_size) == (90, 256)
+        arguments = {name: spec.arguments() for name, spec in config.optimizers.items()}
+        assert arguments["sgd"] == {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+        assert arguments["adahessian"] == pytest.approx({"lr": 0.15, "weight_decay": 1e-4 / 0.15})
+        schedule = resolve(config, "adahessian", 1).learning_rate_schedule
+        plateau = schedule.plateau.model_dump()
+        assert plateau == {"metric": "test/accuracy", "patience": 3, "threshold": 1e-3}
+        assert schedule.factor == 0.5
+    rates = [group_values(resolve(sassha, "sgd", 1), epoch)["lr"] for epoch in range(90)]
+    assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)
+    assert resolve(paper, "adamw", 1).learning_rate_schedule == paper.schedule
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -51,6 +69,18 @@ def test_the_cifar_files_hold_the_released_protocol():
         ("optimizers.sgd.constructor=SGD", "cannot be imported"),
         ("model.depth=21", "depth 21: a CIFAR ResNet has 6n+2 layers"),
         ("schedule.drops=[0.5, 80]", "schedule.drops.1 = 80: Input should be less than 1"),
+        ("model.name=imagenet-resnet", "depth 20: an ImageNet ResNet has 18, 34 or 50 layers"),
+        ("dataset.image_size=32", "image_size and resize_size are imagenet's: digits keeps"),
+        ("dataset.name=imagenet", "image_size 0, resize_size 0: imagenet needs both"),
+        ("micro_batches=0", "micro_batches = 0: Input should be greater than or equal to 1"),
+        ("autocast=float16", "autocast = 'float16': Input should be 'bfloat16'"),
+        ("schedule.plateau={metric: test/loss, patience: 3, threshold: 0}", "drops []"),
+        ("schedule.plateau={metric: loss}", "schedule.plateau.metric = 'loss': Input should be"),
+        (
+            "schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, plateau: "
+            "{metric: val/loss, patience: 3, threshold: 0}}",
+            "'val/loss' needs dataset.validation",
+        ),
         ("best_epoch_split=val", "needs dataset.validation_size > 0"),
         ("optimizers.sgd.after_epochs={5: {lr: 1}}", "lr belongs to the schedule"),
         ("epochs.x=1", "'epochs' has no keys inside"),
@@ -143,6 +173,13 @@ def test_signatures_never_change():
         "optimizers.adam.lr=0.5",  # another optimizer's
         "schedule.factor=1e-1",
         "device=cpu",
+        "workers=3",
+        "micro_batches=1",
+        "autocast=null",
+        "channels_last=false",
+        "schedule.plateau=null",
+        "dataset.image_size=0",
+        "optimizers.sgd.schedule=null",
         "checkpoint_every_steps=5",
         "checkpoint_every_epochs=10",
         "seed=9",
@@ -159,6 +196,9 @@ def test_spelling_and_what_has_no_effect_do_not_enter_the_signature(override):
         "optimizers.sgd.nesterov=true",
         "optimizers.sgd.after_epochs={1: {momentum: 0.5}}",
         "schedule.stepped_at_epoch_start=false",
+        "micro_batches=2",
+        "autocast=bfloat16",
+        "optimizers.sgd.schedule={drops: [], factor: 0.1, stepped_at_epoch_start: false}",
         "dataset.validation_size=100",
         "epochs=3",
     ],

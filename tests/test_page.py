@@ -109,7 +109,7 @@ def test_another_headline_metric_of_which_less_is_better(tmp_path):
         "chosen on the test set itself, which flatters every row",
         "95% for all 3 pairs at once (Bonferroni)",
         "at 1 commit (cccccccccc), on 1 host (node1 (cpu))",
-        "1 unfinished run(s) left out",
+        "1 killed run(s) left out",
         "1 damaged line(s) in metrics.jsonl",
         "Spectral density: adahessian, seed 1",
         "Spectral density: sgd, seed 1",

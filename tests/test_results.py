@@ -1,7 +1,4 @@
-import json
-import os
 import shutil
-import time
 
 import numpy
 import pytest
@@ -10,7 +7,7 @@ from harness import finish_run, small_config
 from experiments.config import UserError
 from experiments.jsonlines import read_rows
 from experiments.record import RunDirectory
-from experiments.results import LEASE_SECONDS, read_results
+from experiments.results import read_results
 
 
 def tables(root):
@@ -70,40 +67,16 @@ def test_half_a_line_is_passed_over_and_said(tmp_path):
     assert read_rows(tmp_path / "none") == ([], "")
 
 
-def test_states(tmp_path):
-    """Finished, running, unfinished and failed runs, and what says so."""
-    finish_run(tmp_path, small_config(seed=1), [0.5])
-    places = {}
-    for seed in range(2, 9):
-        places[seed] = finish_run(tmp_path, small_config(seed=seed), [0.5, 0.6]).path
-        if seed < 7:
-            (places[seed] / "DONE").unlink()
-    started = {"attempt": 1, "started": "2026-01-01T00:00:00+0000", "host": "h", "job": None}
-    for seed, reason in ((3, "stopped by SIGTERM"), (4, "NonFiniteLoss: the loss is nan"), (5, "")):
-        lines = [started, {"attempt": 1, "ended": "...", "reason": reason}] if reason else [started]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (places[seed] / "attempts.jsonl").write_text(text)
-    (places[6] / "lease.json").write_text("{}")
-    (places[7] / "metrics.jsonl").write_text("")
-    (places[8] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n')
+def test_what_is_not_done_is_left_out_and_counted(tmp_path):
+    places = [finish_run(tmp_path, small_config(seed=seed), [0.5]).path for seed in range(1, 5)]
+    (places[1] / "DONE").unlink()
+    (places[2] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n{"ep')
+    (places[3] / "metrics.jsonl").write_text("")
     results = read_results(tmp_path)
-    found = {run.meta["seed"]: (run.state, run.problem) for run in results.runs}
-    assert found == {
-        1: ("finished", ""),
-        2: ("unfinished", ""),
-        3: ("unfinished", "stopped by SIGTERM"),
-        4: ("failed", "NonFiniteLoss: the loss is nan"),
-        5: ("unfinished", "killed"),
-        6: ("running", ""),
-        7: ("failed", "it is marked as done but has no test/accuracy"),
-        8: ("failed", "its last test/accuracy is nan"),
-    }
-    assert results.left_out == "1 running, 3 unfinished, 3 failed run(s) left out"
+    assert results.left_out == "1 killed, 2 no result run(s) left out"
     assert [run.meta["seed"] for run in results.tables[0].runs] == [1]
-
-    long_ago = time.time() - LEASE_SECONDS - 1
-    os.utime(places[6] / "lease.json", (long_ago, long_ago))
-    assert read_results(tmp_path).having("running") == []
+    (run,) = (run for run in results.having("no result") if run.meta["seed"] == 3)
+    assert run.problem == "its last test/accuracy is nan; 1 damaged line(s) in metrics.jsonl"
 
 
 def test_what_cannot_be_read_is_listed_with_the_reason(tmp_path):

@@ -6,7 +6,7 @@ from harness import DIGITS, SMALL, complete, small_config
 from experiments import run
 from experiments.config import UserError
 from experiments.record import RunDirectory
-from experiments.tasks import image_classification
+from experiments.tasks import image_datasets
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(settings, message, tmp_p
 
 
 def test_cifar_without_data_or_network(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(image_classification, "can_connect", lambda url: False)
+    monkeypatch.setattr(image_datasets, "can_connect", lambda url: False)
     config = DIGITS.parent.parent / "cifar10" / "resnet20.yaml"
     assert run.main([str(config), "optimizer=adahessian"]) == 2
     output = capsys.readouterr().err

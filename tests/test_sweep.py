@@ -1,9 +1,7 @@
-import json
-
 import pytest
-from harness import DIGITS, small_config
+from harness import DIGITS
 
-from experiments import attempts, sweep
+from experiments import sweep
 from experiments.config import UserError
 from experiments.record import RunDirectory
 
@@ -94,22 +92,3 @@ def test_every_sweep_of_the_repository_expands(tmp_path):
     for path in files:
         assert sweep.is_sweep(path) and sweep.expand(path, tmp_path)
     assert not sweep.is_sweep(DIGITS)
-
-
-def test_states(tmp_path):
-    run = RunDirectory(tmp_path, small_config())
-    assert sweep.state(run.path) == "new"
-    with run.locked():
-        assert sweep.state(run.path) == "running"
-    with pytest.raises(ValueError), run.locked():
-        raise ValueError
-    assert sweep.state(run.path) == "failed"
-    row = {"attempt": 3, "started": "", "host": "n1", "job": None, "checkpoint": None}
-    with (run.path / attempts.NAME).open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    assert sweep.state(run.path) == "killed"
-    with (run.path / attempts.NAME).open("a") as file:
-        file.write(json.dumps({"attempt": 3, "reason": "stopped by SIGTERM"}) + "\n")
-    assert sweep.state(run.path) == "stopped"
-    (run.path / "DONE").touch()
-    assert sweep.state(run.path) == "done"

@@ -89,13 +89,13 @@ def test_every_state_is_named_with_its_reason(tmp_path):
     results = read_sweep(path, tmp_path)
     found = {one.run.config.seed: (one.state, one.problem) for one in results.members}
     assert found[1] == ("done", "")
-    assert found[2] == ("failed", "its last test/accuracy is nan")
+    assert found[2] == ("no result", "its last test/accuracy is nan")
     assert found[3][0] == "unreadable" and "JSONDecodeError" in found[3][1]
     assert found[4] == ("stopped", "stopped by SIGTERM")
     assert found[5] == ("failed", "ValueError: no")
     assert found[6] == ("new", "")
     (point,) = results.points
-    assert point.states == "1 done, 2 failed, 1 unreadable, 1 stopped, 1 new"
+    assert point.states == "1 done, 1 no result, 1 unreadable, 1 stopped, 1 failed, 1 new"
     # What is marked as done is not sent again, whatever is wrong with it.
     assert [one.run.config.seed for one in results.missing] == [4, 5, 6]
 
@@ -255,6 +255,6 @@ def test_mistakes_end_with_a_message(tmp_path, capsys, monkeypatch):
     assert report.main(["--sweep", "nothing"]) == 2
     assert "error: no sweep 'nothing'" in capsys.readouterr().err
     assert report.main(["--sweep", "digits-lr", "--model", "resnet20"]) == 2
-    assert "leave out --dataset and --model" in capsys.readouterr().err
+    assert "leave out --dataset, --model and --committed" in capsys.readouterr().err
     assert report.main(["--sweep", str(write(tmp_path, "gird: {}"))]) == 2
     assert "did you mean 'grid'?" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
 
 import harness
 import numpy
@@ -22,6 +23,7 @@ from wandb_cases import (
     row,
     running_server,  # noqa: F401
     session,
+    wait_for,
 )
 from wandb_server import API_KEY, WandbServer, answering
 
@@ -36,21 +38,21 @@ UNREACHABLE = "http://127.0.0.1:9"  # the discard port, where nobody listens
 # ------------------------------------------------------------------------------ who gets wandb
 
 
-def test_without_a_key_nothing_is_loaded_or_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "load_wandb", lambda place: pytest.fail("wandb was imported"))
+def test_without_a_key_it_records_offline_and_says_nothing(tmp_path, capsys):
     directory = new_run(tmp_path)
     session(directory, 1, 2)
-    assert not (directory.path / "wandb").exists()
-    assert capsys.readouterr().err == ""
+    assert only(directory).name.startswith("offline-run-")
+    assert [item["epoch"] for item in history(only(directory))] == [1, 2]
+    assert capsys.readouterr() == ("", "")
 
 
-def test_a_foreign_netrc_is_no_key(tmp_path):
+def test_a_foreign_netrc_is_no_key(tmp_path, capsys):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".netrc").write_text("machine example.org login me password secret\n")
     (tmp_path / "home" / ".netrc").chmod(0o600)
     directory = new_run(tmp_path)
     session(directory, 1, 2)
-    assert not records(directory.path)
+    assert only(directory).name.startswith("offline-run-") and capsys.readouterr().err == ""
 
 
 def test_a_mode_that_does_not_exist_is_refused(tmp_path, monkeypatch):
@@ -66,16 +68,42 @@ def test_disabled_is_off_even_with_a_key(tmp_path, monkeypatch, server):
     assert not (directory.path / "wandb").exists() and not server.runs
 
 
-def test_not_installed_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_not_installed_is_one_line_for_who_asked_for_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     directory = new_run(tmp_path)
     session(directory, 1, 2)
+    assert not (directory.path / "wandb").exists() and capsys.readouterr().err == ""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    session(directory, 3, 3)
     session(new_run(tmp_path, seed=2), 1, 2)
     assert capsys.readouterr().err.splitlines() == [
         "wandb: not installed, so nothing is sent to it: pip install wandb"
     ]
-    assert len(read_metrics(directory.metrics_path)) == 2
+    assert len(read_metrics(directory.metrics_path)) == 3
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_training_does_not_wait_for_wandb_to_start(hangs, tmp_path, monkeypatch, capsys):
+    started, load = Event(), tracking.load_wandb
+
+    def slow(place):
+        assert started.wait(60)
+        return load(place)
+
+    monkeypatch.setattr(tracking, "load_wandb", slow)
+    monkeypatch.setattr(tracking, "END_SECONDS", 0.1 if hangs else 60)
+    directory = new_run(tmp_path)
+    with Tracker(directory.path) as tracker:
+        for epoch in range(1, 4):
+            directory.append(row(epoch))
+            tracker.log(row(epoch))
+        assert tracker.run is None
+        if not hangs:
+            started.set()
+    assert ("it hangs, and is left behind" in capsys.readouterr().err) == hangs
+    started.set()
+    tracker.thread.join()
+    assert [item["epoch"] for item in history(only(directory))] == [1, 2, 3]
 
 
 def test_online_without_a_key_records_offline(tmp_path, monkeypatch, capsys):
@@ -232,9 +260,10 @@ def test_online_then_offline_then_uploaded(tmp_path, monkeypatch, server):
     monkeypatch.setenv("WANDB_MODE", "offline")
     session(directory, 4, 6)
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
-    assert upload.main([]) == 0
+    assert upload.main([]) == 0 and upload.main([]) == 0
     ((_, run),) = server.runs.items()
     assert run.epochs() == [1, 2, 3, 4, 5, 6]
+    assert not only(directory).name.startswith("offline-")  # or `wandb sync` sent it all again
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(3)])
@@ -256,6 +285,7 @@ def test_a_server_that_dies_holds_nobody_up_and_loses_nothing(
     with Tracker(directory.path) as tracker:
         for epoch in range(1, 201):
             if epoch == 3:
+                wait_for(lambda: tracker.sent == 2)
                 server.stop()
                 before = time.monotonic()
             directory.append(row(epoch))
@@ -297,7 +327,7 @@ WITH_A_DEATH = """
 import os, signal, subprocess, time
 from pathlib import Path
 from experiments.tracking import Tracker
-from wandb_cases import new_run, row
+from wandb_cases import new_run, row, wait_for
 
 directory = new_run(Path("."))
 with Tracker(directory.path) as tracker:
@@ -305,6 +335,7 @@ with Tracker(directory.path) as tracker:
         directory.append(row(epoch))
         tracker.log(row(epoch))
         if epoch == 1:
+            wait_for(lambda: tracker.sent == 1)
             words = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
             os.kill(int(subprocess.check_output(words)), signal.SIGKILL)
             time.sleep(0.5)
@@ -325,6 +356,7 @@ def test_a_second_tracker_of_a_run_stays_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "offline")
     directory = new_run(tmp_path)
     with Tracker(directory.path) as tracker:
+        wait_for(lambda: tracker.run is not None)
         session(directory, 1, 1)
         tracker.log(row(1))
     assert "another process is sending" in capsys.readouterr().err
@@ -388,14 +420,16 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-def test_killed_at_7_resumed_at_5_each_epoch_once(tmp_path, monkeypatch, server):
+def test_killed_and_resumed_from_a_checkpoint_each_epoch_once(tmp_path, monkeypatch, server):
     """Offline, with what the kill leaves on disk, read by wandb's tools and synced by them."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    settings = ("epochs=9", "checkpoint_every_epochs=5")
+    settings = ("epochs=30", "checkpoint_every_epochs=5")
     directory = RunDirectory(tmp_path, small_config(*settings))
     process = train(tmp_path, 1, *settings)
     with process:
         wait_for_epochs(directory, process, 7)
+        wait_for(lambda: records(directory.path) and history(only(directory)))
+        assert process.poll() is None
         process.kill()
     rows = read_metrics(directory.metrics_path)
     kept = [item["epoch"] for item in history(only(directory))]
@@ -408,7 +442,7 @@ def test_killed_at_7_resumed_at_5_each_epoch_once(tmp_path, monkeypatch, server)
     words = [sys.executable, "-m", "wandb", "sync", "--yes", str(only(directory))]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     ((_, run),) = server.runs.items()
-    assert run.epochs() == list(range(1, 10)) and run.exit_code == 0
+    assert run.epochs() == list(range(1, 31)) and run.exit_code == 0
     for sent, written in zip(run.rows(), read_metrics(directory.metrics_path), strict=True):
         assert written.items() <= sent.items()
 

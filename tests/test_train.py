@@ -126,6 +126,102 @@ def test_after_epochs_reaches_the_optimizer(tmp_path, monkeypatch):
     assert seen[-1][1] == pytest.approx(0.001)
 
 
+CONVNET = ("model.name=convnet", "model.depth=3", "dtype=float64")  # no batch normalization
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "override", "tolerance"),
+    [("sgd", "seed=1", 1e-12), ("adahessian", "seed=1", 1e-10), ("adahessian", DIFFERENCE, 1e-4)],
+)
+def test_micro_batches_change_nothing_but_the_order_of_additions(
+    optimizer, override, tolerance, tmp_path
+):
+    """Where no layer looks at several images. 128 images in five parts, not all of one size."""
+
+    def trained(root, *overrides):
+        config = small_config(*CONVNET, "epochs=1", override, *overrides, optimizer=optimizer)
+        directory = run(tmp_path / root, config)
+        (row,) = read_metrics(directory.metrics_path)
+        weights = torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"]
+        return without_times(row), weights
+
+    measured = ("curvature_error_every_epochs=1",) if override == DIFFERENCE else ()
+    whole, parts = trained("whole"), trained("parts", "micro_batches=5", *measured)
+    assert parts[0].pop("hessian/relative_error_largest", 0) < 1e-5
+    assert {key: parts[0][key] for key in whole[0]} == pytest.approx(whole[0], rel=tolerance)
+    torch.testing.assert_close(parts[1], whole[1], rtol=tolerance, atol=tolerance)
+
+
+def test_micro_batches_hold_one_part_at_a_time_and_their_shares_add_up_to_one():
+    task = build.build_task(small_config("micro_batches=5"), CPU, None)
+    batch = next(task.training_batches(0, 0))
+    parts = task.micro_batches(batch)
+    assert [len(part.labels) for part, _ in parts] == [26, 26, 26, 25, 25]
+    assert sum(share for _, share in parts) == pytest.approx(1)
+    assert torch.equal(torch.cat([part.inputs for part, _ in parts]), batch.inputs)
+
+
+@pytest.mark.parametrize("door", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
+def test_autocast_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32(door, tmp_path):
+    config = small_config("autocast=bfloat16", "channels_last=true", door, optimizer="adahessian")
+    task = build.build_task(config, CPU, None)
+    model, seen = task.build_model(), []
+    model.linear.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    loss, _ = task.loss(model, next(task.training_batches(0, 0)))
+    assert seen == [torch.bfloat16] and loss.dtype == torch.float32
+    last = read_metrics(run(tmp_path, config).metrics_path)[-1]
+    assert last["test/accuracy"] > 0.3  # after two epochs; chance is 10 %
+
+
+PLATEAU = (
+    "epochs=7", "schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, "
+    "plateau: {metric: test/accuracy, patience: 1, threshold: 0.05}}",
+)  # fmt: skip
+
+
+def test_the_rate_waits_for_a_plateau_as_torchs_scheduler_does(tmp_path):
+    rows = read_metrics(run(tmp_path, small_config(*PLATEAU)).metrics_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=1, threshold=0.05
+    )
+    expected = []
+    for row in rows:
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(row["test/accuracy"])
+    assert [row["learning_rate"] for row in rows] == expected
+    assert expected[0] == 0.1 > expected[-1]
+
+
+def test_a_plateau_survives_an_interruption(tmp_path, monkeypatch):
+    """Also one between two epochs, when the number of bad epochs is all that tells."""
+    config = small_config(*PLATEAU, "checkpoint_every_steps=5")
+    whole = [without_times(r) for r in read_metrics(run(tmp_path / "whole", config).metrics_path)]
+    step, calls = train.optimizer_step, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) % 16 == 0:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "optimizer_step", interrupted)
+    directory = RunDirectory(tmp_path / "cut", config)
+    while not directory.done:
+        try:
+            run(tmp_path / "cut", config)
+        except KeyboardInterrupt:
+            pass
+    assert [without_times(row) for row in read_metrics(directory.metrics_path)] == whole
+
+
+def test_an_optimizer_can_have_a_schedule_of_its_own():
+    schedule = "{drops: [0.5], factor: 0.2, stepped_at_epoch_start: false}"
+    config = small_config(f"optimizers.adam.schedule={schedule}", "epochs=4", optimizer="adam")
+    rates = [build.group_values(config, epoch)["lr"] for epoch in range(4)]
+    assert rates == pytest.approx([0.001, 0.001, 0.0002, 0.0002])
+
+
 @pytest.mark.parametrize("rate", [1e3, 1e38])
 def test_a_training_that_explodes_ends_with_step_rate_and_a_good_checkpoint(rate, tmp_path):
     config = small_config(f"optimizers.sgd.lr={rate}", "checkpoint_every_steps=1")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,14 @@ def session(directory: RunDirectory, first: int, last: int, mode: str | None = N
             directory.append(row(epoch))
             tracker.log(row(epoch))
     return tracker
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    """Wait for what a tracker's thread does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def record_rows(directory: RunDirectory, last: int) -> None:

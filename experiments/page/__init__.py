@@ -12,7 +12,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from experiments.page import comparisons, curvature, figures, provenance, sweeps
+from experiments.page import comparisons, curvature, figures, paper_tables, provenance, sweeps
 from experiments.page.blocks import Figure, Section
 from experiments.record import git_state
 from experiments.results import Results
@@ -21,6 +21,7 @@ SECTIONS: tuple[Callable[[Results], Iterator[Section]], ...] = (
     comparisons.overview,
     sweeps.answer,
     comparisons.tables,
+    paper_tables.tables,
     curvature.spectra,
     provenance.runs,
 )

@@ -16,7 +16,7 @@ NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 def overview(results: Results) -> Iterator[Section]:
     """How much there is, and what is best in each table where there are several."""
-    finished = results.having("finished")
+    finished = results.having("done")
     hours = math.fsum(run.training_seconds() for run in results.runs) / 3600
     text = Markup("<strong>{}</strong> finished runs, {} of training in all.")
     section = Section("At a glance", [Text(text.format(len(finished), duration(hours)))])

@@ -15,13 +15,13 @@ def runs(results: Results) -> Iterator[Section]:
     """What ran where and when, from which commit, and what did not come to its end."""
     if not results.runs:
         return
-    finished = results.having("finished")
+    finished = results.having("done")
     section = Section("Runs", [Text(_origin(finished))] if finished else [])
     dirty = sum(any(session.get("dirty") for session in _sessions(run)) for run in results.runs)
     if dirty:
         text = f"{dirty} run(s) had files that differed from their commit (dirty)."
         section.blocks.append(Text(text, "warning"))
-    incomplete = [run for run in results.runs if run.state != "finished"]
+    incomplete = [run for run in results.runs if run.state != "done"]
     if incomplete or results.unreadable:
         section.blocks.append(_incomplete_grid(incomplete, results))
     section.blocks.append(_runs_grid(results.runs))
@@ -70,7 +70,7 @@ def _incomplete_grid(incomplete: list[Run], results: Results) -> Grid:
     for directory, problem in results.unreadable.items():
         rows.append([str(directory.relative_to(results.root)), "unreadable", "", "", problem])
     columns = ("run", "state", "epochs", "last sign of life", "problem")
-    return Grid("Left out: unfinished, failed or unreadable runs", columns, rows)
+    return Grid("Left out: runs that are not done", columns, rows)
 
 
 def _written(run: Run) -> Cell:

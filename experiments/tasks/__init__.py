@@ -1,6 +1,6 @@
 """What the training loop asks of a task. Each module here is one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -32,7 +32,13 @@ class Task(Protocol):
         """The batches of an epoch from `first_step` on, whatever was drawn before."""
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        """All batches of a split, in a fixed order."""
+        """The batches of a split, in a fixed order; of several processes each gets other ones."""
+
+    def micro_batches(self, batch: Batch) -> Sequence[tuple[Batch, float]]:
+        """The parts of a batch that are to be in memory one at a time, often one: the batch itself.
+
+        Each with its share of the batch's weight; the shares add up to one.
+        """
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss, with its graph, and sums over the batch.

@@ -1,17 +1,14 @@
-"""Image classification: data sets small enough to live in memory, whole, on the training device.
+"""Image classification: batches of normalized images, cross-entropy, accuracy.
 
-Images are one uint8 tensor. Cropping, flipping and scaling happen for a whole batch at once
-there, with a single gather, instead of image by image in worker processes.
+Where the images come from is another module's: `images_in_memory` for sets that fit on the device
+whole, `image_folder` for ImageNet.
 """
 
-import gzip
-import hashlib
-import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,44 +18,56 @@ from experiments import distributed
 from experiments.config import Config, UserError
 from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
-from experiments.network import can_connect, first_hop
+from experiments.models.resnet_imagenet import resnet_imagenet
+from experiments.tasks.images_in_memory import ImagesInMemory
 
-STALL_SECONDS = 30
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-MODELS = {"resnet": ResNetCifar, "convnet": ConvNet}
-NO_DOWNLOAD_NEEDED = "`make quickstart` needs no download"
+MODELS = {"resnet": ResNetCifar, "convnet": ConvNet, "imagenet-resnet": resnet_imagenet}
 
 
-@dataclass(frozen=True)
-class Images:
-    """A labelled set.
+class Data(Protocol):
+    """Where images come from.
+
+    Batches are pixels `(n, channels, height, width)`, uint8, from 0 to `white`, and labels `(n,)`,
+    int64, on the training device; of several processes each gets its share.
 
     Attributes:
-        pixels: `(n, channels, height, width)`, uint8, from 0 to `white`.
-        labels: `(n,)`, int64.
+        num_classes: labels are below it.
+        in_channels: 3 for colour, 1 for grey images.
         white: the largest value a pixel can have.
+        train_size: images in an epoch.
+        splits: by name, `("test",)` or `("val", "test")`.
     """
 
-    pixels: Tensor
-    labels: Tensor
-    white: int = 255
+    num_classes: int
+    in_channels: int
+    white: int
+    train_size: int
+    splits: Mapping[str, object]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, augmented batches of an epoch from `first_step` on.
 
-    def __getitem__(self, indices: Tensor) -> "Images":
-        return Images(self.pixels[indices], self.labels[indices], self.white)
+        The order and every image's augmentation depend on (seed, epoch, position) alone. Each
+        process gets its share (`distributed.share`) of every batch.
+        """
 
-    def to(self, device: torch.device) -> "Images":
-        return Images(self.pixels.to(device), self.labels.to(device), self.white)
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split in a fixed order, those that are this process's own."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalized images `(n, channels, height, width)` and labels `(n,)`."""
+    """This process's share of a batch.
+
+    Attributes:
+        inputs: normalized images `(n, channels, height, width)`.
+        labels: `(n,)`.
+        whole: images in the whole batch, of all processes.
+    """
 
     inputs: Tensor
     labels: Tensor
+    whole: int
 
 
 class ImageClassification:
@@ -76,83 +85,72 @@ class ImageClassification:
 
     metrics: Mapping[str, str] = {"loss": "min", "accuracy": "max"}
     headline = "accuracy"
-    evaluation_batch_size = 500
 
     def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
         self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
-        train, test = LOADERS[config.dataset.name](data_root)
-        self.num_classes = int(train.labels.max()) + 1
-        self.in_channels = train.pixels.shape[1]
-        splits = {"test": test}
-        if size := config.dataset.validation_size:
-            if size >= len(train):
-                raise UserError(
-                    f"dataset.validation_size = {size}: must be below {len(train)}, "
-                    "the number of training images"
-                )
-            rest, held_out = split_by_class(train.labels, size, seed=1)
-            splits = {"val": train[held_out], "test": test}
-            train = train[rest]
+        self.data: Data = _open(config, device, data_root)
         for name in ("mean", "std"):
-            if len(values := getattr(config.dataset, name)) != self.in_channels:
+            if len(values := getattr(config.dataset, name)) != self.data.in_channels:
                 raise UserError(
-                    f"dataset.{name} = {values}: needs {self.in_channels} values, one per channel"
+                    f"dataset.{name} = {values}: needs {self.data.in_channels} values, "
+                    "one per channel"
                 )
-        self.train = train.to(device)
-        self.splits = {name: images.to(device) for name, images in splits.items()}
-        self.evaluation_splits = tuple(splits)
-        self.steps_per_epoch = -(-len(train) // config.batch_size)
-        smallest = len(train) - (self.steps_per_epoch - 1) * config.batch_size
-        if smallest < distributed.world_size():
+        self.evaluation_splits = tuple(self.data.splits)
+        size, train_size = config.batch_size, self.data.train_size
+        self.steps_per_epoch = -(-train_size // size)
+        smallest = train_size - (self.steps_per_epoch - 1) * size
+        if smallest < distributed.world_size() * config.micro_batches:
+            parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
             raise UserError(
-                f"batch_size = {config.batch_size}: the last batch of an epoch has {smallest} "
-                f"images, too few for {distributed.world_size()} processes"
+                f"batch_size = {size}: the last batch of an epoch has {smallest} "
+                f"images, too few for {distributed.world_size()} processes{parts}"
             )
         mean, std = (
             torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
             for values in (config.dataset.mean, config.dataset.std)
         )
-        self.scale, self.shift = 1 / (train.white * std), mean / std
+        self.scale, self.shift = 1 / (self.data.white * std), mean / std
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
     def build_model(self) -> nn.Module:
         constructor = MODELS[self.config.model.name]
-        model = constructor(self.config.model.depth, self.num_classes, self.in_channels)
-        return model.to(self.device, self.dtype)
+        try:
+            model = constructor(
+                self.config.model.depth, self.data.num_classes, self.data.in_channels
+            )
+        except ValueError as error:
+            raise UserError(f"model {self.config.model.label}: {error}") from None
+        model = model.to(self.device, self.dtype)
+        return model.to(memory_format=self.layout) if self.config.channels_last else model
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Shuffled, augmented batches of an epoch from `first_step` on.
-
-        The order and every image's crop and flip depend on (seed, epoch, position) alone. Of
-        several processes each gets its share of every batch.
-        """
-        settings, size = self.config.dataset, self.config.batch_size
-        order = torch.randperm(
-            len(self.train), generator=generator(self.config.seed, epoch, "order")
-        )
-        draws = draw_crops_and_flips(
-            len(self.train),
-            settings.crop_padding,
-            settings.flip,
-            generator(self.config.seed, epoch, "augmentation"),
-        )
-        order, draws = order.to(self.device), draws.to(self.device)
-        for start in range(first_step * size, len(self.train), size):
-            chosen = distributed.share(order[start : start + size])
-            draw = distributed.share(draws[start : start + size])
-            pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
-            yield Batch(self._normalize(pixels), self.train.labels[chosen])
+        size, step = self.config.batch_size, first_step
+        for pixels, labels in self.data.training_batches(epoch, first_step):
+            whole = min(size, self.data.train_size - step * size)
+            yield Batch(self._normalize(pixels), labels, whole)
+            step += 1
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        images = self.splits[split]
-        for pixels, labels in zip(
-            images.pixels.split(self.evaluation_batch_size),
-            images.labels.split(self.evaluation_batch_size),
-            strict=True,
-        ):
-            yield Batch(self._normalize(pixels), labels)
+        for pixels, labels in self.data.evaluation_batches(split):
+            yield Batch(self._normalize(pixels), labels, len(labels))
+
+    def micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
+        parts = self.config.micro_batches
+        if parts == 1:
+            return [(batch, 1.0)]
+        wholes = torch.arange(batch.whole).tensor_split(parts)
+        own = [len(distributed.share(whole)) for whole in wholes]
+        pieces = zip(batch.inputs.split(own), batch.labels.split(own), wholes, strict=True)
+        return [
+            (Batch(inputs, labels, len(whole)), len(labels) / len(batch.labels))
+            for inputs, labels, whole in pieces
+        ]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(batch.inputs)
+        with self._autocast():
+            logits = model(batch.inputs)
+        if self.config.autocast:
+            logits = logits.float()
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         weight = torch.tensor(len(batch.labels))
         return F.cross_entropy(logits, batch.labels), {"weight": weight, "correct": correct}
@@ -163,200 +161,19 @@ class ImageClassification:
             "accuracy": totals["correct"] / totals["weight"],
         }
 
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))
+
     def _normalize(self, pixels: Tensor) -> Tensor:
         """(pixels / white - mean) / std, in place: a fresh tensor per operation costs more."""
-        return pixels.to(self.dtype).mul_(self.scale).sub_(self.shift)
+        return pixels.to(self.dtype, memory_format=self.layout).mul_(self.scale).sub_(self.shift)
 
 
-# ------------------------------------------------------------------------------- augmentation
+def _open(config: Config, device: torch.device, data_root: Path) -> Data:
+    if config.dataset.name == "imagenet":
+        from experiments.tasks.image_folder import ImagesInFolder  # torchvision is slow to import
 
-
-def generator(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """A generator of its own for each use: nothing drawn before, or elsewhere, can shift it."""
-    digest = hashlib.sha256(f"{seed} {epoch} {purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-
-
-def draw_crops_and_flips(
-    count: int, padding: int, flip: bool, generator: torch.Generator
-) -> Tensor:
-    """For each image, where its window begins in the padded image and whether it is mirrored.
-
-    Returns:
-        `(count, 3)`, int64: row and column in [0, 2 padding], flip in {0, 1}.
-    """
-    offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
-    flips = torch.randint(0, 2 if flip else 1, (count, 1), generator=generator)
-    return torch.cat([offsets, flips], dim=1)
-
-
-def crop_and_flip(pixels: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """Pad images with zeros, cut a window of the old size out of each, mirror where asked.
-
-    With the draws of `draw_crops_and_flips` this is RandomCrop(size, padding) followed by
-    RandomHorizontalFlip, for a whole batch in one gather.
-
-    Args:
-        pixels: `(batch, channels, height, width)`.
-        draws: `(batch, 3)`, see `draw_crops_and_flips`.
-        padding: as for the draws.
-
-    Returns:
-        Images in the shape and type of `pixels`.
-    """
-    batch, channels, height, width = pixels.shape
-    padded = F.pad(pixels, (padding,) * 4)
-    top, left, flip = (draw[:, None] for draw in draws.unbind(1))
-    rows = torch.arange(height, device=pixels.device) + top
-    columns = torch.arange(width, device=pixels.device)
-    columns = torch.where(flip == 1, columns.flip(0), columns) + left
-    source = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    source = source.view(batch, 1, -1).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, source).view_as(pixels)
-
-
-def split_by_class(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Hold out `size` examples, the same number of every class (give or take one), at random.
-
-    Returns:
-        Indices, ascending, of the examples that remain and of those held out.
-    """
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    rank = torch.empty_like(labels)
-    for label in labels.unique():
-        members = shuffled[labels[shuffled] == label]
-        rank[members] = torch.arange(len(members))
-    # All the first ones of their class, then all the second ones, ...
-    order = torch.argsort(rank * (labels.max() + 1) + labels)
-    return order[size:].sort().values, order[:size].sort().values
-
-
-# ------------------------------------------------------------------------------------ reading
-
-
-def digits(root: Path) -> tuple[Images, Images]:
-    """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; part of its wheel.
-
-    The library has no split of its own: 50 of each class, always the same, are the test set.
-    """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
-    images = Images(pixels, torch.from_numpy(data.target).long(), white=16)
-    train, test = split_by_class(images.labels, 500, seed=0)
-    return images[train], images[test]
-
-
-def cifar10(root: Path) -> tuple[Images, Images]:
-    """CIFAR-10 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR10
-
-    return _cifar(CIFAR10, root)
-
-
-def cifar100(root: Path) -> tuple[Images, Images]:
-    """CIFAR-100 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR100
-
-    return _cifar(CIFAR100, root)
-
-
-def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
-    files = [name for name, _ in dataset.train_list + dataset.test_list]
-    files.append(dataset.meta["filename"])
-    folder = root / dataset.base_folder
-    missing = [name for name in files if not (folder / name).is_file()]
-    with _downloading(dataset.url, folder, missing) if missing else _reading(folder):
-        parts = [
-            dataset(root, train=train, download=bool(missing)) for train in (True, False)
-        ]  # checks the MD5 sum of every file
-    train, test = (
-        Images(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
-        )
-        for part in parts
-    )
-    return train, test
-
-
-def fashion_mnist(root: Path) -> tuple[Images, Images]:
-    """Fashion-MNIST from torchvision's folder, from Debian's, or else downloaded."""
-    folder = root / "FashionMNIST" / "raw"
-    names = [
-        f"{part}-{kind}-ubyte"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    if not (found := _find_idx(folder, names) or _find_idx(DEBIAN_FASHION_MNIST, names)):
-        from torchvision.datasets import FashionMNIST
-
-        with _downloading(FashionMNIST.mirrors[0], folder, names):
-            FashionMNIST(root, download=True)
-        found = _find_idx(folder, names)
-    with _reading(found[0].parent):
-        train_pixels, train_labels, test_pixels, test_labels = map(_read_idx, found)
-    return (
-        Images(train_pixels.unsqueeze(1), train_labels.long()),
-        Images(test_pixels.unsqueeze(1), test_labels.long()),
-    )
-
-
-LOADERS = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "fashion-mnist": fashion_mnist,
-}
-
-
-def _find_idx(folder: Path, names: list[str]) -> list[Path]:
-    """The files of these names in `folder`, packed or not; empty unless all are there."""
-    found = [
-        path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()
-    ]
-    by_name = {path.name.removesuffix(".gz"): path for path in found}
-    return [by_name[name] for name in names] if len(by_name) == len(names) else []
-
-
-def _read_idx(path: Path) -> Tensor:
-    """Read a file of unsigned bytes in LeCun's IDX format: magic 0, 0, 8, rank; sizes; data."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    if content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path.name} is not in IDX format")
-    start = 4 + 4 * content[3]
-    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(sizes)
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """Files that cannot be read or are not what they should be are for the user to replace."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, RuntimeError) as error:
-        raise UserError(f"the data in {folder} is damaged, remove it: {error}") from error
-
-
-@contextmanager
-def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
-    """Download inside the block if the server can be reached, else say what is missing."""
-    missing = f"{folder / files[0]} is not there"
-    hop = first_hop(url)
-    if not can_connect(hop):
-        raise UserError(
-            f"{missing}, and {urlsplit(hop).hostname} cannot be reached to download it. "
-            f"Put the data into {folder}, or set DATA_ROOT. {NO_DOWNLOAD_NEEDED}."
-        )
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: it would wait for ever
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{missing}, and its download failed: {error}. {NO_DOWNLOAD_NEEDED}."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
+        return ImagesInFolder(config, device, data_root)
+    return ImagesInMemory(config, device, data_root)
