@@ -340,6 +340,21 @@ def test_pictures_and_pages_hold_the_table(small, capsys, tmp_path, axis):
     )
 
 
+def test_ours_on_a_page_of_documentation(small, tmp_path):
+    train(paper_table_schema.find(str(small), None), spread)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    page = tmp_path / "docs" / "results.md"
+    page.write_text(
+        "before\n<!-- small-digits:begin -->\nstale\n<!-- small-digits:end -->\nafter\n"
+    )
+    assert paper_table.main([str(small), "--docs", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+    assert "minus the others" in text and "Source: " in text and "What there is" not in text
+    picture = page.parent / "images" / "small-digits.png"
+    assert f"(images/{picture.name})" in text and picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_latex_is_escaped_and_compiles(small, capsys, tmp_path):
     train(paper_table_schema.find(str(small), None), spread)
     show(small, capsys)
