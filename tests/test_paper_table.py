@@ -144,7 +144,7 @@ def test_a_cell_is_the_run_of_the_command_line(name, label, settings):
 def test_before_any_run_there_are_the_papers_figures_and_what_is_missing(capsys, tmp_path):
     text = show("table2", capsys)
     assert "92.13 ± 0.18" in text and "70.08" in text and "0 of 5 (5 new)" in text
-    assert "40 of 4" in text and "runs are missing" in text
+    assert "44 of 44 runs are missing" in text
     assert "\n  make table2 DATASET=cifar10 CLUSTER=slurm\n" in text
     assert max(len(line) for line in text.splitlines() if "written:" not in line) <= 80
     folder = tmp_path / "runs" / "report"
