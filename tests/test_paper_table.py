@@ -219,7 +219,7 @@ def test_one_run_gives_no_interval_and_says_why(small):
     request = paper_table_schema.find(str(small), None)
     train(request, lambda label, seed: 0.5 if seed == 1 else None)
     made = tables(request)
-    why = "n = 1 and 5: no interval is possible"
+    why = "n = 1 and 5: no interval"
     assert rows(made["A: ours minus the paper's"])[("SGD", "last")] == ("−1.00", why)
     assert made["A: accuracy"].rows[0][1:3] == ["1 of 3", "50.00"]
 
