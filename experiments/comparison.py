@@ -162,7 +162,7 @@ def judgement(interval: tuple[float, float] | None, tolerance: float) -> str:
         tolerance: what counts as no difference: an interval that lies within it says so.
     """
     if interval is None:
-        return "no interval is possible"
+        return "no interval"
     low, high = interval
     if -tolerance <= low and high <= tolerance:
         return "within tolerance"

@@ -2,10 +2,12 @@
 
 Prints the paper's figures, which runs there are and how to get the others, and then ours: mean and
 spread, differences with intervals and verdicts, costs, and where the figures come from. Writes the
-same as Markdown, LaTeX, a page and a picture below `RUNS_ROOT/report/`. Nothing is trained.
+same as Markdown, LaTeX, a page and a picture below `RUNS_ROOT/report/`. Nothing is trained. With
+`--docs PAGE.md`, ours also go between the marks of `NAME-DATASET` there (see `experiments.tables`).
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from experiments.config import UserError
 from experiments.page.paper_tables import section
 from experiments.paper_table_results import TableResults, read
 from experiments.paper_table_schema import find, names
-from experiments.tables import latex, make_console, show
+from experiments.tables import insert, latex, make_console, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,18 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.paper_table", description=__doc__)
     parser.add_argument("name", help=f"{', '.join(names())}, or a YAML file")
     parser.add_argument("--dataset", help="where; default: the paper's, with its figures beside")
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help="a page whose tables to replace")
     parsed = parser.parse_args(arguments)
     try:
         results = read(find(parsed.name, parsed.dataset))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write(results, results.request.root / "report")
+    picture = write(results, results.request.root / "report")
+    if parsed.docs:
+        document(results, picture, parsed.docs)
     return 0
 
 
-def write(results: TableResults, folder: Path) -> None:
-    """Print a table with everything that belongs to it; write it in all formats."""
+def write(results: TableResults, folder: Path) -> Path | None:
+    """Print a table with everything that belongs to it; write it in all formats.
+
+    Returns:
+        Its picture, where it has one.
+    """
     request = results.request
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{request.name}-{request.dataset}"
@@ -60,6 +69,19 @@ def write(results: TableResults, folder: Path) -> None:
     written = [f"{path}{ending}" for ending in (".md", ".tex", ".html")]
     console.print(f"written: {', '.join([*written, *([str(picture)] if picture else [])])}",
                   markup=False, soft_wrap=True)  # fmt: skip
+    return picture
+
+
+def document(results: TableResults, picture: Path | None, target: Path) -> None:
+    """Replace ours on a page of documentation, and the picture in the folder `images` beside it."""
+    request = results.request
+    parts = [f"{request.table.note}\n"] if request.table.note else []
+    parts += [table.markdown() for table in paper_table_text.ours(results)]
+    if picture:
+        shutil.copy(picture, target.parent / "images")
+        parts.append(f"![{request.title}](images/{picture.name})\n")
+    parts.append(paper_table_text.provenance(results))
+    insert(target, f"{request.name}-{request.dataset}", "\n".join(parts))
 
 
 def _markdown(results: TableResults, picture: Path | None) -> str:

@@ -144,7 +144,7 @@ def test_a_cell_is_the_run_of_the_command_line(name, label, settings):
 def test_before_any_run_there_are_the_papers_figures_and_what_is_missing(capsys, tmp_path):
     text = show("table2", capsys)
     assert "92.13 ± 0.18" in text and "70.08" in text and "0 of 5 (5 new)" in text
-    assert "40 of 4" in text and "runs are missing" in text
+    assert "44 of 44 runs are missing" in text
     assert "\n  make table2 DATASET=cifar10 CLUSTER=slurm\n" in text
     assert max(len(line) for line in text.splitlines() if "written:" not in line) <= 80
     folder = tmp_path / "runs" / "report"
@@ -219,7 +219,7 @@ def test_one_run_gives_no_interval_and_says_why(small):
     request = paper_table_schema.find(str(small), None)
     train(request, lambda label, seed: 0.5 if seed == 1 else None)
     made = tables(request)
-    why = "n = 1 and 5: no interval is possible"
+    why = "n = 1 and 5: no interval"
     assert rows(made["A: ours minus the paper's"])[("SGD", "last")] == ("−1.00", why)
     assert made["A: accuracy"].rows[0][1:3] == ["1 of 3", "50.00"]
 
@@ -338,6 +338,21 @@ def test_pictures_and_pages_hold_the_table(small, capsys, tmp_path, axis):
         "![Table 1: small; digits, shortened to 3 of 160 epochs](small-digits.png)"
         in (folder / "small-digits.md").read_text()
     )
+
+
+def test_ours_on_a_page_of_documentation(small, tmp_path):
+    train(paper_table_schema.find(str(small), None), spread)
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    page = tmp_path / "docs" / "results.md"
+    page.write_text(
+        "before\n<!-- small-digits:begin -->\nstale\n<!-- small-digits:end -->\nafter\n"
+    )
+    assert paper_table.main([str(small), "--docs", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+    assert "minus the others" in text and "Source: " in text and "What there is" not in text
+    picture = page.parent / "images" / "small-digits.png"
+    assert f"(images/{picture.name})" in text and picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_latex_is_escaped_and_compiles(small, capsys, tmp_path):
