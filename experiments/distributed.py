@@ -8,7 +8,9 @@ of the batch, gradients (and H·z, by the optimizer) are averaged, sums are adde
 the order of additions.
 """
 
+import atexit
 import datetime
+import gc
 import inspect
 import os
 from collections.abc import Iterable, Iterator
@@ -32,6 +34,18 @@ def start(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        atexit.register(leave)
+
+
+def leave() -> None:
+    """Stop talking to the other processes, whatever they are doing.
+
+    Before the interpreter ends: a communication thread of torch's that gives back a tensor while it
+    ends would take the whole process with it ("terminate called without an active exception").
+    """
+    if dist.is_initialized():
+        gc.collect()  # the threads end with the last reference to the group
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
