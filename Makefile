@@ -104,7 +104,7 @@ status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
 	$(PY) -m experiments.bench $(ARGS)
 
-bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (5 minutes)
+bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (4 minutes)
 	$(PY) -m experiments.bench_train $(ARGS)
 
 bench-loader: setup ## Images per second of ImageNet's loader and of the network (2 minutes)
