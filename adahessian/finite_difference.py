@@ -19,7 +19,7 @@ from adahessian.gates import Gates, HiddenKinks
 # networks, and how they change with h.
 STEP_SIZES: dict[torch.dtype | str, float] = {
     torch.float64: 1e-8,
-    torch.float32: 7e-5,
+    torch.float32: 4e-5,
     "tf32": 1e-3,
     torch.bfloat16: 3e-3,
     torch.float16: 3e-3,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adahessian.first_layer import FirstLayer
+from adahessian.first_layers import FirstLayers
 
 
 def name_of(func: Callable) -> str:
@@ -351,7 +351,7 @@ def _build_table() -> dict[Callable, Any]:
         name = f"fractional_max_pool{n}d"
         with_indices = getattr(F, name + "_with_indices")
         kinds[name] = kinds[name + "_with_indices"] = _MaxPool(n, with_indices, 4)
-    kinds |= dict.fromkeys("conv1d conv2d conv3d".split(), FirstLayer())
+    kinds |= dict.fromkeys("conv1d conv2d conv3d".split(), FirstLayers())
     table = {}
     for name, gate in kinds.items():
         for form in (name, name + "_", f"__{name}__"):
