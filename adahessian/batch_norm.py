@@ -8,7 +8,6 @@ takes one fused kernel, two reductions and a few elementwise passes, for the sam
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -77,7 +76,6 @@ class _Backward(Function):
         return dx, dweight, dbias
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v, v_weight, v_bias):
         """The derivative of s = Σ dx·v + dweight·v_weight + dbias·v_bias.
 
@@ -90,6 +88,8 @@ class _Backward(Function):
                     with b = r v_weight − w r² k,  c = −w r² m
         """
         g, x, weight, mean, inv_std, dweight, dbias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a third derivative may follow, as of a gradient penalty
+            return _differentiable_backward(ctx, g, x, weight, (v, v_weight, v_bias))
         n = x.numel() // x.shape[1]
         dims = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
@@ -111,3 +111,18 @@ class _Backward(Function):
                               per_channel(a * r))  # fmt: skip
         ds_dx.addcmul_(g, per_channel(b)).addcmul_(v, per_channel(c))
         return ds_dg, ds_dx, n * r * p, None, None, None
+
+
+def _differentiable_backward(ctx, g, x, weight, vectors):
+    """What ``_Backward.backward`` returns, from operations that torch differentiates further."""
+    # Aliases: g depends on x, and that way is not to be counted here.
+    inputs = g, x, weight = [t.view_as(t) for t in (g, x, weight)]
+    dims = [d for d in range(x.ndim) if d != 1]
+    r = torch.rsqrt(x.var(dims, correction=0, keepdim=True) + ctx.eps)
+    x_hat = (x - x.mean(dims, keepdim=True)) * r
+    g_hat = g - g.mean(dims, keepdim=True) - x_hat * (g * x_hat).mean(dims, keepdim=True)
+    dx = weight.view(r.shape[1:]) * r * g_hat
+    outputs = dx, (g * x_hat).sum(dims), g.sum(dims)
+    asked = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    found = iter(torch.autograd.grad(outputs, asked, vectors, create_graph=True))
+    return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), *[None] * 3

@@ -52,6 +52,20 @@ def test_against_numerical_differentiation(shape):
     assert torch.autograd.gradgradcheck(fast, (x.detach().requires_grad_(), weight, bias))
 
 
+@pytest.mark.parametrize("needed", [(True, True, True), (False, True, True), (True, False, False)])
+def test_third_derivatives(needed):
+    """A gradient penalty's curvature. torch's own batch norm raises an error here."""
+    values = [t.detach().requires_grad_(n) for t, n in zip(inputs(SHAPES[2]), needed, strict=True)]
+    asked = [t for t in values if t.requires_grad]
+
+    def penalty(*_):
+        loss = fast(*values).tanh().square().sum()
+        return sum(g.square().sum() for g in torch.autograd.grad(loss, asked, create_graph=True))
+
+    assert torch.autograd.gradcheck(penalty, asked)
+    assert torch.autograd.gradgradcheck(penalty, asked)
+
+
 def test_zero_weight_and_constant_channel():
     """Divisions by the weight or the variance would give infinities here."""
     x, weight, bias = inputs((4, 3, 5, 5))
