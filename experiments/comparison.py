@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from experiments import paper_table_schema
-from experiments.config import signature
 from experiments.results import Run, Table
+from experiments.signature import signature
 
 CONFIDENCE = 0.95
 

@@ -1,4 +1,4 @@
-"""Configurations: one YAML file per experiment, validated, resolved to one run, and signed.
+"""Configurations: one YAML file per experiment, validated, and resolved to one run.
 
 A file describes an experiment (dataset x model) with its optimizers side by side. `load` reads
 it, applies `key.path=value` overrides and validates everything; `resolve` picks one optimizer and
@@ -9,17 +9,15 @@ Two rules for whoever adds a key:
 
 - A key of the first version has no default: the files are complete. A key added later has one,
   and that default must be the value that reproduces what was done before the key existed,
-  because the signature leaves out every key that equals its default. So finished runs keep
-  their directories. Such a default must never change afterwards.
+  because the signature (`experiments.signature`) leaves out every key that equals its default. So
+  finished runs keep their directories. Such a default must never change afterwards.
 - A key that cannot change a result (where, how fast, how often it is saved) belongs to
   `WITHOUT_EFFECT`, and so never enters the signature.
 """
 
 import difflib
-import hashlib
 import importlib
 import inspect
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -384,9 +382,6 @@ def write_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-# ----------------------------------------------------------------------------------- identity
-
-
 def resolve(config: Config, optimizer: str, seed: int) -> Config:
     """The configuration of one run: one optimizer, one seed.
 
@@ -397,51 +392,3 @@ def resolve(config: Config, optimizer: str, seed: int) -> Config:
         raise UserError(f"unknown optimizer '{optimizer}'; {nearest(optimizer, config.optimizers)}")
     one = {"optimizers": {optimizer: config.optimizers[optimizer]}, "seed": seed}
     return config.model_copy(update=one)
-
-
-def signature(config: Config) -> str:
-    """Eight hex digits that name what a run computes, apart from its seed.
-
-    A hash of the resolved configuration without `WITHOUT_EFFECT`, without keys that equal their
-    default (see the module's docstring), without constructor arguments that equal the
-    constructor's default, and blind to spelling: 1 or 1.0, key order, comments.
-    """
-    return _digest({**_effective(config), "optimizer": _effective_optimizer(config.optimizer)})
-
-
-def protocol(config: Config) -> str:
-    """The signature of what all optimizers of an experiment share: what may stand in one table."""
-    return _digest(_effective(config))
-
-
-def _effective(config: Config) -> dict:
-    exclude = WITHOUT_EFFECT | {"optimizers"}
-    return config.model_dump(mode="json", exclude_defaults=True, exclude=exclude)
-
-
-def _effective_optimizer(optimizer: Optimizer) -> dict:
-    parameters = inspect.signature(optimizer.load_constructor()).parameters
-    return {
-        key: value
-        for key, value in optimizer.model_dump(mode="json", exclude_defaults=True).items()
-        if key in Optimizer.model_fields or _canonical(value) != _canonical(parameters[key].default)
-    }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:8]
-
-
-def _canonical(value: Any) -> str:
-    """One text per meaning: keys sorted, 1.0 as 1, tuples as lists."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {str(key): plain(inner) for key, inner in item.items()}
-        if isinstance(item, list | tuple):
-            return [plain(inner) for inner in item]
-        if isinstance(item, float) and item.is_integer():
-            return int(item)
-        return item
-
-    return json.dumps(plain(value), sort_keys=True, default=str)

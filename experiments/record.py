@@ -34,9 +34,10 @@ from typing import IO, Any
 import torch
 
 from experiments import attempts, checkpoint
-from experiments.config import Config, UserError, protocol, signature, write_yaml
+from experiments.config import Config, UserError, write_yaml
 from experiments.jsonlines import read_rows
 from experiments.lease import Lease
+from experiments.signature import protocol, signature
 
 
 def runs_root() -> Path:

@@ -15,8 +15,8 @@ from typing import Any
 
 from experiments import sweep
 from experiments.comparison import CONFIDENCE, Curve, compare, mean_and_std, std
-from experiments.config import signature
 from experiments.results import Results, Run, Table, flatten
+from experiments.signature import signature
 from experiments.states import State, read_state
 
 BEST = "★"

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from experiments.config import Config, load, resolve
 from experiments.record import RunDirectory
@@ -53,3 +55,33 @@ def finish_run(root: Path, config: Config, accuracies, step_seconds=0.01, **more
         directory.append({**row, "time/epoch_seconds": 1.0, "time/step_seconds": step_seconds})
     directory.finish("accuracy", "max")
     return directory
+
+
+def interrupted(
+    function: Callable,
+    before: Callable[[int], bool],
+    after: Callable[[int], bool] = lambda call: False,
+) -> Callable:
+    """The function, stopped before or after it ran at some of its calls, counted from 1."""
+    calls = []
+
+    def stopped(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if before(len(calls)):
+            raise KeyboardInterrupt
+        value = function(*arguments, **named)
+        if after(len(calls)):
+            raise KeyboardInterrupt
+        return value
+
+    return stopped
+
+
+def until_done(session: Callable[[], Any], limit: int = 40) -> tuple[Any, int]:
+    """Repeat what is interrupted until it ends; its value, and how many sessions that took."""
+    for sessions in range(1, limit + 1):
+        try:
+            return session(), sessions
+        except KeyboardInterrupt:
+            pass
+    raise AssertionError(f"still interrupted after {limit} sessions")

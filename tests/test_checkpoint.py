@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from harness import complete, small_config, start
+from harness import complete, interrupted, small_config, start, until_done
 
 from experiments import attempts, checkpoint, train
 from experiments.record import RunDirectory, read_metrics, without_times
@@ -151,24 +151,9 @@ def test_resumed_from_anywhere_it_is_bitwise_the_uninterrupted_run(
 ):
     """Stopped now before, now after each part of the loop, also between refreshes."""
     config = small_config(*OVERRIDES, optimizer="adahessian")
-    original, calls = getattr(train, place), []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) % 7 == 1:
-            raise KeyboardInterrupt
-        value = original(*arguments)
-        if len(calls) % 7 == 4:
-            raise KeyboardInterrupt
-        return value
-
-    monkeypatch.setattr(train, place, interrupted)
-    for _ in range(40):
-        try:
-            directory = train_here(tmp_path, config)
-            break
-        except KeyboardInterrupt:
-            pass
+    part = interrupted(getattr(train, place), lambda n: n % 7 == 1, after=lambda n: n % 7 == 4)
+    monkeypatch.setattr(train, place, part)
+    directory, _ = until_done(lambda: train_here(tmp_path, config))
     assert_equal(result(directory), uninterrupted)
 
 

@@ -6,7 +6,8 @@ from harness import DIGITS, REPOSITORY, small_config
 
 from experiments import config as module
 from experiments.build import group_values
-from experiments.config import UserError, load, protocol, read_yaml, resolve, signature, write_yaml
+from experiments.config import UserError, load, read_yaml, resolve, write_yaml
+from experiments.signature import protocol, signature
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*/resnet*.yaml"))  # not sweeps
 CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"

@@ -5,8 +5,9 @@ import pytest
 from harness import REPOSITORY, finish_run, small_config
 
 from experiments import export, report
-from experiments.config import Config, signature, validate
+from experiments.config import Config, validate
 from experiments.results import read_results
+from experiments.signature import signature
 
 
 @pytest.fixture(autouse=True)

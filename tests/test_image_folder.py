@@ -9,7 +9,7 @@ import numpy as np
 import photographs
 import pytest
 import torch
-from harness import REPOSITORY
+from harness import REPOSITORY, interrupted, until_done
 from photographs import CLASSES, IMAGENET, SMALL, TRAIN, VAL, small_config, write_imagenet
 from PIL import Image
 from test_checkpoint import assert_equal, result
@@ -300,24 +300,11 @@ def test_resumed_inside_an_epoch_it_is_bitwise_the_uninterrupted_run(
 ):
     """Whatever the number of workers; what came before the interruption is not decoded again."""
     config = small_config(*OVERRIDES, f"workers={workers}", optimizer="adahessian")
-    step, calls, read = train.optimizer_step, [], []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) % 4 == 0:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(train, "optimizer_step", interrupted)
+    step, read = interrupted(train.optimizer_step, lambda call: call % 4 == 0), []
+    monkeypatch.setattr(train, "optimizer_step", step)
     reading = module.read_image
     monkeypatch.setattr(module, "read_image", lambda path: read.append(path) or reading(path))
-    sessions = 0
-    while not RunDirectory(tmp_path, config).done:
-        sessions += 1
-        try:
-            directory = train_in(tmp_path, data_root, config)
-        except KeyboardInterrupt:
-            pass
+    directory, sessions = until_done(lambda: train_in(tmp_path, data_root, config))
     assert sessions == 5
     assert_equal(result(directory), uninterrupted)
     if workers == 0:  # three epochs, evaluations, and the batch of each interruption again

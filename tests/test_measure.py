@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from harness import DIGITS, SMALL, small_config
+from harness import DIGITS, SMALL, small_config, until_done
 
 from experiments import build, checkpoint, measure, run, spectrum, train
 from experiments.record import RunDirectory, read_metrics, without_times
@@ -96,14 +96,8 @@ def test_resumed_it_writes_the_same_again(place, watched, tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, place, interrupted)
     config = small_config("epochs=4", "checkpoint_every_epochs=2", *SPECTRA)
-    interruptions = 0
-    while True:
-        try:
-            directory = train_here(tmp_path, config)
-            break
-        except KeyboardInterrupt:
-            interruptions += 1
-    assert interruptions
+    directory, sessions = until_done(lambda: train_here(tmp_path, config))
+    assert sessions > 1
     for mine, other in zip(
         read_metrics(directory.metrics_path), read_metrics(watched.metrics_path), strict=True
     ):

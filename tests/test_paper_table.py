@@ -14,9 +14,10 @@ from experiments import (
     run,
 )
 from experiments.comparison import Sample, welch
-from experiments.config import UserError, signature
+from experiments.config import UserError
 from experiments.page import paper_tables
 from experiments.results import read_results
+from experiments.signature import signature
 from slurm import submit
 
 OPTIONS = "optimizers.adahessian"

@@ -5,8 +5,9 @@ import pytest
 from harness import small_config
 
 from experiments import record
-from experiments.config import UserError, load, protocol, signature
+from experiments.config import UserError, load
 from experiments.record import Progress, RunDirectory, best_row, read_metrics, without_times
+from experiments.signature import protocol, signature
 
 
 @pytest.fixture

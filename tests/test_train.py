@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from harness import small_config
+from harness import interrupted, small_config, until_done
 
 from experiments import build, train
 from experiments.record import RunDirectory, read_metrics, without_times
@@ -197,21 +197,10 @@ def test_a_plateau_survives_an_interruption(tmp_path, monkeypatch):
     """Also one between two epochs, when the number of bad epochs is all that tells."""
     config = small_config(*PLATEAU, "checkpoint_every_steps=5")
     whole = [without_times(r) for r in read_metrics(run(tmp_path / "whole", config).metrics_path)]
-    step, calls = train.optimizer_step, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) % 16 == 0:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(train, "optimizer_step", interrupted)
-    directory = RunDirectory(tmp_path / "cut", config)
-    while not directory.done:
-        try:
-            run(tmp_path / "cut", config)
-        except KeyboardInterrupt:
-            pass
+    step = interrupted(train.optimizer_step, lambda call: call % 16 == 0)
+    monkeypatch.setattr(train, "optimizer_step", step)
+    directory, sessions = until_done(lambda: run(tmp_path / "cut", config))
+    assert sessions > 1
     assert [without_times(row) for row in read_metrics(directory.metrics_path)] == whole
 
 
