@@ -55,11 +55,11 @@ def rademacher_like(
         word_index, owner = _layout(words, device)
         index_of_owner = _constant(tuple(tensor_indices[i] for i in members), device)
         keys = stream_keys(seed, step, sample, index_of_owner)
-        bits = random_words(word_index, (keys[0][owner], keys[1][owner]))
+        bits = random_words(word_index, [key.index_select(0, owner) for key in keys])
         # One pass for all tensors of a kind: on an accelerator the launches would cost more than
-        # the arithmetic. Each tensor owns whole words, so its bits are a contiguous run.
-        bits = (bits.unsqueeze(1) >> _constant(tuple(range(_BITS)), device)) & 1
-        signs = bits.to(dtype).mul_(2).sub_(1).view(-1)
+        # the arithmetic. Each tensor owns whole words, so its signs are a contiguous run.
+        octets = (bits.unsqueeze(1) >> _constant((0, 8, 16, 24), device)) & 255
+        signs = _signs_of_octets(dtype, device).index_select(0, octets.view(-1)).view(-1)
         runs = signs.split([_BITS * (last - first) for first, last in words])
         for place, run in zip(members, runs, strict=True):
             probes[place] = parts[place].cut(run)
@@ -109,6 +109,16 @@ class _Part(NamedTuple):
 @lru_cache(maxsize=16)
 def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
+
+
+@lru_cache(maxsize=16)
+def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a table: the 8 signs of each of the 256 octets, its lowest bit first.
+
+    To look up eight signs takes less than half the time of making them one by one.
+    """
+    bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1
+    return (2 * bits - 1).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
