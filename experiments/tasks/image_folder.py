@@ -42,8 +42,9 @@ CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 class ImagesInFolder:
     """The data path of ImageNet; see `experiments.tasks.image_classification.Data`.
 
-    The processes that decode are started with the first batch, and stay. One pass over batches at
-    a time: to begin another one ends what is left of it.
+    The processes that decode are started here, and stay: a fork must not come amid the imports of
+    another thread, as wandb's later is. One pass over batches at a time: to begin another one ends
+    what is left of it.
 
     Args:
         config: a resolved configuration.
@@ -80,6 +81,8 @@ class ImagesInFolder:
             worker_init_fn=_obey_the_trainer_alone,
             generator=torch.Generator(),  # or each pass would draw from torch's own
         )
+        if workers:
+            iter(self._loader)  # an empty pass, for which the processes are started
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         size, parts = self.config.batch_size, self.config.micro_batches
