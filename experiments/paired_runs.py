@@ -7,6 +7,7 @@ difference over many pairs has an interval, which must hold zero and be narrow.
 
 Every finished training is a line of `FOLDER/trainings.jsonl`. The command trains what is missing
 there, then prints the verdict; it may be interrupted, and several may work in one folder.
+`--picture` draws the losses of all pairs, the doors over each other.
 """
 
 import argparse
@@ -35,6 +36,7 @@ EXACT, FAST = "double_backward", "finite_difference"
 LOSS_BOUND = 0.02  # of the mean loss
 ACCURACY_BOUND = 0.005
 LAST_STEPS = 50
+SMOOTHING = 10  # steps, of the curves in the picture
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", choices=zoo.IMAGES, default=zoo.IMAGES[0])
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
+    parser.add_argument("--size", type=int, default=defaults.size, help="pixels of an image")
     parser.add_argument("--depth", type=int, default=defaults.depth)
     parser.add_argument("--folder", type=Path, default=Path("runs/paired"))
     parser.add_argument("--docs", type=Path, help="a page whose table to replace")
+    parser.add_argument("--picture", type=Path, help="a PNG to draw")
     options = parser.parse_args(arguments)
-    settings = Settings(options.images, options.steps, options.batch_size, depth=options.depth)
+    settings = Settings(
+        options.images, options.steps, options.batch_size, options.size, options.depth
+    )
     options.folder.mkdir(parents=True, exist_ok=True)
     results = Results(options.folder, settings)
     train_missing(results, range(1, options.pairs + 1))
     pairs = results.pairs()
+    if options.picture:
+        draw(settings, pairs, options.picture)
     if len(pairs) < 3:
         print(f"{len(pairs)} pairs are complete: too few for an interval", file=sys.stderr)
         return 1
@@ -179,7 +187,7 @@ def train(settings: Settings, seed: int, curvature: str, data: Any) -> dict[str,
     return {
         "seed": seed, "curvature": curvature, "data": name, "seconds": round(seconds, 2),
         "train_loss": statistics.mean(losses[-LAST_STEPS:]),
-        "test_loss": loss, "test_accuracy": accuracy,
+        "test_loss": loss, "test_accuracy": accuracy, "losses": [round(x, 5) for x in losses],
     }  # fmt: skip
 
 
@@ -194,14 +202,12 @@ def evaluate(model: torch.nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the ends of its 95 % interval by Student's distribution."""
-    n = len(differences)
-    mean = statistics.mean(differences)
-    z, freedom = statistics.NormalDist().inv_cdf(0.975), n - 1
-    # The expansion of Student's quantile in 1 / freedom: 3 digits from ten differences on.
-    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    from scipy import stats
+
+    n, mean = len(differences), statistics.mean(differences)
     # Not statistics.stdev, which cannot take the NaN of a training that exploded.
-    variance = sum((d - mean) ** 2 for d in differences) / freedom
-    half = t * math.sqrt(variance / n)
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
     return mean, mean - half, mean + half
 
 
@@ -239,6 +245,42 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table
     )
     columns = ("of the last step", "exact", "finite", "difference", "95 % interval", "holds")
     return Table("Paired trainings through both doors", columns, rows, note), passed
+
+
+def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> None:
+    """Draw the training losses, each pair's thin and their mean thick, smoothed over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for door, label, style in ((EXACT, "double backward", "-"), (FAST, "finite difference", "--")):
+        curves = [_smoothed(doors[door]["losses"]) for doors in pairs.values()]
+        color = axes.plot([], [])[0].get_color()
+        for curve in curves:
+            axes.plot(
+                range(1, len(curve) + 1), curve, style, color=color, alpha=0.35, linewidth=0.8
+            )
+        mean = [statistics.mean(values) for values in zip(*curves, strict=True)]
+        axes.plot(range(1, len(mean) + 1), mean, style, color=color, linewidth=2, label=label)
+    axes.set(
+        xlabel="step", ylabel=f"training loss, mean of {SMOOTHING} steps", yscale="log",
+        title=f"ResNet-{settings.depth}, {settings.images} at {settings.size} x {settings.size}, "
+        f"batch {settings.batch_size}, AdaHessian, n = {len(pairs)} seeds",
+    )  # fmt: skip
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    """The mean of each step and those before it, `SMOOTHING` in all."""
+    return [
+        statistics.mean(losses[max(0, end - SMOOTHING) : end]) for end in range(1, len(losses) + 1)
+    ]
 
 
 if __name__ == "__main__":
