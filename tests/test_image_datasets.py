@@ -23,6 +23,21 @@ def test_split_by_class_takes_each_example_once():
     assert sorted(labels[held_out].bincount().tolist()) == [2, 3, 3]
 
 
+def test_the_digits_are_scikit_learns(tmp_path):
+    from sklearn.datasets import load_digits
+
+    train, test = module.digits(tmp_path)
+    assert (len(train.labels), test.labels.bincount().tolist()) == (1297, [50] * 10)
+    expected = load_digits()
+    rows = {
+        (*pixels.tolist(), label)
+        for part in (train, test)
+        for pixels, label in zip(part.pixels.flatten(1), part.labels.tolist(), strict=True)
+    }
+    pairs = zip(expected.data, expected.target.tolist(), strict=True)
+    assert rows == {(*map(int, pixels), label) for pixels, label in pairs}
+
+
 # ---------------------------------------------------------------------------------------- CIFAR
 
 

@@ -1,6 +1,7 @@
 """The image data sets that are small enough to live in memory, whole, and how they are read."""
 
 import gzip
+import importlib.util
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -76,13 +78,13 @@ def hold_out(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def digits(root: Path) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; part of its wheel.
 
-    The library has no split of its own: 50 of each class, always the same, are the test set.
+    The library has no split of its own: 50 of each class, always the same, are the test set. Its
+    file is read, not its `load_digits` called: that import takes seconds, in every process.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    pixels = torch.from_numpy(data.images).to(torch.uint8).unsqueeze(1)
-    images = Images(pixels, torch.from_numpy(data.target).long(), white=16)
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = numpy.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    pixels = torch.from_numpy(table[:, :-1]).to(torch.uint8).view(-1, 1, 8, 8)
+    images = Images(pixels, torch.from_numpy(table[:, -1]).long(), white=16)
     train, test = split_by_class(images.labels, 500, seed=0)
     return images[train], images[test]
 
