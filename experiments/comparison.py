@@ -62,8 +62,9 @@ def _median_step(runs: list[Run]) -> float:
 
 
 def std(values: list[float]) -> float:
-    """The sample standard deviation; nan for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    """The sample standard deviation; nan for a single value, or where one is not finite."""
+    known = len(values) > 1 and all(map(math.isfinite, values))  # stdev raises on nan and inf
+    return statistics.stdev(values) if known else math.nan
 
 
 def mean_and_std(table: Table, values: list[float]) -> str:

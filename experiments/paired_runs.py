@@ -13,7 +13,6 @@ there, then prints the verdict; it may be interrupted, and several may work in o
 import argparse
 import fcntl
 import json
-import math
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from adahessian import AdaHessian
 from experiments import zoo
+from experiments.comparison import mean_interval
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.tables import Table, provenance, publish
 
@@ -200,17 +200,6 @@ def evaluate(model: torch.nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float
     return float(F.cross_entropy(logits, test[1])), float(accuracy)
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by Student's distribution."""
-    from scipy import stats
-
-    n, mean = len(differences), statistics.mean(differences)
-    # Not statistics.stdev, which cannot take the NaN of a training that exploded.
-    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    half = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(variance / n)
-    return mean, mean - half, mean + half
-
-
 def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table, bool]:
     """The table of the differences, and whether both intervals are where they must be."""
     rows, passed = [], True
@@ -222,7 +211,9 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table
         exact, fast = ([doors[door][key] for doors in pairs.values()] for door in (EXACT, FAST))
         relative = "loss" in key
         scale = 100 / statistics.mean(exact) if relative else 100
-        mean, low, high = interval([scale * (b - a) for a, b in zip(exact, fast, strict=True)])
+        differences = [scale * (b - a) for a, b in zip(exact, fast, strict=True)]
+        mean = statistics.mean(differences)
+        low, high = mean_interval(differences) or (mean, mean)
         answer = "-"
         if bound is not None:
             # A NaN, from a training that exploded, makes this False.

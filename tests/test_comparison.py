@@ -95,6 +95,7 @@ def test_the_interval_of_a_mean():
     assert (low + high) / 2 == pytest.approx(2)
     assert (high - low) / 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
     assert mean_interval([1.0]) is None and mean_interval([2.0, 2.0]) is None
+    assert all(map(math.isnan, mean_interval([1.0, 2.0, math.nan])))
 
 
 def test_mean_and_std_as_shown():

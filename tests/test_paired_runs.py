@@ -3,7 +3,7 @@ import json
 import pytest
 
 from experiments import paired_runs
-from experiments.paired_runs import EXACT, FAST, Results, Settings, interval, verdict
+from experiments.paired_runs import EXACT, FAST, Results, Settings, verdict
 
 
 def rows(differences, loss=0.5, accuracy=0.8):
@@ -13,15 +13,6 @@ def rows(differences, loss=0.5, accuracy=0.8):
         seed: {EXACT: exact, FAST: {**exact, "test_loss": loss * (1 + difference)}}
         for seed, difference in enumerate(differences, 1)
     }
-
-
-@pytest.mark.parametrize(("n", "quantile"), [(3, 4.303), (45, 2.0154)])
-def test_the_interval_is_students(n, quantile):
-    values = list(range(n))
-    mean, low, high = interval(values)
-    half = quantile * (sum((v - mean) ** 2 for v in values) / (n - 1) / n) ** 0.5
-    assert mean == (n - 1) / 2
-    assert (low, high) == pytest.approx((mean - half, mean + half), rel=1e-3)
 
 
 @pytest.mark.parametrize(
