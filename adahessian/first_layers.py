@@ -56,7 +56,7 @@ class FirstLayers:
         if record is None:
             return func(*args, **kwargs)
         given = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-        return _call(func, given, 0, None, record)
+        return _call(func, given, _convolutions_before(given["input"]), None, record)
 
 
 def _convolutions_before(x: Tensor) -> int:
