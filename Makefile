@@ -102,25 +102,25 @@ status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="
 	@$(PY) -m slurm.status $(ARGS)
 
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
-	$(PY) -m experiments.bench $(ARGS)
+	$(PY) -m experiments.benchmarks.step $(ARGS)
 
 bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (4 minutes)
-	$(PY) -m experiments.bench_train $(ARGS)
+	$(PY) -m experiments.benchmarks.training $(ARGS)
 
 bench-loader: setup ## Images per second of ImageNet's loader and of the network (2 minutes)
-	$(PY) -m experiments.bench_loader $(ARGS)
+	$(PY) -m experiments.benchmarks.loader $(ARGS)
 
 curvature-accuracy: setup ## Error of the finite difference over a zoo of networks
-	$(PY) -m experiments.curvature_accuracy $(ARGS)
+	$(PY) -m experiments.benchmarks.curvature_accuracy $(ARGS)
 
 spectrum: setup ## Eigenvalues, trace and density of the newest finished run
 	$(PY) -m experiments.spectrum $(ARGS)
 
 jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit-learn's digits
-	$(PY) -m experiments.jax_digits
+	$(PY) -m experiments.ports.jax_digits
 
 jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
-	$(PY) -m experiments.bench_jax
+	$(PY) -m experiments.benchmarks.jax_step
 
 figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
 	@$(PY) -m experiments.figures
@@ -151,7 +151,7 @@ test-all: test browser ## The test suite, and the slow tests after it (35 minute
 	$(PY) -m pytest -m slow --reruns 2 --reruns-delay 5
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
-	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py
+	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py
 
 lint: $(VENV)/.ready-for-tests ## Check style and formatting
 	$(VENV)/bin/ruff check .

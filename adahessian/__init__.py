@@ -8,7 +8,7 @@ from importlib import import_module
 
 _HOMES = {
     "AdaHessian": "adahessian.optimizer",
-    "CurvatureStatistics": "adahessian.statistics",
+    "CurvatureStatistics": "adahessian.curvature_statistics",
     "block_average": "adahessian.averaging",
     "grad_and_hessian": "adahessian.functional",
     "rademacher_like": "adahessian.probes",

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adahessian.curvature import hutchinson_samples
-from adahessian.double_backward import double_backward
+from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.hutchinson import hutchinson_samples
 
 
 def value_grad_and_hessian(

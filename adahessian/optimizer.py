@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from adahessian.checks import check_options, check_parameter
-from adahessian.closures import call
-from adahessian.curvature import DOORS, CurvatureError, compare_doors
-from adahessian.distributed import average_, check_replicas, local
+from adahessian.curvature import DOORS
+from adahessian.curvature.closures import call
+from adahessian.curvature.compare import CurvatureError, compare_doors
+from adahessian.options import check_options, check_parameter
 from adahessian.probes import rademacher_like
 from adahessian.refresh import Member, diagonals, draw_probes, is_due
+from adahessian.replicas import average_, check_replicas, local
 from adahessian.state import init_state, take_over
 from adahessian.update import foreach_update, single_update
 

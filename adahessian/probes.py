@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adahessian.distributed import is_sharded, local_box
 from adahessian.hashing import random_words, stream_keys
+from adahessian.replicas import is_sharded, local_box
 
 _BITS = 32  # elements that share one random word: element e takes bit e % 32 of word e // 32
 

@@ -1,7 +1,7 @@
 """A refresh of the curvature: which parameters take part, their probes, and the d they get.
 
-Private to :class:`adahessian.AdaHessian`; :mod:`adahessian.curvature` has what is independent of an
-optimizer.
+Private to :class:`adahessian.AdaHessian`; :mod:`adahessian.curvature` has what is
+independent of an optimizer.
 """
 
 import warnings
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adahessian.curvature import Door, hutchinson_samples
-from adahessian.distributed import average_, local_block_average
+from adahessian.curvature.hutchinson import hutchinson_samples
+from adahessian.curvature.products import Door
 from adahessian.probes import rademacher_like
+from adahessian.replicas import average_, local_block_average
 
 
 class Member(NamedTuple):

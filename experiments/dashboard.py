@@ -8,27 +8,13 @@ of the HTML report.
 
 import argparse
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments import tracking
-from experiments.config import UserError
-from experiments.record import read_metrics
-from experiments.upload import check_server, find_runs
-
-TITLES = {
-    "test": "Test",
-    "val": "Validation",
-    "train": "Training",
-    "hessian": "Curvature",
-    "time": "Time",
-}
-AXES = {"loss": "loss", "accuracy": "accuracy", "seconds": "seconds"}
+from experiments.errors import UserError
+from experiments.tracking.upload import check_server, find_runs
+from experiments.tracking.workspace import show_locally, write_workspace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,126 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --------------------------------------------------------------------------------- on the server
 
 
-def write_workspace(root: Path, runs: Sequence[Path]) -> str:
-    """Write the project's workspace, the same one every time; returns its address.
-
-    Raises:
-        UserError: the server refuses.
-    """
-    try:
-        import wandb_workspaces.workspaces as workspaces
-        from wandb_workspaces import expr
-
-        entity = os.environ.get("WANDB_ENTITY") or tracking.load_wandb(root).Api().default_entity
-        project = os.environ.get("WANDB_PROJECT") or tracking.PROJECT
-        address = root / "wandb" / f"workspace-{entity}-{project}"
-        workspace = None
-        if address.exists():
-            try:
-                workspace = workspaces.Workspace.from_url(address.read_text().strip())
-            except Exception:  # somebody deleted it
-                pass
-        workspace = workspace or workspaces.Workspace(entity=entity, project=project)
-        workspace.name = "Optimizers side by side"
-        workspace.sections = make_sections(metric_keys(runs))
-        workspace.settings = workspaces.WorkspaceSettings(x_axis="epoch", max_runs=100)
-        workspace.runset_settings = workspaces.RunsetSettings(
-            groupby=[expr.Metric("Group")],  # the seeds of one configuration: mean and spread
-            pinned_columns=["summary:best/test/accuracy", "summary:test/accuracy"],
-        )
-        workspace.save()
-    except Exception as error:
-        raise UserError(f"the workspace was not written: {tracking.summarize(error)}") from None
-    address.parent.mkdir(exist_ok=True)
-    address.write_text(workspace.url + "\n")
-    return workspace.url
-
-
-def metric_keys(runs: Iterable[Path]) -> list[str]:
-    """The keys that any run's rows have, but for those that count or set the pace."""
-    keys = {key for run in runs for row in read_metrics(run / "metrics.jsonl") for key in row}
-    if any((run / "spectra").exists() for run in runs):
-        keys.add("hessian/density_plot")
-    return sorted(key for key in keys if "/" in key)
-
-
-def make_sections(keys: Sequence[str]) -> list[Any]:
-    """One section for each split or kind, one panel for each metric, or family of metrics.
-
-    Args:
-        keys: of the metrics, sorted.
-    """
-    from wandb_workspaces.reports import v2 as reports
-    from wandb_workspaces.workspaces import Section
-
-    known = [key for name in TITLES for key in keys if kind(key) == name]
-    by_kind = known + [key for key in keys if key not in known]
-    sections = []
-    for name, members in groupby(by_kind, kind):
-        panels = []
-        # hessian/layer_trace/conv1.weight, ... are lines of one panel.
-        for family, lines in groupby(members, lambda key: "/".join(key.split("/")[:2])):
-            if family == "hessian/density_plot":
-                panels.append(reports.MediaBrowser(title="Spectral density", media_keys=[family]))
-                continue
-            words = family.split("/")[1].replace("_", " ")
-            panels.append(
-                reports.LinePlot(
-                    title=f"{TITLES.get(name, name)}: {words}",
-                    x="epoch",
-                    y=list(lines),
-                    title_x="epoch",
-                    title_y=AXES.get(words.split()[-1]),
-                    log_y=words.endswith("loss"),
-                )
-            )
-        sections.append(Section(name=TITLES.get(name, name), panels=panels, is_open=True))
-    return sections
-
-
-def kind(key: str) -> str:
-    return key.split("/")[0]
-
-
 # ---------------------------------------------------------------------------------- without one
-
-
-def show_locally(root: Path, runs: Sequence[Path]) -> int:
-    """The terminal view of all runs, or on no terminal where the report is."""
-    report = root / "report.html"
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or not installed():
-        print(report if report.exists() else f"`make report` writes {report}")
-        return 0
-    words = [sys.executable, "-m", "wandb", "leet", str(gather(root, runs))]
-    return subprocess.run(words).returncode
-
-
-def installed() -> bool:
-    return shutil.which("wandb", path=str(Path(sys.executable).parent)) is not None
-
-
-def gather(root: Path, runs: Sequence[Path]) -> Path:
-    """A folder of links to the record of each run, as wandb's terminal view expects it.
-
-    A run without an up-to-date record gets one, from its files.
-    """
-    folder = root / "wandb" / "all"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for run in runs:
-        if not has_current_record(run):
-            with tracking.Tracker(run, mode="offline"):
-                pass  # opening records everything
-        for record in tracking.records(run):
-            (folder / record.name).symlink_to(record.resolve())
-    return folder
-
-
-def has_current_record(run: Path) -> bool:
-    """Whether the run's record was written after its last row, or at the same time."""
-    written = [file.stat().st_mtime for file in (run / "wandb").glob("*run-*/*.wandb")]
-    tolerance = 5  # seconds; a record is written up to a second after the row
-    return bool(written) and max(written) + tolerance > (run / "metrics.jsonl").stat().st_mtime
 
 
 if __name__ == "__main__":

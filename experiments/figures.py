@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.landscapes import illustrations, pictures, quadratics
 from experiments.landscapes.descent import descend
 from experiments.landscapes.functions import LANDSCAPES, Landscape
 from experiments.landscapes.search import NEAR, SPACES, found
-from experiments.paper_curves import (
+from experiments.reports.paper_curves_plot import draw_paper_curves
+from experiments.results.published import (
     FIGURES,
     OPTIMIZERS,
     PaperFigure,
@@ -97,7 +98,7 @@ def curves(figure: PaperFigure, root: Path, path: Path) -> str:
     count = ", ".join(f"{OPTIMIZERS[name]} n={len(r)}" for name, r in runs.items())
     note = f"ours: {count}" if runs else "the paper's curves alone: no finished run of ours"
     title = f"{figure.title}: paper's Fig. {figure.source[0]}.{figure.source[1:]} (dashed); {note}"
-    pictures.draw_paper_curves(title, paper, ours, path)
+    draw_paper_curves(title, paper, ours, path)
     return title
 
 

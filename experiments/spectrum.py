@@ -5,7 +5,7 @@ and looks at the loss over the first batches of its first epoch, shuffled and au
 training, so that the same images are seen whenever it is asked. It prints the top eigenvalues
 and the trace with their errors, and writes into the run's directory:
 
-- `spectrum.npz`: the numbers, see `experiments.measure.Spectrum.save`.
+- `spectrum.npz`: the numbers, see `experiments.training.curvature.Spectrum.save`.
 - `spectrum.png`: the density, and how many eigenvalues are how large.
 """
 
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
-from torch import nn
 
-from experiments import build, checkpoint
-from experiments.config import SpectrumSettings, UserError, load, read_yaml
-from experiments.measure import Spectrum, compute_spectrum
-from experiments.record import Progress
-from experiments.tasks import Task
+from experiments.config.experiment import SpectrumSettings
+from experiments.config.yaml_reader import read_yaml
+from experiments.errors import UserError
+from experiments.plots.spectrum import _what, draw
+from experiments.runtime.progress import Progress
+from experiments.training.curvature import Spectrum, compute_spectrum
+from experiments.training.restore import name_of, restore
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -99,11 +100,6 @@ def find_run(words: Sequence[str]) -> Path:
     return directory
 
 
-def name_of(directory: Path) -> str:
-    """Data set, model, optimizer and run: the last parts of the path."""
-    return "/".join(directory.resolve().parts[-4:])
-
-
 # ---------------------------------------------------------------------------------- computation
 
 
@@ -113,25 +109,9 @@ def compute(directory: Path, settings: Settings) -> Spectrum:
     Raises:
         UserError: a checkpoint that is missing or damaged, or settings that do not fit the run.
     """
-    task, model, epoch = restore(directory, settings)
+    task, model, epoch = restore(directory, settings.device)
     with Meter(name_of(directory), settings) as meter:
         return compute_spectrum(task, model, epoch, settings, meter.part)
-
-
-def restore(directory: Path, settings: Settings) -> tuple[Task, nn.Module, int]:
-    """The task and the model of a run as its checkpoint left it, and the epochs trained."""
-    config = load(directory / "config.yaml")
-    state = checkpoint.load(directory)
-    if state is None:
-        raise UserError(f"{directory} has no checkpoint that can be read")
-    device = build.build_device(config.model_copy(update={"device": settings.device}))
-    task = build.build_task(config, device, Path(os.environ.get("DATA_ROOT") or "data"))
-    model = task.build_model()
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
-    return task, model, state["position"]["epoch"]
 
 
 class Meter:
@@ -196,52 +176,6 @@ def write(directory: Path, result: Spectrum) -> None:
     console.print(f"trace {result.trace.value:.6g} ± {result.trace.standard_error:.2g}")
     console.print(f"smallest node of the density {float(result.quadrature.nodes.min()):.4g}")
     console.print(f"numbers: {numbers}\npicture: {picture}", soft_wrap=True)
-
-
-def _what(result: Spectrum) -> str:
-    return (
-        f"{result.num_params} parameters, {result.num_images} images, {result.settings.mode} mode, "
-        f"{result.seconds:.0f} s"
-    )
-
-
-def draw(result: Spectrum, title: str, path: Path) -> None:
-    """The density on a logarithmic scale, and how many eigenvalues are how large."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    grid, density = result.grid, result.density
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left.semilogy(grid, density, linewidth=1.2)
-    for value in result.top.eigenvalues:
-        left.axvline(float(value), color="C1", linewidth=0.8, alpha=0.8)
-    left.plot([], [], color="C1", label=f"{len(result.top.eigenvalues)} largest eigenvalues")
-    # A single eigenvalue's bump has the height 1 / (n · width · 2.5): two decades below is nothing.
-    width = float(grid[1] - grid[0]) * (len(grid) - 1) / 112
-    left.set_ylim(0.01 / (result.num_params * 2.5 * width), 2 * float(density.max()))
-    left.set(xlabel="eigenvalue", ylabel="density (log)", title="whole spectrum")
-    left.legend()
-
-    nodes, order = result.quadrature.nodes.flatten().sort()
-    counts = result.quadrature.weights.flatten()[order]
-    counts *= result.num_params / len(result.quadrature.nodes)
-    for sign, color, label in ((1, "C0", "positive"), (-1, "C3", "negative")):
-        chosen = sign * nodes > 0
-        sizes, largest_first = (sign * nodes[chosen]).sort(descending=True)
-        right.step(
-            sizes, counts[chosen][largest_first].cumsum(0), where="post", color=color, label=label
-        )
-    right.set(xscale="log", yscale="log", ylim=(0.5, 2 * result.num_params))
-    right.set(xlabel="magnitude of the eigenvalue", ylabel="eigenvalues of at least that magnitude")
-    right.set_title("how many are large")
-    right.legend()
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{title}\nafter epoch {result.epoch}, {_what(result)}", fontsize=9)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

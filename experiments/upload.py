@@ -1,19 +1,17 @@
 """Upload to wandb what it does not have yet: `python -m experiments.upload` (`make wandb-sync`).
 
 Goes over the runs below `RUNS_ROOT` (default `runs`), finished or not, and sends what each one's
-files hold beyond what the server has; see `experiments.tracking`.
+files hold beyond what the server has; see `experiments.tracking.tracker`.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import tracking
-from experiments.config import UserError
-from experiments.network import can_connect, first_hop
-from experiments.record import read_json, read_metrics
+from experiments.errors import UserError
+from experiments.tracking.upload import check_server, find_runs, is_uploaded, upload
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,53 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{sum(results)} of {len(waiting)} runs uploaded" if waiting else "nothing to upload")
     return 0 if all(results) else 1
-
-
-def check_server(root: Path) -> None:
-    """See that an upload of runs below `root` has a chance.
-
-    Raises:
-        UserError: wandb is not installed, there is no key, or the server does not answer.
-    """
-    try:
-        wandb = tracking.load_wandb(root)
-    except ImportError:
-        raise UserError("wandb is not installed: pip install wandb") from None
-    if not tracking.has_key(wandb):
-        raise UserError(
-            "no wandb key: `wandb login` stores the one of your account, "
-            "or set WANDB_API_KEY; then ask again"
-        )
-    url = tracking.base_url(wandb)
-    if not can_connect(first_hop(url)):
-        raise UserError(f"{url} does not answer; WANDB_BASE_URL names another wandb server")
-
-
-def find_runs(root: Path) -> Iterator[Path]:
-    """The directories of runs that have something to show.
-
-    Raises:
-        UserError: there is none.
-    """
-    runs = [path.parent for path in sorted(root.glob("*/*/*/*/metrics.jsonl"))]
-    if not runs:
-        raise UserError(f"no run below {root}; RUNS_ROOT names another place")
-    yield from runs
-
-
-def is_uploaded(run: Path) -> bool:
-    """Whether an earlier session or upload of the run sent all its rows, to the last."""
-    marker, rows = run / "wandb" / "uploaded.json", read_metrics(run / "metrics.jsonl")
-    return not rows or (marker.exists() and read_json(marker)["epochs"] >= rows[-1]["epoch"])
-
-
-def upload(run: Path) -> bool:
-    """Send what is missing of one run, and say so; returns whether that worked."""
-    with tracking.Tracker(run, mode="online") as tracker:
-        pass  # opening sends everything
-    if tracker.uploaded:
-        print(f"{run}: epochs 1 to {tracker.sent}, {tracker.url}")
-    return tracker.uploaded
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from experiments.config import UserError
-from experiments.record import runs_root
-from experiments.run import USER_ERROR
+from experiments.errors import USER_ERROR, UserError
+from experiments.runtime.paths import runs_root
 from slurm import jobs
 from slurm.status import find
 

@@ -46,12 +46,15 @@ class Job:
 def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     """Train one run; returns its exit code, or leaves the process to be started again."""
     # torch takes seconds to import: time in which submitit already answers signals.
-    from experiments import attempts, distributed, stopping
-    from experiments.checkpoint import StorageError
-    from experiments.config import UserError, load
-    from experiments.lease import job_id
-    from experiments.record import RunDirectory, runs_root
-    from experiments.run import FAILED, USER_ERROR, train_unless_done
+    from experiments.errors import FAILED, USER_ERROR, UserError
+    from experiments.plans.load import load
+    from experiments.runs import attempts
+    from experiments.runs.checkpoint import StorageError
+    from experiments.runs.directory import RunDirectory
+    from experiments.runs.lease import job_id
+    from experiments.runtime import distributed, stopping
+    from experiments.runtime.paths import runs_root
+    from experiments.training.session import train_unless_done
 
     config = load(path)
     directory = RunDirectory(runs_root(), config)
@@ -94,6 +97,6 @@ def _export_ranks() -> None:
     from submitit.helpers import TorchDistributedEnvironment
 
     if JobEnvironment().num_tasks > 1:
-        # Which GPU is whose, `experiments.distributed` says: submitit would count from 0 on nodes
-        # where Slurm gave us others.
+        # Which GPU is whose, `experiments.runtime.distributed` says: submitit would count from 0
+        # on nodes where Slurm gave us others.
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)

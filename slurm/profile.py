@@ -5,15 +5,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from experiments.config import (
-    NotNegative,
-    Positive,
-    Section,
-    UserError,
-    nearest,
-    read_yaml,
-    validate,
-)
+from experiments.config.sections import NotNegative, Positive, Section, validate
+from experiments.config.yaml_reader import read_yaml
+from experiments.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent / "profiles"
 

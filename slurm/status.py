@@ -13,11 +13,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from experiments import attempts
-from experiments.config import UserError, load
-from experiments.record import read_metrics, runs_root
-from experiments.run import USER_ERROR
-from experiments.states import read_state
+from experiments.errors import USER_ERROR, UserError
+from experiments.plans.load import load
+from experiments.runs import attempts
+from experiments.runs.metrics import read_metrics
+from experiments.runs.states import read_state
+from experiments.runtime.paths import runs_root
 from slurm import jobs
 
 COLUMNS = ("run", "state", "epoch", "accuracy", "attempts", "last reason", "job", "left")

@@ -21,15 +21,19 @@ from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments import build
-from experiments.checkpoint import writing
-from experiments.config import Config, UserError, load, resolve, write_yaml
-from experiments.paper_table_results import read
-from experiments.paper_table_schema import find, is_table
-from experiments.record import RunDirectory, data_root, git_state, runs_root
-from experiments.run import USER_ERROR
-from experiments.states import read_state
-from experiments.sweep import expand, is_sweep, parse_seeds
+from experiments.config.experiment import Config, write_yaml
+from experiments.errors import USER_ERROR, UserError
+from experiments.plans.load import load, resolve
+from experiments.plans.paper_tables import find, is_table
+from experiments.plans.sweeps import expand, is_sweep, parse_seeds
+from experiments.results.paper_tables import read
+from experiments.runs.checkpoint import writing
+from experiments.runs.directory import RunDirectory
+from experiments.runs.provenance import git_state
+from experiments.runs.states import read_state
+from experiments.runtime.device import build_device
+from experiments.runtime.paths import data_root, runs_root
+from experiments.training import optimizers as build
 from slurm import jobs
 from slurm.job import Job
 from slurm.profile import Profile, load_profile
@@ -113,7 +117,7 @@ def submit(runs: Sequence[RunDirectory], profile: Profile, dry_run: bool) -> Non
     runs = list({run.path: run for run in runs}.values())  # two files may ask for the same one
     for run in runs:
         if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
-            build.build_device(run.config)
+            build_device(run.config)
         build.check_optimizer(run.config)
     known = jobs_of(runs)
     missing = []

@@ -18,5 +18,5 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 def pytest_collection_modifyitems(items):
     """JAX compiles every problem anew: minutes, which `make test` leaves to `make test-all`."""
     for item in items:
-        if item.path.name.startswith("test_jax"):
+        if item.path.parent.name == "jax":
             item.add_marker("slow")

@@ -14,13 +14,8 @@ docs/spectrum.md tells what is measured about cost and accuracy.
 
 from adahessian.spectrum.density import Quadrature, lanczos_quadrature, smooth, spectral_density
 from adahessian.spectrum.eigenvalues import Eigenpairs, smallest_eigenvalues, top_eigenvalues
-from adahessian.spectrum.estimates import (
-    Estimate,
-    block_traces,
-    diagonal,
-    frobenius_norm,
-    trace,
-)
+from adahessian.spectrum.estimate import Estimate
+from adahessian.spectrum.estimates import block_traces, diagonal, frobenius_norm, trace
 from adahessian.spectrum.matvec import GaussNewton, Hessian, layers
 from adahessian.spectrum.products import Matvec, SymmetricMatvec
 

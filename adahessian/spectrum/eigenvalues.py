@@ -7,13 +7,7 @@ import torch
 from torch import Tensor
 
 from adahessian.spectrum.krylov import KrylovBasis
-from adahessian.spectrum.products import (
-    Counter,
-    Matvec,
-    Progress,
-    SymmetricMatvec,
-    check_positive,
-)
+from adahessian.spectrum.products import Counter, Matvec, Progress, SymmetricMatvec, check_positive
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adahessian.spectrum.estimate import Estimate
 from adahessian.spectrum.krylov import KrylovBasis
 from adahessian.spectrum.products import (
     Counter,
@@ -19,14 +19,6 @@ from adahessian.spectrum.products import (
 
 # Before a standard error is believed: with fewer samples it is often far too small by chance.
 _MIN_SAMPLES = 12
-
-
-class Estimate(NamedTuple):
-    """A random estimate (floats, or tensors for a diagonal) and its standard error."""
-
-    value: float | Tensor
-    standard_error: float | Tensor
-    num_matvecs: int
 
 
 def trace(

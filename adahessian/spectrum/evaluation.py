@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from adahessian.finite_difference import STEP_SIZES, FiniteDifference, _random_states, _restore
+from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.precision import STEP_SIZES
+from adahessian.curvature.replay import _random_states, _restore
 
 
 class Untouched:

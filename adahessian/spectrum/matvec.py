@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adahessian.batch_norm import FastBatchNorm
 from adahessian.curvature import DOORS
-from adahessian.distributed import is_sharded
-from adahessian.double_backward import double_backward
+from adahessian.curvature.batch_norm import FastBatchNorm
+from adahessian.curvature.double_backward import double_backward
+from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import Displaced, Untouched
 
 # Multiplies a vector, given as one tensor per parameter; True if another product will follow.

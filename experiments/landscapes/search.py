@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from torch.quasirandom import SobolEngine
 
 from adahessian import AdaHessian
-from experiments.config import UserError
+from experiments.errors import UserError
 from experiments.landscapes.descent import descend
 from experiments.landscapes.functions import LANDSCAPES, Landscape
 from experiments.landscapes.illustrations import fit_with_average, fit_without_average

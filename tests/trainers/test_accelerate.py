@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from digits import (
+from support.digits import (
     DOORS,
     accuracy,
     assert_same_parameters,

@@ -7,7 +7,7 @@ passes to ``optimizer.step``: one method of the module, ``backward``, is all tha
 import lightning as L
 import pytest
 import torch
-from digits import (
+from support.digits import (
     DOORS,
     accuracy,
     assert_same_parameters,

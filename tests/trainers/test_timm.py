@@ -8,7 +8,13 @@ import copy
 
 import pytest
 import torch
-from digits import accuracy, assert_same_parameters, build_model, train_loader, train_plainly
+from support.digits import (
+    accuracy,
+    assert_same_parameters,
+    build_model,
+    train_loader,
+    train_plainly,
+)
 from timm.optim import OptimInfo, create_optimizer_v2, get_optimizer_class
 from timm.optim._optim_factory import default_registry
 from timm.scheduler import CosineLRScheduler

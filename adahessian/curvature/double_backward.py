@@ -1,0 +1,194 @@
+"""H·z by differentiating the gradient once more: the exact door."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adahessian.curvature.batch_norm import FastBatchNorm
+from adahessian.curvature.closures import call
+
+
+def double_backward(
+    grads: Sequence[Tensor],
+    params: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+) -> list[Tensor]:
+    """Return the exact product of the Hessian and a vector: the derivative of gradᵀ·vector.
+
+    Args:
+        grads: first derivatives of one scalar by ``params``, made with ``create_graph=True``. One
+            without a graph is constant in every parameter: its rows of the Hessian are zero.
+        params: the parameters.
+        vectors: the vector, one tensor of each parameter's shape.
+        retain_graph: keep the graph for a further product.
+
+    Returns:
+        The product, one detached tensor of each parameter's shape. A parameter on which no
+        gradient depends gets zeros.
+    """
+    rows = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
+    if not rows:
+        return [torch.zeros_like(p) for p in params]
+    products = torch.autograd.grad(
+        outputs=[g for g, _ in rows],
+        inputs=list(params),
+        grad_outputs=[v for _, v in rows],
+        retain_graph=retain_graph,
+        allow_unused=True,
+    )
+    return [
+        torch.zeros_like(p) if hz is None else hz for p, hz in zip(params, products, strict=True)
+    ]
+
+
+_MISSING_GRAPH = (
+    "the curvature is due at this step, but no gradient has a graph: call "
+    "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
+    "loss.backward(create_graph=optimizer.needs_graph), which builds the graph only for the steps "
+    "that refresh the curvature."
+)
+_NOT_UNDER_DDP = (
+    "backward(create_graph=True) does not run under DistributedDataParallel, whose gradient "
+    "buckets are filled in place. Train the bare module with AdaHessian(process_group=...), which "
+    "averages gradient and H·z itself, or use curvature='finite_difference', which runs under "
+    "DistributedDataParallel as it is."
+)
+_REENTRANT = (
+    "activation checkpointing with use_reentrant=True has no second derivative: the curvature of "
+    "what is inside would be zero. Use checkpoint(..., use_reentrant=False), or "
+    "curvature='finite_difference'."
+)
+_NO_SECOND_DERIVATIVE = (
+    "this model uses a kernel whose second derivative torch does not have. Use "
+    "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) around the forward pass."
+)
+
+
+def _runs_again_without_graph(grads: Sequence[Tensor]) -> bool:
+    """Whether a reentrant checkpoint, whose inner backward drops create_graph, is in the graph."""
+    pending, seen = [g.grad_fn for g in grads if g.requires_grad], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        pending.extend(following for following, _ in node.next_functions)
+    return False
+
+
+class DoubleBackward:
+    """The exact door.
+
+    A closure may call backward several times, to accumulate the gradient over micro-batches. H is
+    linear in the loss: before each further backward the products with the gradient so far are
+    computed and its graph is dropped, so that one micro-batch's graph at a time is in memory. What
+    is done to the gradients otherwise, as scaling or clipping them, does not reach the products.
+
+    Args:
+        closure: computes a loss, calls ``backward(create_graph=True)`` and returns the loss. None
+            if the gradients and their graph are there already.
+        params: the parameters whose gradients it fills.
+        draw: returns the vectors of all coming products, in their order: for each product one
+            tensor for each of ``params``, None for those that take no part.
+    """
+
+    def __init__(
+        self,
+        closure: Callable[[], Any] | None,
+        params: Sequence[Tensor],
+        draw: Callable[[], list[list[Tensor | None]]],
+    ) -> None:
+        self._closure = closure
+        self._params = params
+        self._draw = draw
+        self._vectors: list[list[Tensor | None]] = []  # drawn when they are needed
+        # The products with earlier micro-batches, by parameter: one dict for each vector.
+        self._sums: list[dict[Tensor, Tensor]] = []
+        self._num_products = 0
+
+    def first_pass(self, check: bool = False) -> Any:
+        # A compiled function has no second derivative.
+        with torch.compiler.set_stance("force_eager"), _Interception(self._accumulate):
+            try:
+                return call(self._closure)
+            except RuntimeError as error:
+                if "in-place operation" in str(error) and torch.distributed.is_initialized():
+                    raise RuntimeError(_NOT_UNDER_DDP) from error
+                raise
+
+    def product(
+        self, params: Sequence[Tensor], vectors: Sequence[Tensor], more: bool = False
+    ) -> list[Tensor]:
+        earlier = self._sums[self._num_products] if self._sums else {}
+        self._num_products += 1
+        if not earlier and not any(p.grad.requires_grad for p in params):
+            raise RuntimeError(_MISSING_GRAPH)
+        products = _product(params, vectors, retain_graph=more)
+        return [
+            hz + earlier[p] if p in earlier else hz for p, hz in zip(params, products, strict=True)
+        ]
+
+    def resolution(self, params: Sequence[Tensor]) -> None:
+        return None
+
+    @torch.no_grad()
+    def _accumulate(self) -> None:
+        """Compute the products with the gradient that is there, and drop its graph."""
+        for p in self._params if self._sums else ():
+            if p.grad is None or not p.grad.requires_grad and not p.grad.any():
+                for sums in self._sums:  # the closure has cleared the gradient: begin anew
+                    sums.pop(p, None)
+        if not any(p.grad is not None and p.grad.requires_grad for p in self._params):
+            return
+        if not self._vectors:
+            self._vectors = self._draw()
+            self._sums = [{} for _ in self._vectors]
+        for sums, vectors in zip(self._sums, self._vectors, strict=True):
+            taking_part = [
+                (p, v)
+                for p, v in zip(self._params, vectors, strict=True)
+                if p.grad is not None and v is not None
+            ]
+            params = [p for p, _ in taking_part]
+            # The micro-batches' losses may share a graph, which is not ours to free.
+            products = _product(params, [v for _, v in taking_part], retain_graph=True)
+            for p, hz in zip(params, products, strict=True):
+                sums[p] = sums[p] + hz if p in sums else hz
+        for p in self._params:
+            if p.grad is not None:
+                p.grad = p.grad.detach()
+
+
+class _Interception(FastBatchNorm):
+    """Calls a function before each backward, beside giving batch normalization its derivative."""
+
+    def __init__(self, before_backward: Callable[[], None]) -> None:
+        super().__init__()
+        self._before_backward = before_backward
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.backward or func is torch.autograd.backward:
+            self._before_backward()
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def _product(
+    params: Sequence[Tensor], vectors: Sequence[Tensor], *, retain_graph: bool
+) -> list[Tensor]:
+    """Return the product by the graph of the gradients; say what to do where there is none."""
+    grads = [p.grad for p in params]
+    if not all(g.requires_grad for g in grads) and _runs_again_without_graph(grads):
+        raise RuntimeError(_REENTRANT)
+    try:
+        return double_backward(grads, params, vectors, retain_graph=retain_graph)
+    except RuntimeError as error:
+        if "is not implemented" in str(error):
+            raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
+        raise

@@ -1,0 +1,181 @@
+"""Record and replay what makes a loss piecewise or random (private to the finite difference).
+
+A ReLU network's gradient jumps wherever an activation changes its sign. A difference of gradients
+over a step h sees some of these jumps, and divides them by h: no step is small enough. So the
+second evaluation replays the first one's pieces: the same activations pass, the same pixels win
+their pooling window, and the gradient becomes a smooth function of the parameters with the same
+Hessian (the one that double backward computes too: it also takes the pieces as given).
+
+The interception is a ``TorchFunctionMode``: it sees every call of a torch function from Python,
+above autograd, so that a replayed piece is differentiated like any other operation. What runs
+inside a C++ function (``nn.RNN(nonlinearity="relu")``, a TorchScript function, a fused margin loss)
+is out of its reach; :class:`HiddenKinks` finds it.
+
+Randomness needs no gates: the finite difference rewinds the generators. What is computed from the
+parameters under ``torch.no_grad`` (spectral normalization's power iteration) is not frozen: double
+backward takes it as constant, the finite difference sees it move.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adahessian.curvature.closures import not_repeatable
+from adahessian.curvature.piecewise import GATES, Detached, name_of
+
+# Kernels whose gradient jumps, by their names in ATen. Losses and layers written in C++ end there.
+_KINKED_KERNELS = set(
+    """relu leaky_relu _prelu_kernel rrelu_with_noise hardtanh hardswish hardsigmoid threshold elu
+    softshrink hardshrink clamp clamp_min clamp_max abs max min amax amin maximum minimum fmax fmin
+    median nanmedian kthvalue mode sort topk cummax cummin max_pool2d_with_indices
+    max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d
+    fractional_max_pool3d mkldnn_max_pool2d round floor ceil trunc sign sgn multi_margin_loss
+    multilabel_margin_loss_forward rnn_relu _cdist_forward _pdist_forward""".split()
+)
+# Python functions of torch that guard a division with a clamp which does not act.
+_HARMLESS = ("normalize", "cosine_similarity", "isclose", "allclose")
+
+
+class Gates(TorchFunctionMode):
+    """Records the pieces of one evaluation, and replays them in any number of further ones.
+
+    Use as ``with gates: closure()`` for the recording, then ``gates.rewind()`` before each further
+    ``with gates: closure()``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside: str | None = None  # the torch function that is running, for HiddenKinks
+        self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
+        self.called: set[str] = set()  # names of the torch functions that it came through
+        self._tape: list[tuple[str, Any]] = []
+        self._next: int | None = None  # position on the tape; None while recording
+        self.backward_scale: float | None = None  # of the loss; None until a backward is seen
+
+    def rewind(self) -> None:
+        """Replay from the beginning."""
+        self._next = 0
+
+    def check_complete(self) -> None:
+        """Raise unless the replayed evaluation came through all the gates of the recorded one."""
+        if self._next != len(self._tape):
+            raise not_repeatable(f"{self._next} gates instead of {len(self._tape)}")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is Tensor.backward or func is torch.autograd.backward:
+            return self._backward(*args, **kwargs)
+        self._note(func, args)
+        gate = GATES.get(func)
+        if gate is Detached and (
+            torch._C._current_graph_task_id() >= 0 or not args[0].requires_grad
+        ):
+            # Checkpointing detaches what it runs again: those values do move. And what has no
+            # gradient is no concern of the loss: trainers' logging comes and goes.
+            gate = None
+        if gate is not None and torch.is_tensor(args[0] if args else kwargs.get("input")):
+            self.inside = "a gate"
+            try:
+                if self._next is None:
+                    out, pattern = gate.record(func, args, kwargs)
+                    self._tape.append((name_of(func), pattern))
+                    return out
+                return gate.replay(self._replayed(func), func, args, kwargs)
+            finally:
+                self.inside = None
+        self.inside = name_of(func)
+        out = func(*args, **kwargs)
+        self.inside = None
+        # Comparisons, argmax, argsort, bucketize, ...: whatever says where a value lies.
+        if torch.is_tensor(out) and not out.is_floating_point() and not out.is_complex():
+            if any(torch.is_tensor(a) and a.is_floating_point() for a in args):
+                if self._next is None:
+                    self._tape.append((name_of(func), out.clone()))
+                else:
+                    out = self._replayed(func).clone()
+        return out
+
+    def _note(self, func: Callable, args: tuple) -> None:
+        """Note in which precision the evaluation computes."""
+        self.called.add(name_of(func))
+        if self.autocast_dtype is None and torch.is_tensor(args[0] if args else None):
+            kind = args[0].device.type
+            if torch.is_autocast_enabled(kind):
+                self.autocast_dtype = torch.get_autocast_dtype(kind)
+
+    def _backward(
+        self, tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None,
+        gradient=None,
+    ):  # fmt: skip
+        """Run the backward pass with the gates active.
+
+        Activation checkpointing runs parts of the forward again within backward. A mode is off
+        inside its own handler, and torch.autograd.backward would call the handler again: only the
+        engine below it can be called with the mode on.
+        """
+        tensors = (tensors,) if torch.is_tensor(tensors) else tuple(tensors)
+        grads = gradient if gradient is not None else grad_tensors
+        grads = (grads,) if torch.is_tensor(grads) or grads is None else tuple(grads)
+        if len(grads) < len(tensors):
+            grads = grads * len(tensors)
+        grads = tuple(
+            torch.ones_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)
+        )
+        if self.backward_scale is None:
+            self.backward_scale = 1.0
+        if self.backward_scale != 1 and torch._C._current_graph_task_id() < 0:
+            grads = tuple(g * self.backward_scale for g in grads)
+        inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
+        retain_graph = create_graph if retain_graph is None else retain_graph
+        with self:
+            _engine_run_backward(
+                tensors, grads, retain_graph, create_graph, inputs,
+                allow_unreachable=True, accumulate_grad=True,
+            )  # fmt: skip
+
+    def _replayed(self, func: Callable) -> Any:
+        if self._next >= len(self._tape):
+            raise not_repeatable(f"more than {len(self._tape)} gates, the first is {name_of(func)}")
+        name, pattern = self._tape[self._next]
+        if name != name_of(func):
+            raise not_repeatable(f"{name_of(func)} where there was {name}")
+        self._next += 1
+        return pattern
+
+
+class HiddenKinks(TorchDispatchMode):
+    """Warns of piecewise operations that run where :class:`Gates` cannot intercept them.
+
+    It sees every operation of a forward pass, which costs a few microseconds each, so it is used
+    for a single evaluation of each optimizer.
+    """
+
+    def __init__(self, gates: Gates) -> None:
+        super().__init__()
+        self._gates = gates
+        self._found: dict[str, str] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        if name in _KINKED_KERNELS and not torch._C._current_graph_task_id() >= 0:
+            inside = self._gates.inside or "a TorchScript function or an extension"
+            if inside not in ("a gate", *_HARMLESS):
+                self._found.setdefault(name, inside)
+        with torch._C.DisableTorchFunction():  # the gates have seen the call that led here
+            return func(*args, **(kwargs or {}))
+
+    def warn(self) -> None:
+        """Report what was found."""
+        for name, inside in self._found.items():
+            warnings.warn(
+                f"the finite difference cannot freeze {name} inside {inside}: where it changes its "
+                "piece between the two evaluations, the curvature is wrong. Write it with "
+                "functions of torch.nn.functional, or use curvature='double_backward'.",
+                stacklevel=2,
+            )

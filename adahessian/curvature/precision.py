@@ -1,0 +1,28 @@
+"""In which precision a gradient is computed, and the step of the finite difference for it."""
+
+import torch
+
+# The step h of the finite difference, by the precision in which the gradient is computed:
+# truncation grows like h, rounding like 1/h. docs/curvature.md has the errors over a zoo of
+# networks, and how they change with h.
+STEP_SIZES: dict[torch.dtype | str, float] = {
+    torch.float64: 1e-8,
+    torch.float32: 4e-5,
+    "tf32": 1e-3,
+    torch.bfloat16: 3e-3,
+    torch.float16: 3e-3,
+}
+
+
+def _rounds_to_tf32(called: set[str]) -> bool:
+    """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.
+
+    That is the default for convolutions and recurrent layers, but not for matrix products.
+    """
+    backends = torch.backends
+    kinds = {
+        backends.cudnn.conv: any(name.startswith("conv") for name in called),
+        backends.cudnn.rnn: not called.isdisjoint({"lstm", "gru", "rnn_tanh", "rnn_relu"}),
+        backends.cuda.matmul: True,
+    }
+    return any(used and kind.fp32_precision == "tf32" for kind, used in kinds.items())

@@ -1,0 +1,145 @@
+"""Convolutions near the data: a weight gradient whose change is not lost in rounding.
+
+A convolution's weight gradient is a sum over all pixels of all images. Where the images are
+constant over large areas, and batch normalization behind the layer makes the incoming gradients add
+up to zero, its terms cancel almost completely and leave the rounding errors of a sum in float32. In
+a difference of two such gradients they were up to two thirds of the first layer's H·z in a trained
+ResNet-20, and a tenth in the layer behind it (docs/curvature.md). The gradient W(x, g) is linear in
+the layer's input x and in what comes in from behind, g. So the second evaluation sums changes:
+
+    W(x₂, g₂) = W(x₁, g₁) + W(x₁, g₂ − g₁) + W(x₂ − x₁, g₂)
+
+The last term is absent in the first layer, whose input is the data.
+
+Private to :mod:`adahessian.curvature.gates`, and a gate like those of
+:mod:`adahessian.curvature.piecewise`: what it records are inputs and incoming gradients of the
+first evaluation. Each convolution makes the constant areas smaller, so that only the first
+``LAYERS`` need it; they keep two tensors each, of the size of input and output (the very first one
+its output's only).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+LAYERS = 2  # along a path from the data
+_OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_NODES = 16  # of autograd's graph, to look back for the convolution before
+
+
+class _Gradient(NamedTuple):
+    """A backward pass through a layer: W(x, g) = dweight. x is None where it is the data."""
+
+    x: Tensor | None
+    g: Tensor
+    dweight: Tensor
+
+
+class FirstLayers:
+    """The gate of convolutions; one that is not near the data it leaves alone."""
+
+    def record(
+        self, func: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, list[_Gradient] | None]:
+        given = dict(zip(_OPTIONS, args, strict=False)) | kwargs
+        before = _convolutions_before(given["input"])
+        if before >= LAYERS or not _fits(given):
+            return func(*args, **kwargs), None
+        record: list[_Gradient] = []
+        return _call(func, given, before, record, ()), record
+
+    def replay(
+        self, record: list[_Gradient] | None, func: Callable, args: tuple, kwargs: dict[str, Any]
+    ) -> Tensor:
+        if record is None:
+            return func(*args, **kwargs)
+        given = dict(zip(_OPTIONS, args, strict=False)) | kwargs
+        return _call(func, given, _convolutions_before(given["input"]), None, record)
+
+
+def _convolutions_before(x: Tensor) -> int:
+    """Return the number of convolutions on the way from the data to x, or LAYERS for more."""
+    if not x.requires_grad:
+        return 0
+    node = x.grad_fn
+    for _ in range(_NODES):
+        if hasattr(node, "convolutions_before"):
+            return node.convolutions_before + 1
+        if node is None or "Convolution" in node.name():  # one that does not fit
+            break
+        # The operation's first argument that depends on a parameter; a shortcut's sum has two.
+        node = next((n for n, _ in node.next_functions if n is not None), None)
+    return LAYERS
+
+
+def _fits(given: dict[str, Any]) -> bool:
+    x, weight = given["input"], given["weight"]
+    return (
+        weight.requires_grad
+        and x.dtype == weight.dtype
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.ndim == weight.ndim  # not a single image without a batch
+        and not isinstance(given.get("padding"), str)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not torch._C._are_functorch_transforms_active()  # they need rules of their own
+    )
+
+
+def _call(func, given, before, record_into, replay_from) -> Tensor:
+    dims = given["input"].ndim - 2
+    stride, padding, dilation = (
+        _per_dim(given.get(name, default), dims)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    options = (stride, padding, dilation, given.get("groups", 1))
+    return _Convolution.apply(
+        given["input"], given["weight"], given.get("bias"),
+        func, options, before, record_into, replay_from,
+    )  # fmt: skip
+
+
+def _per_dim(value: int | tuple[int, ...], dims: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, func, options, before, record_into, replay_from):
+        ctx.save_for_backward(x, weight)
+        ctx.options, ctx.has_bias = options, bias is not None
+        ctx.convolutions_before = before
+        ctx.record_into, ctx.remaining = record_into, iter(replay_from)
+        return func(x, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        first = next(ctx.remaining, None)
+        if first is None:
+            dweight = _gradient(ctx, x, grad, weight, of_weight=True)
+        else:
+            x1 = x if first.x is None else first.x
+            dweight = first.dweight + _gradient(ctx, x1, grad - first.g, weight, of_weight=True)
+            if first.x is not None:
+                dweight = dweight + _gradient(ctx, x - x1, grad, weight, of_weight=True)
+        of_data = not ctx.needs_input_grad[0]
+        dx = None if of_data else _gradient(ctx, x, grad, weight, of_weight=False)
+        dbias = grad.sum([0, *range(2, grad.ndim)]) if ctx.has_bias else None
+        if ctx.record_into is not None:
+            # A copy: the gradient that is returned may become p.grad, and be changed in place.
+            ctx.record_into.append(
+                _Gradient(None if of_data else x.detach(), grad.detach(), dweight.detach().clone())
+            )
+        return dx, dweight, dbias, None, None, None, None, None
+
+
+def _gradient(ctx, x: Tensor, grad: Tensor, weight: Tensor, of_weight: bool) -> Tensor:
+    stride, padding, dilation, groups = ctx.options
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
+        [not of_weight, of_weight, False],
+    )[int(of_weight)]  # fmt: skip

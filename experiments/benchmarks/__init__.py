@@ -1,0 +1,1 @@
+"""What things cost and how exact they are: `python -m experiments.benchmarks.NAME`."""

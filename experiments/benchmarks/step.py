@@ -1,0 +1,212 @@
+"""What a step of AdaHessian costs in steps of SGD: `python -m experiments.benchmarks.step`.
+
+Times SGD, AdamW, AdaHessian through both doors and at several intervals, and the AdaHessian of
+three public packages, on one network and one batch. All take turns within each repetition, so that
+load on the machine falls on all of them; what is shown are medians over the repetitions, of the
+times and of their ratios to SGD in the same repetition. Peak memory is counted in the bytes of
+tensors.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from experiments.benchmarks import zoo
+from experiments.benchmarks.harness import (
+    INSTALL,
+    Method,
+    Stepper,
+    median_ratio,
+    ours,
+    public,
+    times,
+)
+from experiments.models.transformer import Transformer
+from experiments.reports.publish import provenance, publish
+from experiments.reports.text_table import Table
+
+INTERVALS = (1, 2, 3, 4, 5, 10)
+PACKAGES = ("torch_optimizer", "pytorch_optimizer", "timm")
+
+
+def methods(quick: bool) -> list[Method]:
+    """All rows of the table, SGD first: it is the unit."""
+    found = [
+        Method("SGD", lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
+        Method("AdamW", lambda p: torch.optim.AdamW(p, lr=1e-3)),
+    ]
+    for door, label in (("double_backward", "exact"), ("finite_difference", "finite difference")):
+        for k in (1, 2) if quick else INTERVALS:
+            name = f"{label}, every {k}" if k > 1 else label
+            found.append(Method(name, ours(door, k), k, math=door == "double_backward"))
+    for label, module, name in (
+        ("torch_optimizer", "torch_optimizer", "Adahessian"),
+        ("pytorch_optimizer", "pytorch_optimizer", "AdaHessian"),
+        ("timm", "timm.optim.adahessian", "Adahessian"),
+    ):
+        found.append(Method(label, public(module, name, lr=0.01), closure=False, math=True))
+    return found
+
+
+def problem(network: str, quick: bool, device: str) -> zoo.Problem:
+    """The network and one batch, on the device."""
+    torch.manual_seed(0)
+    if network == "resnet20":
+        batch, size = (16, 16) if quick else (128, 32)
+        made = zoo.random_problem(zoo.resnet20(), (batch, 1, size, size))
+    else:
+        width, layers = (32, 1) if quick else (128, 4)
+        made = zoo.token_problem(Transformer(width, 4, layers), 4 if quick else 16, 64)
+    made.model.to(device)
+    made.batches = [(x.to(device), y.to(device)) for x, y in made.batches]
+    return made
+
+
+NETWORKS = {
+    "resnet20": "ResNet-20, batch 128, 32 x 32",
+    "transformer": "Pre-norm transformer, 4 layers of width 128, 16 sequences of 64",
+}
+
+
+def peak_memory(method: Method, network: str, quick: bool, device: str) -> int:
+    """Largest number of bytes in tensors that a step needs beyond model and data.
+
+    Counted from before the first step, so with the optimizer's state. On a CPU by the allocations
+    and releases that torch's profiler sees; the resident set of a process would add what malloc
+    keeps for itself, about half as much again and more for some methods than for others.
+    """
+    stepper = Stepper(method, problem(network, quick, device), device)
+    stepper._backward(create_graph=False)  # what is allocated once for all is not the method's
+    stepper.optimizer.zero_grad(set_to_none=True)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            stepper.step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        for _ in range(2):
+            stepper.step()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+# ------------------------------------------------------------------------------------- results
+
+
+def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Times and memory of all methods whose packages are there, on one network."""
+
+    def say(text: str) -> None:
+        print(f"{network}: {text}", file=sys.stderr, flush=True)
+
+    steppers, missing = [], []
+    for method in methods(options.quick):
+        try:
+            made = problem(network, options.quick, options.device)
+            steppers.append(Stepper(method, made, options.device))
+        except ImportError:
+            missing.append(method.label)
+    if missing:
+        say(f"not installed: {', '.join(missing)}; {INSTALL}")
+    # Of the intervals only the first: the peak is that of a step that refreshes.
+    memory = {
+        s.method.label: peak_memory(s.method, network, options.quick, options.device)
+        for s in steppers
+        if s.method.cycle == 1
+    }
+    say("memory is done")
+    seconds = times(
+        steppers, options.repetitions, lambda n: say(f"repetition {n} of {options.repetitions}")
+    )
+    title = f"{network}, small" if options.quick else NETWORKS[network]
+    return {
+        "network": network,
+        "title": title,
+        "seconds": seconds,
+        "memory": memory,
+        "missing": missing,
+    }
+
+
+def cost_table(result: dict[str, Any], repetitions: int) -> Table:
+    """A row for each method: times, ratios and memory."""
+    seconds, memory = result["seconds"], result["memory"]
+    rows = []
+    for label, mine in seconds.items():
+        ratio = median_ratio(mine, seconds["SGD"])
+        megabytes = relative = ""
+        if label in memory:
+            megabytes = f"{memory[label] / 2**20:.0f}"
+            relative = f"{memory[label] / memory['SGD']:.2f}"
+        rows.append((label, f"{1000 * median(mine):.1f}", f"{ratio:.2f}", megabytes, relative))
+    rows += [(label, "not installed", "", "", "") for label in result["missing"]]
+    note = (
+        f"n = {repetitions} interleaved repetitions: median time of a step, median of its ratio to "
+        "SGD's in the same repetition; peak of the memory in tensors beyond model and data, in "
+        "MiB, and relative to SGD's."
+    )
+    columns = ("optimizer", "ms", "x SGD", "MiB", "x SGD")
+    return Table(result["title"], columns, rows, note)
+
+
+def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Table:
+    """The cost of both doors at each interval, beside what 1 + c/k predicts from every step."""
+    rows = []
+    for result in results:
+        seconds = result["seconds"]
+        for door in ("exact", "finite difference"):
+            ratios = {}
+            for k in INTERVALS:
+                label = f"{door}, every {k}" if k > 1 else door
+                if label in seconds:
+                    ratios[k] = median_ratio(seconds[label], seconds["SGD"])
+            cells = [f"{ratios[k]:.2f}" if k in ratios else "" for k in INTERVALS]
+            predicted = [f"{1 + (ratios[1] - 1) / k:.2f}" for k in INTERVALS]
+            rows.append((result["network"], door, *cells))
+            rows.append(("", "1 + c/k", *predicted))
+    note = (
+        f"Cost of a step in SGD steps, median of n = {repetitions} repetitions; below it 1 + c/k "
+        "with c from k = 1, what refreshing the curvature at every k-th step should cost."
+    )
+    columns = ("network", "curvature", *(f"k = {k}" for k in INTERVALS))
+    return Table("Curvature at every k-th step", columns, rows, note)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.step", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS))
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
+    parser.add_argument("--repetitions", type=int, help="default: 10")
+    parser.add_argument("--quick", action="store_true", help="small and short, for a test")
+    parser.add_argument("--docs", type=Path, help="a page whose table to replace")
+    options = parser.parse_args(arguments)
+    options.repetitions = options.repetitions or (2 if options.quick else 10)
+    results = [measure(network, options) for network in options.network]
+    tables = [cost_table(result, options.repetitions) for result in results]
+    tables.append(interval_table(results, options.repetitions))
+    missing = sorted({name for result in results for name in result["missing"]})
+    if missing:
+        tables[-1].note += f" Not installed: {', '.join(missing)} ({INSTALL})."
+    versions = {name: version(name) for name in PACKAGES if name not in missing}
+    publish("bench", tables, provenance(options.device, packages=versions), results, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

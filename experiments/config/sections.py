@@ -1,0 +1,77 @@
+"""Configurations: one YAML file per experiment, validated, and resolved to one run.
+
+A file describes an experiment (dataset x model) with its optimizers side by side. `load` reads
+it, applies `key.path=value` overrides and validates everything; `resolve` picks one optimizer and
+one seed. The result is again a `Config`, with a single optimizer, so a run's own `config.yaml` is
+a configuration file like any other.
+
+Two rules for whoever adds a key:
+
+- A key of the first version has no default: the files are complete. A key added later has one,
+  and that default must be the value that reproduces what was done before the key existed,
+  because the signature (`experiments.config.signature`) leaves out every key that equals its
+  default. So finished runs keep their directories. Such a default must never change afterwards.
+- A key that cannot change a result (where, how fast, how often it is saved) belongs to
+  `WITHOUT_EFFECT`, and so never enters the signature.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from experiments.errors import UserError, nearest
+
+# ------------------------------------------------------------------------------------- schema
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown key, no silent conversion (`"1"` is not 1), immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
+            for key in values:
+                if key not in cls.model_fields:
+                    _refuse(f"unknown key '{key}'; {nearest(str(key), cls.model_fields)}")
+        return values
+
+
+def _refuse(message: str) -> None:
+    """Refuse a value inside a validator, with pydantic's key path but without its preamble."""
+    raise PydanticCustomError("refused", "{message}", {"message": message})
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+def validate(schema: type[Section], document: Any, path: Path) -> Any:
+    """A document as an instance of its schema.
+
+    Raises:
+        UserError: naming the file, each offending key path, its value and what is allowed.
+    """
+    try:
+        return schema.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        # A constructor's mistake lies in a mapping: repeating the whole mapping helps nobody.
+        value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
+        where = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}{value}: {message}" if where else message)
+    return lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])

@@ -1,0 +1,49 @@
+"""YAML as people expect it: the plain words of version 1.2, and no key twice."""
+
+import re
+from typing import Any
+
+import yaml
+
+from experiments.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the 1.2 rules for plain words, and no key twice.
+
+    By the 1.1 rules, PyYAML's, `5e-4` is a string, `no` is False, `010` is 8 and `1:30` is 90.
+    """
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("bool", r"true|false", ["t", "f"]),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^({_pattern})$"), _first
+    )
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML; a syntax error is the user's."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}") from None

@@ -1,0 +1,18 @@
+"""Mistakes of the user, and the exit codes of the commands."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: shown as one message without a traceback, exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown word: the nearest known one, or all of them."""
+    known = [str(name) for name in known]
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+USER_ERROR, FAILED, INTERRUPTED = 2, 1, 130

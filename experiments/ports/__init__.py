@@ -1,0 +1,1 @@
+"""Trainings in other frameworks than PyTorch."""

@@ -1,0 +1,1 @@
+"""How results are shown: in the terminal, as Markdown, LaTeX, pictures and a page."""

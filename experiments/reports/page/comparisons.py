@@ -1,0 +1,205 @@
+"""Which optimizer is best, by how much, and at what cost: in words, figures and curves."""
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from experiments.reports.page import figures
+from experiments.reports.page.blocks import Cell, Figure, Grid, Section, Text, duration, number
+from experiments.results.statistics import (
+    CONFIDENCE,
+    Difference,
+    Row,
+    compare,
+    mean_and_std,
+    summarize,
+)
+from experiments.results.tables import Results, Table
+
+NAMED = 4  # groups that a sentence names one by one; it counts the others
+
+
+def overview(results: Results) -> Iterator[Section]:
+    """How much there is, and what is best in each table where there are several."""
+    finished = results.having("done")
+    hours = math.fsum(run.training_seconds() for run in results.runs) / 3600
+    text = Markup("<strong>{}</strong> finished runs, {} of training in all.")
+    section = Section("At a glance", [Text(text.format(len(finished), duration(hours)))])
+    if results.left_out:
+        text = Markup('{}: see <a href="#runs">Runs</a>.').format(results.left_out)
+        section.blocks.append(Text(text, "warning"))
+    if len(results.tables) == 1:
+        section.blocks += _words(results.tables[0], summarize(results.tables[0]))
+    elif results.tables:
+        section.blocks.append(_overview_grid(results.tables))
+    yield section
+
+
+def _overview_grid(every: list[Table]) -> Grid:
+    rows = []
+    for table in every:
+        best, others = compare(table)
+        values = [run.last() for run in table.groups[best]]
+        lead = _difference(table, others[0]) if others else ""
+        rows.append(
+            [
+                Cell(table.title, table.title),
+                best,
+                _measured(table, values),
+                others[0].label if others else "",
+                Cell(lead, others[0].mean if others else math.nan),
+                len(table.runs),
+            ]
+        )
+    columns = ("experiment", "best", "last epoch, test", "next best", "behind by", "runs")
+    caption = f"Best mean of the last epoch; behind by: with simultaneous {CONFIDENCE:.0%} interval"
+    return Grid(caption, columns, rows)
+
+
+def tables(results: Results) -> Iterator[Section]:
+    """Each table: who is best in words, the figures, and how the training went."""
+    for table in results.tables:
+        rows = summarize(table)
+        words = _words(table, rows) if len(results.tables) > 1 else []
+        section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
+        spread = figures.spread_note(table)
+        shown = [
+            Figure(
+                f"Last epoch by seed: test {table.headline}",
+                figures.seeds(table),
+                f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
+            ),
+            Figure(f"Test {table.headline}", figures.headline(table), spread),
+        ]
+        if any(run.series("train/loss") for run in table.runs):
+            plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
+            shown.append(Figure("Training loss", plot, spread))
+        if any(run.series("time/epoch_seconds") for run in table.runs):
+            shown.append(
+                Figure(
+                    f"Test {table.headline} for the time spent",
+                    figures.headline_by_time(table),
+                    "Times compare only where runs had the same machine to themselves.",
+                )
+            )
+        section.blocks += shown
+        yield section
+
+
+def _words(table: Table, rows: list[Row]) -> list[Text]:
+    """The verdict and the cost as sentences."""
+    blocks = [Text(verdict(table), "verdict")]
+    if len(rows) > 1:
+        unit = " in percentage points" if table.unit else ""
+        text = f"In brackets: the lead{unit}, and its simultaneous {CONFIDENCE:.0%} interval."
+        blocks.append(Text(text, "note"))
+    ratios = [row for row in rows if row.ratio is not None and row.label != "sgd"]
+    if ratios:
+        named = [Markup("{} {:.2f}").format(row.label, row.ratio) for row in ratios[:NAMED]]
+        text = Markup("A step costs, in steps of sgd: {}.").format(_list(named))
+        blocks.append(Text(text))
+    return blocks
+
+
+def verdict(table: Table) -> Markup:
+    """Which group is best, and against which others that is certain."""
+    best, others = compare(table)
+    measured = _measured(table, [run.last() for run in table.groups[best]])
+    start = Markup("<strong>{}</strong> {} test {}: {} (n = {}).").format(
+        best,
+        "has the best mean last-epoch" if others else "is alone here; its last-epoch",
+        table.headline,
+        measured,
+        len(table.groups[best]),
+    )
+    certain = [other for other in others if other.certain]
+    unclear = [other for other in others if other.interval and not other.certain]
+    single = [other for other in others if other.interval is None]
+    parts = [start]
+    for chosen, lead in (
+        (certain, "It is ahead of"),
+        (unclear, "It cannot be told apart from"),
+        (single, "One seed, or no spread, is too little to judge its lead over"),
+    ):
+        if chosen:
+            parts.append(Markup("{} {}.").format(lead, _named(table, chosen)))
+    return Markup(" ").join(parts)
+
+
+def _named(table: Table, differences: list[Difference]) -> Markup:
+    named = [
+        Markup("{} (by {})").format(other.label, _difference(table, other))
+        for other in differences[:NAMED]
+    ]
+    rest = len(differences) - NAMED
+    return _list([*named, *([Markup("{} more").format(rest)] if rest > 0 else [])])
+
+
+def _difference(table: Table, other: Difference) -> str:
+    text = number(table.scale * other.mean, table.digits)
+    if other.interval is not None:
+        low, high = (number(table.scale * bound, table.digits) for bound in other.interval)
+        text += f", {low} to {high}"
+    return text.replace("-", "−")
+
+
+def _measured(table: Table, values: list[float]) -> str:
+    return f"{mean_and_std(table, values)} {table.unit}".strip()
+
+
+def _list(items: list[Markup]) -> Markup:
+    if len(items) < 2:
+        return Markup("").join(items)
+    return Markup("{} and {}").format(Markup(", ").join(items[:-1]), items[-1])
+
+
+def _comparison_grid(table: Table, rows: list[Row]) -> Grid:
+    best, others = compare(table)
+    behind = {other.label: other for other in others}
+    lines = []
+    for row in rows:
+        other = behind.get(row.label)
+        lines.append(
+            [
+                row.label,
+                len(row.last),
+                Cell(_measured(table, row.last), statistics.mean(row.last)),
+                Cell(_difference(table, other) if other else "best", other.mean if other else 0.0),
+                Cell(_measured(table, row.best), statistics.mean(row.best)),
+                Cell(number(1000 * row.step_seconds, 1), row.step_seconds),
+                Cell(number(row.ratio, 2), row.ratio or math.nan),
+                Cell(duration(row.hours), row.hours),
+                Cell(row.paper, float(row.paper.split()[0]) if row.paper else math.nan),
+            ]
+        )
+    points = ", points" if table.unit else ""
+    columns = [
+        "optimizer", "n", "last epoch", f"behind the best by{points}", "best epoch", "step, ms",
+        "× SGD", "training, all seeds", "paper",
+    ]  # fmt: skip
+    caption = f"Test {table.headline}: mean ± sample standard deviation over n seeds"
+    return Grid(caption, columns, lines)
+
+
+def _statistics(table: Table) -> Text:
+    """What the intervals are, and what flatters the best epoch."""
+    repeated = sum(len(runs) > 1 for runs in table.groups.values())
+    split = table.runs[0].config["best_epoch_split"]
+    text = (
+        "The best epoch is chosen on the test set itself, which flatters every row; the comparison "
+        "uses the last epoch, which nobody chose."
+        if split == "test"
+        else "The best epoch is chosen on the validation set; the comparison uses the last epoch."
+    )
+    if repeated > 1:
+        pairs = math.comb(repeated, 2)
+        count = f" for all {pairs} pairs at once (Bonferroni)" if pairs > 1 else ""
+        text += (
+            f" Intervals of differences: Welch's, the seed as unit, {CONFIDENCE:.0%}{count}. Runs "
+            "of equal seed share initialization and data order but are not paired, which would "
+            "halve the degrees of freedom: what they have in common makes the intervals too wide, "
+            "not too narrow."
+        )
+    return Text(text, "note")

@@ -1,0 +1,244 @@
+"""The look of the page's plots, and those of the training.
+
+Plotly is the library because its browser part comes inside the Python package, so that a page made
+without network works without network; because it redraws itself at a phone's width with letters of
+unchanged size and changes its colors with the page, which pictures cannot; and because a reader
+can read off values, hide lines and zoom. It costs 4.8 MB per page (1.5 MB compressed).
+
+A group has the same color in all plots of a table. Text in plots is HTML to plotly, so labels,
+which come from files, are escaped here.
+"""
+
+import html
+import math
+import statistics
+from typing import Any
+
+from experiments.results.statistics import CONFIDENCE, curve, mean_interval
+from experiments.results.tables import Table
+from experiments.runs.reading import Run
+
+# Okabe and Ito's colors for all kinds of color vision, those that show on white and on black.
+COLORS = ("#2f83d6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
+DASHES = ("solid", "dash", "dot", "dashdot")
+HEIGHT = 300
+CROWD = 12  # groups from which bands and legend would hide the lines
+
+
+def style(place: int) -> dict[str, str]:
+    """Color and dash of the group at a place of the table: each color solid first."""
+    return {
+        "color": COLORS[place % len(COLORS)],
+        "dash": DASHES[place // len(COLORS) % len(DASHES)],
+    }
+
+
+def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> Any:
+    """An empty plot with the look of the page; colors of text and lines are set in the browser."""
+    from plotly import graph_objects
+
+    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "ticklen": 4}
+    axis["showspikes"] = False  # unified hovering has one by default, thick and white in the dark
+    return graph_objects.Figure(
+        layout={
+            "template": graph_objects.layout.Template(),
+            "height": height,
+            "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+            "font": {"size": 12, "family": "system-ui, sans-serif"},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "colorway": COLORS,
+            "hovermode": "x unified",
+            "hoverlabel": {"namelength": -1},
+            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+            "showlegend": True,
+            "xaxis": {
+                **axis,
+                "title": {"text": x_title, "standoff": 8},
+                "showgrid": False,
+                "unifiedhovertitle": {"text": f"{x_title} %{{x}}"},
+            },
+            "yaxis": {**axis, "title": {"text": y_title, "standoff": 8}},
+            **layout,
+        }
+    )
+
+
+def library() -> str:
+    """Plotly's browser part, complete."""
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def escaped(text: str) -> str:
+    """A text from a file as plotly is to show it."""
+    return html.escape(text, quote=False)
+
+
+# -------------------------------------------------------------------------------------- training
+
+
+def spread_note(table: Table) -> str:
+    """What lines and bands are; without several seeds there is no band."""
+    if all(len(runs) == 1 for runs in table.groups.values()):
+        return "One seed."
+    if len(table.groups) > CROWD:
+        return "Line: mean over the seeds; the pointer tells which."
+    return "Line: mean; band: one sample standard deviation over the seeds."
+
+
+def seeds(table: Table) -> Any:
+    """Each seed's last epoch, and per group the mean with its confidence interval."""
+    rows = len(table.groups)
+    height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
+    plot = figure(
+        f"last epoch, {table.headline_title}", "", height, hovermode="closest", showlegend=False
+    )
+    names = []
+    for place, (name, runs) in enumerate(table.groups.items()):
+        values = [table.scale * run.last() for run in runs]
+        mean, interval = statistics.mean(values), mean_interval(values)
+        names.append(escaped(name))
+        color = style(place)["color"]
+        low, high = interval or (mean, mean)
+        plot.add_scatter(
+            x=values, y=[place + 0.18] * len(values), mode="markers", name=escaped(name),
+            marker={"color": color, "size": 7, "opacity": 0.6},
+            text=[f"seed {run.meta['seed']}" for run in runs],
+            hovertemplate="%{text}: %{x:.4g}<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+        plot.add_scatter(
+            x=[mean], y=[place - 0.12], mode="markers", name=escaped(name),
+            marker={"color": color, "size": 11, "symbol": "diamond"},
+            error_x={"array": [high - mean], "arrayminus": [mean - low], "thickness": 2,
+                     "color": color},
+            hovertemplate=f"mean %{{x:.4g}}, {CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}"
+            "<extra>%{fullData.name}</extra>",
+        )  # fmt: skip
+    # Wide intervals of few seeds would squeeze all else: they may leave the picture.
+    everything = [table.scale * run.last() for run in table.runs]
+    margin = 0.6 * (max(everything) - min(everything)) or abs(everything[0]) * 0.01 or 1.0
+    plot.update_xaxes(range=[min(everything) - margin, max(everything) + margin], showgrid=True)
+    plot.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6],
+        showgrid=False, ticks="",
+    )  # fmt: skip
+    return plot
+
+
+def curves(
+    table: Table, key: str, y_title: str, *, scale: float = 1, log: bool = False, error: str = ""
+) -> Any:
+    """A metric over the epochs: each group's mean line and a band of one standard deviation.
+
+    Args:
+        table: its groups are the lines; those without the key have none.
+        key: of `metrics.jsonl`.
+        y_title: with the unit.
+        scale: what values are multiplied with.
+        log: a logarithmic axis.
+        error: key of the values' standard error, drawn as error bars of the mean.
+    """
+    plot = figure("epoch", y_title)
+    for place, (name, runs) in enumerate(table.groups.items()):
+        mean = curve(runs, key, scale)
+        bars = _standard_errors(runs, error, mean.epochs) if error else None
+        add_line(plot, place, name, mean.epochs, mean, bars)
+    declutter(plot, table)
+    if log:
+        use_logarithmic_y(plot)
+    return plot
+
+
+def headline(table: Table) -> Any:
+    """The test metric over the epochs, with limits that show how the last epochs differ."""
+    plot = curves(table, f"test/{table.headline}", table.headline_title, scale=table.scale)
+    plot.update_yaxes(range=_late_limits(table))
+    return plot
+
+
+def headline_by_time(table: Table) -> Any:
+    """The test metric over the time spent training, evaluation not counted."""
+    longest = max(run.training_seconds() for run in table.runs)
+    unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
+    plot = figure(f"training time per run ({unit})", table.headline_title, hovermode="closest")
+    for place, (name, runs) in enumerate(table.groups.items()):
+        mean = curve(runs, f"test/{table.headline}", table.scale)
+        seconds = curve(runs, "time/epoch_seconds")
+        passed, times = 0.0, []
+        spent = dict(zip(seconds.epochs, seconds.means, strict=True))
+        for epoch in mean.epochs:
+            passed += spent.get(epoch, 0) / seconds_each
+            times.append(passed)
+        add_line(plot, place, name, times, mean)
+    declutter(plot, table)
+    plot.update_yaxes(range=_late_limits(table))
+    return plot
+
+
+def add_line(
+    plot: Any, place: int, name: str, x: list[float], mean: Any, bars: list[float] | None = None
+) -> None:
+    if not x:
+        return
+    look = style(place)
+    if any(mean.stds):
+        low, high = mean.band()
+        plot.add_scatter(
+            x=[*x, *reversed(x)], y=[*high, *reversed(low)], fill="toself", mode="none",
+            fillcolor=_transparent(look["color"]), hoverinfo="skip", showlegend=False,
+            legendgroup=str(place),
+        )  # fmt: skip
+    plot.add_scatter(
+        x=x, y=mean.means, name=escaped(name), line={**look, "width": 2}, legendgroup=str(place),
+        mode="lines+markers" if len(x) < 12 else "lines", marker={"size": 5},
+        customdata=mean.stds, hovertemplate="%{y:.4g} ± %{customdata:.2g}",
+        error_y={"array": bars, "thickness": 1, "width": 2} if bars else None,
+    )  # fmt: skip
+
+
+def declutter(plot: Any, table: Table) -> None:
+    """Leave out bands and legend where groups are many."""
+    if len(table.groups) > CROWD:
+        plot.data = [trace for trace in plot.data if trace.fill is None]
+        plot.update_layout(showlegend=False, hovermode="closest")
+
+
+def use_logarithmic_y(plot: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5, or at powers where there are many."""
+    values = [y for trace in plot.data for y in trace.y if y > 0]
+    if not values:
+        return
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
+    plot.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def _transparent(color: str, opacity: float = 0.18) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{opacity})"
+
+
+def _late_limits(table: Table) -> list[float]:
+    """Limits around what the second half of the trainings shows; the start may leave the plot."""
+    late = [
+        table.scale * row[run.test_key]
+        for run in table.runs
+        for row in run.evaluated[len(run.evaluated) // 2 :]
+        if math.isfinite(row[run.test_key])
+    ]
+    margin = 0.15 * (max(late) - min(late)) or 0.05 * abs(late[0]) or 1.0
+    low, high = min(late) - margin, max(late) + margin
+    return [low, min(high, 100.5) if table.unit == "%" else high]
+
+
+def _standard_errors(runs: list[Run], key: str, epochs: list[int]) -> list[float]:
+    """The estimator's standard error of the mean over the runs, by epoch; 0 where unknown."""
+    errors = [run.series(key) for run in runs]
+    found = []
+    for epoch in epochs:
+        here = [error[epoch] for error in errors if epoch in error]
+        found.append(math.hypot(*here) / len(here) if here else 0.0)
+    return found

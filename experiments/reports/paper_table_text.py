@@ -1,0 +1,297 @@
+"""A table of the paper in words: means, differences with intervals, verdicts, costs, provenance.
+
+The unit is the seed, and the last epoch is what is judged: the best one is chosen on the test set.
+Everything that is shown in whatever format is made here, as `experiments.reports.publish.Table`.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from experiments.plans.paper_tables import FOLDER, Line, PaperTable, PaperValue, Request
+from experiments.reports.text_table import Table
+from experiments.results.paper_tables import COMMITTED, Found, TableResults, cost, sessions
+from experiments.results.statistics import CONFIDENCE, Sample, judgement, welch
+
+
+def measured(values: list[float]) -> str:
+    """Mean and sample standard deviation, without the latter for a single value."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def shown(one: Found, values: list[float]) -> str:
+    """Mean and spread; what diverged is in words, never in the mean."""
+    parts = [measured(values) if values else "", one.divergence]
+    return "; ".join(part for part in parts if part)
+
+
+def _two(value: float | None) -> str:
+    """Two decimals, nothing where there is no number."""
+    return "" if value is None or math.isnan(value) else f"{value:.2f}"
+
+
+def signed(difference: float, interval: tuple[float, float] | None) -> str:
+    """A difference with its interval."""
+    text = f"{_rounded(difference):+.2f}"
+    if interval is not None:
+        low, high = map(_rounded, interval)
+        text += f" ({low:.2f} to {high:.2f})"
+    return text.replace("-", "−")
+
+
+def _rounded(value: float) -> float:
+    return round(value, 2) + 0.0  # no negative zero
+
+
+def provenance(results: TableResults) -> str:
+    """Where the figures come from: commits, machines, versions, dates."""
+    if not results.finished:
+        return ""
+    found = sessions(results.finished)
+    committed = sum(one.state == COMMITTED for one in results.members)
+    commits = sorted({str(s.get("commit") or "unknown")[:10] for s in found})
+    dirty = sum(any(s.get("dirty") for s in run.meta["sessions"]) for run in results.finished)
+    machines = sorted({_machine(session) for session in found})
+    dates = sorted(str(s["started"])[:10] for s in found if s.get("started"))
+    parts = [
+        f"{len(results.finished)} runs" + (f", {committed} of them {COMMITTED}" * bool(committed)),
+        f"commit {', '.join(commits)}" + (f" ({dirty} with changed files)" * bool(dirty)),
+        ", ".join(machines),
+        f"torch {', '.join(sorted({str(s.get('torch')) for s in found}))}",
+        " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "",
+    ]
+    return f"Source: {'; '.join(part for part in parts if part)}."
+
+
+def _machine(session: dict) -> str:
+    """What trained, without its name: a cpu's number of threads says more than `cpu`."""
+    device, threads = str(session.get("device")), session.get("threads")
+    if device != "cpu" or threads is None:
+        return device
+    return f"cpu ({threads} thread{'s' * (threads != 1)})"
+
+
+def advice(results: TableResults) -> str:
+    """What is missing, in sentences; `commands` get it."""
+    request, total = results.request, len(results.members)
+    words = [
+        f"{block}: {config} is not there, so this column has no runs."
+        for block, config in request.absent.items()
+    ]
+    if running := sum(one.state == "running" for one in results.members):
+        words.append(f"{running} of {total} runs are being trained.")
+    if missing := len(results.missing):
+        words.append(
+            f"{missing} of {total} runs are missing. These commands train them and no others: "
+            "local, in the background of this machine; slurm, on a cluster."
+        )
+    elif results.members:
+        words.append("No other run is missing." if running else "No run is missing.")
+    return " ".join(words)
+
+
+def commands(results: TableResults) -> list[str]:
+    """What trains the missing runs, here or on a cluster; nothing where none are."""
+    if not results.missing:
+        return []
+    return [command(results.request, profile) for profile in ("local", "slurm")]
+
+
+def command(request: Request, profile: str) -> str:
+    """What sends the missing runs."""
+    if request.path.parent == FOLDER:
+        return f"make {request.name} DATASET={request.dataset} CLUSTER={profile}"
+    return f"python -m slurm.submit {request.path} --dataset {request.dataset} --profile {profile}"
+
+
+# ---------------------------------------------------------------------------------- the tables
+
+
+def beforehand(results: TableResults) -> list[Table]:
+    """What can be said before any run: the paper's figures, and which runs there are."""
+    shown = [paper(results.request)] if any(x.paper for x in results.request.table.lines) else []
+    return [*shown, existing(results)]
+
+
+def ours(results: TableResults) -> list[Table]:
+    """What our runs say, block by block."""
+    return [
+        table
+        for block, found in results.blocks.items()
+        if any(one.finished or one.diverged for one in found)
+        for table in _block(results, block, found)
+    ]
+
+
+def _block(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
+    yield accuracies(results, block, found)
+    if results.request.comparable:
+        yield against_paper(results, block, found)
+    yield from comparisons(results, block, found)
+    yield costs(results, block, found)
+
+
+def paper(request: Request) -> Table:
+    """The paper's figures, costs among them."""
+    table = request.table
+    blocks = list(dict.fromkeys(name for line in table.lines for name in line.paper))
+    priced = list(dict.fromkeys(name for line in table.lines for name in line.paper_cost))
+    lines = [line for line in table.lines if line.paper]
+    texts = {name: lambda line, b=name: str(line.paper.get(b, "")) for name in blocks}
+    for name in priced:
+        heading = f"× {table.unit_of_cost}, {name}"
+        texts[heading] = lambda line, b=name: _two(line.paper_cost.get(b))
+    columns, rows = _matrix(table, lines, texts)
+    note = f"{table.source}: {table.paper_metric}, mean ± std."
+    if not request.comparable:
+        what = "Other data" if table.paper_dataset else "Another task and metric"
+        note += f" {what} than below: nothing there may be compared with it."
+    return Table("The paper's figures", columns, rows, note)
+
+
+def existing(results: TableResults) -> Table:
+    """How many runs of each line have a result."""
+    request = results.request
+    states = {(one.cell.block, one.label): one.states for one in results.found}
+
+    def text(line: Line, block: str) -> str:
+        return states.get((block, request.table.label(line)), "no config")
+
+    texts = {b: partial(text, block=b) for b in (*results.blocks, *request.absent)}
+    columns, rows = _matrix(request.table, request.table.lines, texts)
+    return Table("What there is: runs with a result", columns, rows, advice(results))
+
+
+def _matrix(
+    table: PaperTable, lines: list[Line], texts: dict[str, Callable[[Line], str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: lines by `texts`, or, for one text of several series, `x` by series."""
+    series = list(dict.fromkeys(line.series for line in lines))
+    if len(texts) > 1 or len(series) == 1 or any(line.x is None for line in lines):
+        rows = [[table.label(line), *(text(line) for text in texts.values())] for line in lines]
+        return ["optimizer", *texts], rows
+    (text,) = texts.values()
+    found = {(line.x, line.series): text(line) for line in lines}
+    values = dict.fromkeys(line.x for line in lines)
+    return [table.x, *series], [[str(x), *(found.get((x, s), "") for s in series)] for x in values]
+
+
+def accuracies(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Last and best epoch side by side, and the paper's figures where they may stand there."""
+    comparable = results.request.comparable
+    columns = ["optimizer", "n", "last epoch", "best epoch", *(["paper"] if comparable else [])]
+    rows = []
+    for one in found:
+        n, needed = len(one.finished), len(one.members)
+        row = [one.label, str(n) if n + one.diverged == needed else f"{n} of {needed}"]
+        row += [shown(one, one.last), measured(one.best) if one.finished else ""]
+        if comparable:
+            value = one.cell.line.paper.get(block)
+            row.append("" if value is None else str(value))
+        rows.append(row)
+    note = "Test accuracy in %: mean ± sample std over n seeds."
+    if any(run.config["best_epoch_split"] == "test" for one in found for run in one.finished):
+        note += " The best epoch is chosen on the test set, which flatters it; the last is judged."
+    if any(one.diverged for one in found):
+        note += " Diverged: the loss became infinite or no number; such a run is in no mean."
+    return Table(f"{block}: accuracy, {_where(results)}", columns, rows, note)
+
+
+def against_paper(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Ours minus the paper's, for the last and the best epoch."""
+    tolerance, rows = results.request.table.tolerance, []
+    for one in found:
+        value = one.cell.line.paper.get(block)
+        if not isinstance(value, PaperValue) or not one.finished:
+            continue
+        theirs = Sample(value.mean, value.std, value.n)
+        for epoch, values in (("last", one.last), ("best", one.best)):
+            rows.append([one.label, epoch, *_judged(Sample.of(values), theirs, tolerance)])
+    note = (
+        f"Percentage points with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, std and "
+        f"n. Tolerance: {tolerance} points; within it: the whole interval is."
+    )
+    title = f"{block}: ours minus the paper's"
+    return Table(title, ["optimizer", "epoch", "difference", "verdict"], rows, note)
+
+
+def _judged(mine: Sample, theirs: Sample, tolerance: float) -> tuple[str, str]:
+    """The difference with its interval, and the verdict."""
+    difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
+    verdict = judgement(interval, tolerance)
+    if interval is None:
+        why = "no spread" if min(mine.n, theirs.n) > 1 else f"n = {mine.n} and {theirs.n}"
+        verdict = f"{why}: {verdict}"
+    return signed(difference, interval), verdict
+
+
+def comparisons(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
+    """The subject minus the others, and every series compared with its own base."""
+    table, tolerance = results.request.table, results.request.table.tolerance
+    bases = {o.cell.line.series: o for o in found if o.cell.line.x == table.base}
+    against_others, against_base = [], []
+    for one in found:
+        series, x = one.cell.line.series, one.cell.line.x
+        for other in found if series == table.subject else []:
+            if other.cell.line.series != series and other.cell.line.x in (x, None):
+                if difference := _difference(one, other, tolerance):
+                    against_others.append([one.label, other.label, *difference])
+        if table.base is not None and series in bases and x != table.base:
+            if difference := _difference(one, bases[series], tolerance):
+                against_base.append([one.label, *difference])
+    note = (
+        f"Last epoch, percentage points with Welch's {CONFIDENCE:.0%} interval each: of twenty "
+        f"intervals one is expected to miss. Within tolerance: within {tolerance} points."
+    )
+    if against_others:
+        columns = ["optimizer", "minus", "difference", "verdict"]
+        yield Table(f"{block}: {table.subject} minus the others", columns, against_others, note)
+    if against_base:
+        title = f"{block}: compared with the same at {table.x} = {table.base}"
+        yield Table(title, ["optimizer", "difference", "verdict"], against_base, note)
+
+
+def _difference(one: Found, other: Found, tolerance: float) -> tuple[str, str] | None:
+    """One minus the other and the verdict; nothing where either has no result."""
+    lost = [each.label for each in (one, other) if each.diverged]
+    if lost:
+        return "", "both diverge" if len(lost) == 2 else f"{lost[0]} diverges"
+    if not one.finished or not other.finished:
+        return None
+    return _judged(Sample.of(one.last), Sample.of(other.last), tolerance)
+
+
+def costs(results: TableResults, block: str, found: list[Found]) -> Table:
+    """Device-hours, steps per second and cost in steps of the reference."""
+    table = results.request.table
+    theory = any(one.cell.line.theory for one in found)
+    priced = results.request.comparable and any(one.cell.line.paper_cost for one in found)
+    columns = ["optimizer", "device-hours", "steps/s", f"× {table.unit_of_cost}"]
+    columns += ["theory"] * theory + ["paper, measured"] * priced
+    rows = []
+    for one in found:
+        if not one.finished:
+            continue
+        spent, line = cost(results, one), one.cell.line
+        rate = f"{1 / spent.step_seconds:#.3g}".rstrip(".").replace("nan", "")
+        row = [one.label, _two(spent.hours), rate, _two(spent.ratio)]
+        if theory:
+            row.append(_two(line.theory))
+        if priced:
+            row.append(_two(line.paper_cost.get(block)))
+        rows.append(row)
+    note = (
+        "Hours: all n seeds, training alone, as they were spent. Steps: an epoch's mean step, the "
+        "10 % quantile over epochs and seeds, because other load on the machine only adds; also in "
+        f"steps of {table.reference}."
+    )
+    if priced:
+        note += " The paper's: one RTX Titan."
+    return Table(f"{block}: cost", columns, rows, note)
+
+
+def _where(results: TableResults) -> str:
+    parts = [results.request.variant.title, results.request.shortened]
+    return ", ".join(part for part in parts if part)

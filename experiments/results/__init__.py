@@ -1,0 +1,1 @@
+"""What the runs say together: tables, statistics, sweeps, the figures of the paper."""

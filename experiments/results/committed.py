@@ -1,0 +1,144 @@
+"""Runs as committed data: written to `results/`, and read from there."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config.experiment import WITHOUT_EFFECT
+from experiments.errors import UserError
+from experiments.runs.metrics import best_row, read_json
+from experiments.runs.reading import Run
+
+FOLDER = Path(__file__).parents[2] / "results"
+
+
+DIVERGED = "diverged"
+
+
+DIGITS = 5  # significant ones
+
+
+META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
+
+
+SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
+
+
+def diverged(run: Run) -> bool:
+    """Whether a run ended because its loss was no number."""
+    return run.state == DIVERGED or (
+        run.state == "failed" and run.problem.startswith("NonFiniteLoss")
+    )
+
+
+def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
+    """Write the runs that came to their end; returns how many went into which file.
+
+    Raises:
+        UserError: a file that is there cannot be read.
+    """
+    groups: dict[Path, list[Run]] = {}
+    for run in runs:
+        if run.state == "done" or diverged(run):
+            groups.setdefault(_path(folder, run.meta), []).append(run)
+    for path, members in groups.items():
+        content = _read(path) if path.exists() else {"runs": {}}
+        found = content["runs"] | {str(run.meta["seed"]): _entry(run) for run in members}
+        config = members[0].config
+        content = {
+            "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
+            "meta": {key: members[0].meta[key] for key in META},
+            "runs": {seed: found[seed] for seed in sorted(found, key=int)},
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(_text(content))
+    return {path: len(members) for path, members in groups.items()}
+
+
+def read(folder: Path, root: Path) -> dict[Path, Run]:
+    """The runs of all files of a folder, by the directory that they would have below a root.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    found = {}
+    for path in sorted(folder.glob("*/*/*.json")):
+        content = _read(path)
+        meta = content["meta"]
+        parent = root / meta["dataset"] / meta["model"] / meta["optimizer"]
+        for seed, entry in content["runs"].items():
+            directory = parent / f"{meta['signature']}-s{seed}"
+            found[directory] = _run(content, int(seed), entry, directory)
+    return found
+
+
+def _path(folder: Path, meta: dict[str, Any]) -> Path:
+    name = f"{meta['optimizer']}-{meta['signature']}.json"
+    return folder / meta["dataset"] / meta["model"] / name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+        content["config"], content["runs"].items(), [content["meta"][key] for key in META]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): "
+            "restore it (git checkout), or remove it and export anew"
+        ) from None
+    return content
+
+
+def _entry(run: Run) -> dict[str, Any]:
+    rows = [row for row in run.rows if row.get("epoch", 0) > 0]
+    split = f"{run.config['best_epoch_split']}/{run.meta['headline']}"
+    keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
+    entry: dict[str, Any] = {
+        "state": DIVERGED if diverged(run) else "done",
+        "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
+    }
+    if rows and run.evaluated:
+        direction = run.meta["metrics"][run.meta["headline"]]
+        best = best_row([row for row in rows if split in row], split, direction)
+        for name, row in (("last", run.evaluated[-1]), ("best", best)):
+            entry[name] = {"epoch": row["epoch"], run.test_key: row[run.test_key]}
+    return entry | {
+        "training_seconds": _rounded(run.training_seconds()),
+        "step_seconds": _rounded(run.step_seconds()),
+        "steps": rows[-1]["step"] if rows else 0,
+        "curves": {key: [_rounded(row.get(key)) for row in rows] for key in keys},
+    }
+
+
+def _run(content: dict[str, Any], seed: int, entry: dict[str, Any], directory: Path) -> Run:
+    """The run as its own files would tell it, but for what the export leaves out."""
+    curves = entry["curves"]
+    epochs = max(map(len, curves.values()), default=0)
+    rows = []
+    for epoch in range(1, epochs + 1):
+        row = {"step": entry["steps"] * epoch // epochs, "epoch": epoch}
+        row |= {key: values[epoch - 1] for key, values in curves.items()}
+        row["time/step_seconds"] = entry["step_seconds"]
+        rows.append({key: value for key, value in row.items() if value is not None})
+    meta = {**content["meta"], "seed": seed, "sessions": entry["sessions"]}
+    return Run(directory, meta, content["config"], rows, entry["state"])
+
+
+def _rounded(value: float | None) -> float | None:
+    """Five significant digits; nothing for what is no number."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _text(content: dict[str, Any]) -> str:
+    """JSON with lists of numbers on one line each."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    return re.sub(r"\[\s[^\[\]{}]*\]", _one_line, text) + "\n"
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[0][1:-1].split())}]"

@@ -1,0 +1,156 @@
+"""What there is of a table of the paper: each cell's runs, how they are, and what they cost.
+
+Runs below `RUNS_ROOT` and the committed ones (`experiments.export`) count alike, a run that is in
+both once. A run that diverged has come to its end, too: it is not missing.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from experiments.plans.paper_tables import Cell, Request
+from experiments.results import committed
+from experiments.results.committed import DIVERGED
+from experiments.results.sweeps import Member, member
+from experiments.results.tables import Results
+from experiments.runs.directory import RunDirectory
+from experiments.runs.reading import Run
+
+PERCENT = 100  # the tables' metric is the accuracy
+COMMITTED = "in results/"
+HAVE = ("done", COMMITTED, DIVERGED)
+
+
+@dataclass
+class Found:
+    """A cell of the table with what is there of its runs.
+
+    Attributes:
+        label: of its line.
+        members: one per seed; beside the states of a sweep, `COMMITTED` and "diverged".
+    """
+
+    cell: Cell
+    label: str
+    members: list[Member]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [m.record for m in self.members if m.record and m.state in ("done", COMMITTED)]
+
+    @property
+    def diverged(self) -> int:
+        return sum(one.state == DIVERGED for one in self.members)
+
+    @property
+    def last(self) -> list[float]:
+        return [PERCENT * run.last() for run in self.finished]
+
+    @property
+    def best(self) -> list[float]:
+        return [PERCENT * run.best() for run in self.finished]
+
+    @property
+    def states(self) -> str:
+        """How many runs have a result, and how the others are."""
+        have = sum(one.state in HAVE for one in self.members)
+        others = Counter(one.state for one in self.members if one.state not in HAVE)
+        words = ", ".join(f"{count} {state}" for state, count in others.items())
+        return f"{have} of {len(self.members)}{f' ({words})' if words else ''}"
+
+    @property
+    def divergence(self) -> str:
+        return f"diverges ({self.diverged} of {len(self.members)})" if self.diverged else ""
+
+    @property
+    def machines(self) -> set[tuple]:
+        return {(s.get("device"), s.get("threads")) for s in sessions(self.finished)}
+
+
+@dataclass
+class TableResults:
+    """A table on one data set with what is there of it."""
+
+    request: Request
+    found: list[Found] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> dict[str, list[Found]]:
+        blocks: dict[str, list[Found]] = {}
+        for one in self.found:
+            blocks.setdefault(one.cell.block, []).append(one)
+        return blocks
+
+    @property
+    def members(self) -> list[Member]:
+        return [member for one in self.found for member in one.members]
+
+    @property
+    def missing(self) -> list[RunDirectory]:
+        """What has to be trained: neither there nor being trained nor known to diverge."""
+        return [m.run.directory for m in self.members if m.missing and m.state not in HAVE]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for one in self.found for run in one.finished]
+
+
+def read(request: Request) -> TableResults:
+    """Read what there is of a table, below its root and in `results/`.
+
+    Raises:
+        UserError: a configuration of the table, or a file in `results/`, is wrong.
+    """
+    live = Results(request.root)
+    exported = committed.read(committed.FOLDER, request.root)
+    results = TableResults(request)
+    for cell in request.cells:
+        members = [_member(member(run, live), exported) for run in cell.runs]
+        results.found.append(Found(cell, request.table.label(cell.line), members))
+    return results
+
+
+def _member(one: Member, exported: dict) -> Member:
+    if one.state == "done":
+        return one
+    if one.record is not None and committed.diverged(one.record):
+        return Member(one.run, one.record, DIVERGED, one.problem)
+    if (run := exported.get(one.run.directory.path)) is not None:
+        state = DIVERGED if committed.diverged(run) else COMMITTED
+        return Member(one.run, run, state)
+    return one
+
+
+def sessions(runs: list[Run]) -> list[dict]:
+    return [session for run in runs for session in run.meta["sessions"]]
+
+
+@dataclass
+class Cost:
+    """What a line's steps cost: nan where no time is known."""
+
+    hours: float
+    step_seconds: float
+    ratio: float
+
+
+def cost(results: TableResults, one: Found) -> Cost:
+    """Hours over all seeds, a mean step, and that in steps of the block's reference.
+
+    The ratio needs the same kind of machine and number of threads on both sides.
+    """
+    seconds = _step_seconds(one)
+    (reference,) = [
+        other for other in results.blocks[one.cell.block]
+        if other.label == results.request.table.reference
+    ]  # fmt: skip
+    same = one.machines == reference.machines and len(one.machines) == 1
+    ratio = seconds / _step_seconds(reference) if same else math.nan
+    hours = math.fsum(run.training_seconds() for run in one.finished) / 3600
+    return Cost(hours, seconds, ratio)
+
+
+def _step_seconds(one: Found) -> float:
+    """The 10 % quantile over epochs and seeds: whatever else the machine did can only add to it."""
+    times = sorted(seconds for run in one.finished for seconds in run.mean_steps())
+    return times[len(times) // 10] if times else math.nan

@@ -1,0 +1,109 @@
+"""The paper's curves, and beside them the runs of ours that follow its protocol.
+
+Such a run has the signature of the named configuration, unchanged. Unfinished runs are left out.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from experiments.config.signature import signature
+from experiments.errors import UserError
+from experiments.plans import paper_tables
+from experiments.plans.load import load, resolve
+from experiments.runs.directory import RunDirectory
+from experiments.runs.jsonlines import read_rows
+
+REPOSITORY = Path(__file__).parents[2]
+CURVES = Path(__file__).parent / "paper_figures"
+# Our names of the optimizers, in the paper's order and spelling.
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adahessian": "AdaHessian"}
+
+Curve = list[tuple[int, float]]  # (epoch, value)
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A network of the paper's Figures A.7 and A.8.
+
+    Attributes:
+        name: of the picture's file and of the CSV files.
+        config: what follows the protocol; no runs are looked for where this file is not there.
+    """
+
+    name: str
+    title: str
+    source: str
+    config: str
+
+
+FIGURES = (
+    PaperFigure("resnet20_cifar10", "ResNet-20 on CIFAR-10", "A7", "configs/cifar10/resnet20.yaml"),
+    PaperFigure("resnet32_cifar10", "ResNet-32 on CIFAR-10", "A7", "configs/cifar10/resnet32.yaml"),
+    PaperFigure(
+        "resnet18_imagenet", "ResNet-18 on ImageNet", "A8", "configs/imagenet/resnet18.yaml"
+    ),
+)
+
+
+def paper_curves(figure: PaperFigure, quantity: str) -> dict[str, Curve]:
+    """Read the paper's curves by our names of the optimizers.
+
+    Args:
+        quantity: "train_loss", or "test_acc" in percent.
+    """
+    with (CURVES / f"{figure.source}_{quantity}_{figure.name}.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: [(int(row["x"]), float(row[spelling])) for row in rows]
+        for name, spelling in OPTIMIZERS.items()
+    }
+
+
+def our_runs(figure: PaperFigure, root: Path) -> dict[str, list[list[dict]]]:
+    """The finished runs of a figure's protocol below a root: rows by run, by optimizer.
+
+    Raises:
+        UserError: the metrics of a finished run cannot be read.
+    """
+    if not (REPOSITORY / figure.config).exists():
+        return {}
+    experiment = load(REPOSITORY / figure.config)
+    runs = {}
+    for name in (name for name in OPTIMIZERS if name in experiment.optimizers):
+        path = RunDirectory(root, resolve(experiment, name, seed=1)).path
+        signature = path.name.removesuffix("-s1")
+        done = sorted(path.parent.glob(f"{signature}-s*/DONE"))
+        if done:
+            runs[name] = [_rows(marker.with_name("metrics.jsonl")) for marker in done]
+    return runs
+
+
+def our_curves(runs: list[list[dict]], quantity: str) -> list[Curve]:
+    """The curves of the runs of one optimizer, in the paper's units."""
+    key, scale = {"train_loss": ("train/loss", 1), "test_acc": ("test/accuracy", 100)}[quantity]
+    return [[(row["epoch"], scale * row[key]) for row in rows if key in row] for rows in runs]
+
+
+def _rows(path: Path) -> list[dict]:
+    rows, problem = read_rows(path)
+    if problem:
+        raise UserError(
+            f"{path} cannot be read ({problem}); remove {path.parent} to train this run anew"
+        )
+    return rows
+
+
+@cache
+def paper_figures() -> dict[tuple[str, str], str]:
+    """The paper's figures by data set and signature of the run that follows its protocol."""
+    figures: dict[tuple[str, str], str] = {}
+    for name in paper_tables.names():
+        request = paper_tables.find(name, None)
+        for cell in request.cells if request.comparable else []:
+            if cell.block in cell.line.paper:
+                config = cell.runs[0].config
+                key = config.dataset.name, signature(config)
+                figures.setdefault(key, str(cell.line.paper[cell.block]))
+    return figures

@@ -1,0 +1,179 @@
+"""What the runs of a sweep say together, from their files and the sweep's file.
+
+A combination of the swept keys is a `Point`, and its seeds are its runs: those that were never
+begun are there too. `SweepResults` is what every report takes, with one table for the sweep.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from experiments.config.signature import signature
+from experiments.plans import sweeps
+from experiments.results.statistics import compare
+from experiments.results.tables import Results, Table
+from experiments.runs.reading import Run, flatten
+from experiments.runs.states import State, read_state
+
+
+@dataclass
+class Member:
+    """One run of a sweep.
+
+    Attributes:
+        run: what the sweep's file asks for.
+        record: what its files say; None where there are none, or none that can be read.
+        state: see `experiments.runs.states`.
+        problem: why it has no result, as far as its files tell.
+    """
+
+    run: sweeps.Run
+    record: Run | None
+    state: State
+    problem: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether submitting the sweep again sends this run."""
+        return not self.run.directory.done and self.state != "running"
+
+
+@dataclass
+class Point:
+    """One combination of the swept keys.
+
+    Attributes:
+        label: the optimizer and the values, as the table of all runs names it.
+        optimizer: its name.
+        values: of the swept keys, also where the sweep leaves one at the configuration's value.
+        members: one per seed.
+    """
+
+    label: str
+    optimizer: str
+    values: dict[str, Any]
+    members: list[Member]
+
+    @property
+    def finished(self) -> list[Run]:
+        return [one.record for one in self.members if one.record and one.state == "done"]
+
+    @property
+    def complete(self) -> bool:
+        return len(self.finished) == len(self.members)
+
+    @property
+    def states(self) -> str:
+        """How many runs are in which state, in words."""
+        counts = Counter(one.state for one in self.members)
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+@dataclass
+class SweepResults(Results):
+    """The runs of one sweep, as the results that a report is made of.
+
+    Attributes:
+        path: the sweep's file.
+        keys: what differs between the points besides optimizer and seed, as in the file.
+        points: all combinations, in the file's order.
+    """
+
+    path: Path = Path()
+    keys: list[str] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return f"Sweep {self.path.stem}"
+
+    @property
+    def members(self) -> list[Member]:
+        return [one for point in self.points for one in point.members]
+
+    @property
+    def missing(self) -> list[Member]:
+        return [one for one in self.members if one.missing]
+
+    @property
+    def left_out(self) -> str:
+        """Nothing: the sweep's own table counts every run, begun or not."""
+        return ""
+
+    @cached_property
+    def tables(self) -> list[Table]:
+        """All combinations side by side, whatever the sweep changes; none without a result."""
+        groups = {point.label: point.finished for point in self.points if point.finished}
+        name = f"sweep-{self.path.stem}"
+        return [Table(f"{self.title}: all trainings", name, groups)] if groups else []
+
+    @cached_property
+    def best(self) -> Point | None:
+        """The point with the best mean of the last epoch."""
+        if not self.tables:
+            return None
+        label, _ = compare(self.tables[0])
+        return next(point for point in self.points if point.label == label)
+
+    @property
+    def command(self) -> str:
+        """What sends the runs that are missing, and no others."""
+        return f"python -m slurm.submit {self.path} --profile local"
+
+
+def read_sweep(path: Path, root: Path) -> SweepResults:
+    """Read the runs of a sweep's file below a root.
+
+    Raises:
+        UserError: something in the file is wrong.
+    """
+    results = SweepResults(root, path=path)
+    runs = sweeps.expand(path, root)
+    named = dict.fromkeys(key for run in runs for key in run.settings)
+    keys = [key for key in named if key not in ("optimizer", "seed")]
+    values = [_effective(run, keys) for run in runs]
+    results.keys = [key for key in keys if len({str(known[key]) for known in values}) > 1]
+    points: dict[str, Point] = {}
+    for run, known in zip(runs, values, strict=True):
+        swept = {key: known[key] for key in results.keys}
+        name = run.config.optimizer_name
+        words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
+        label = " ".join([name, *words])
+        point = points.setdefault(signature(run.config), Point(label, name, swept, []))
+        point.members.append(member(run, results))
+    results.points = list(points.values())
+    return results
+
+
+def short(key: str) -> str:
+    """A key as a heading: `optimizer.` says nothing beside the optimizer's name."""
+    return key.removeprefix("optimizer.")
+
+
+def _effective(run: sweeps.Run, keys: list[str]) -> dict[str, Any]:
+    """The values of keys in a run, also where only other runs of the sweep set them."""
+    resolved = flatten(run.config.model_dump(mode="json"))
+    name = run.config.optimizer_name
+    paths = {key: re.sub(r"^optimizer[.]", f"optimizers.{name}.", key) for key in keys}
+    return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
+
+
+def member(run: sweeps.Run, results: Results) -> Member:
+    """Read one run of a sweep into the results, if it was begun."""
+    path = run.directory.path
+    record = results.add(path) if (path / "meta.json").exists() else None
+    if record is not None:
+        return Member(run, record, record.state, record.problem)
+    state, reason = read_state(path)
+    if state == "done":
+        return Member(run, None, "unreadable", results.unreadable[path])
+    return Member(run, None, state, reason)
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+# --------------------------------------------------------------------------------------- the plot

@@ -1,0 +1,1 @@
+"""A run on disk: its directory, who writes to it, and what its files say."""

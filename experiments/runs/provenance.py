@@ -1,0 +1,47 @@
+"""With what, where and from which commit something was computed."""
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.runs.metrics import read_json
+
+
+def session(device: torch.device) -> dict[str, Any]:
+    """Where and with what a training was started or continued."""
+    return {
+        "command": " ".join(["python -m experiments.run", *sys.argv[1:]]),
+        **git_state(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the harness and whether files differ from it; None outside of a repository.
+
+    A snapshot of the code, which `slurm.submit` makes for a job, says of which commit it is.
+    """
+    if (of_snapshot := Path(__file__).parents[2] / "commit.json").exists():
+        return read_json(of_snapshot)
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,172 @@
+"""A run as its files tell it."""
+
+import math
+import statistics
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config.experiment import WITHOUT_EFFECT
+from experiments.config.yaml_reader import read_yaml
+from experiments.runs.jsonlines import read_rows
+from experiments.runs.metrics import best_row, read_json
+from experiments.runs.states import State, read_state
+
+
+@dataclass
+class Run:
+    """A run as its files tell it.
+
+    Attributes:
+        directory: where its files are.
+        meta, config: the contents of `meta.json` and `config.yaml`.
+        rows: of `metrics.jsonl`.
+        state: see `experiments.runs.states`.
+        problem: why it is not done, or what is wrong with its files; empty for a sound run.
+    """
+
+    directory: Path
+    meta: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[dict[str, Any]]
+    state: State
+    problem: str = ""
+
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        return self.config["optimizers"][self.meta["optimizer"]]
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """The settings that the runs of a table share, flat."""
+        own = WITHOUT_EFFECT | {"optimizers"}
+        return flatten({key: value for key, value in self.config.items() if key not in own})
+
+    @property
+    def test_key(self) -> str:
+        return f"test/{self.meta['headline']}"
+
+    def last(self) -> float:
+        """The test metric of the last epoch: chosen before the training, so free of selection."""
+        return self.evaluated[-1][self.test_key]
+
+    def best(self) -> float:
+        """The test metric of the epoch that is best on the split that the configuration names."""
+        key = f"{self.config['best_epoch_split']}/{self.meta['headline']}"
+        rows = [row for row in self.evaluated if key in row]
+        direction = self.meta["metrics"][self.meta["headline"]]
+        return best_row(rows, key, direction)[self.test_key]
+
+    @property
+    def evaluated(self) -> list[dict[str, Any]]:
+        """The rows that have the test metric."""
+        return [row for row in self.rows if self.test_key in row]
+
+    def epoch(self) -> int:
+        """Epochs that were trained to their end."""
+        return max((row.get("epoch", 0) for row in self.rows), default=0)
+
+    def step_seconds(self) -> float:
+        """The median over epochs of the median step; nan where no time was recorded."""
+        times = list(self.series("time/step_seconds").values())
+        return statistics.median(times) if times else math.nan
+
+    def mean_steps(self) -> list[float]:
+        """Seconds of the mean step of each epoch, the data's loading included.
+
+        Steps that refresh the curvature are in them in their proportion. Epochs count from the last
+        change of the optimizer's settings on (`after_epochs`).
+        """
+        start = max(map(int, self.optimizer.get("after_epochs", {})), default=0)
+        steps = {0: 0, **self.series("step")}
+        return [
+            seconds / (steps[epoch] - steps[epoch - 1])
+            for epoch, seconds in self.series("time/epoch_seconds").items()
+            if epoch > start and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
+        ]
+
+    def training_seconds(self) -> float:
+        """Seconds of training, without evaluation and measurements."""
+        return math.fsum(self.series("time/epoch_seconds").values())
+
+    def series(self, key: str) -> dict[int, float]:
+        """The finite values of a key by epoch; a row without epoch counts by its place."""
+        return {
+            row.get("epoch", place): row[key]
+            for place, row in enumerate(self.rows, 1)
+            if isinstance(row.get(key), int | float) and math.isfinite(row[key])
+        }
+
+    def spectra(self) -> dict[int, dict[str, Any]]:
+        """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out.
+
+        `spectrum.npz`, which `experiments.spectrum` computes afterwards, fills in for its epoch.
+        """
+        found = {}
+        afterwards = read_spectrum(self.directory / "spectrum.npz")
+        if afterwards is not None and "epoch" in afterwards:
+            found[int(afterwards["epoch"])] = afterwards
+        for path in sorted((self.directory / "spectra").glob("epoch-[0-9]*.npz")):
+            if (spectrum := read_spectrum(path)) is not None:
+                found[int(path.stem.partition("-")[2])] = spectrum
+        return found
+
+
+def read_run(directory: Path) -> Run:
+    """Read one run's files.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
+    """
+    state, reason = read_state(directory)  # first: what is done has all its rows
+    config = read_yaml((directory / "config.yaml").read_text())
+    rows, damage = read_rows(directory / "metrics.jsonl")
+    problem = "; ".join(text for text in (reason, damage) if text)
+    run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)
+    _check(run)
+    if spectrum := read_spectrum(directory / "spectra" / "epoch-0000.npz"):
+        run.rows.insert(0, _row_of_initialization(spectrum))
+    return run
+
+
+def _check(run: Run) -> None:
+    """Touch what every report needs, so that what is missing is noticed here."""
+    for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
+        if key not in run.meta:
+            raise KeyError(key)
+    run.optimizer.items(), run.meta["metrics"][run.meta["headline"]]
+    run.config["best_epoch_split"]
+
+
+def read_spectrum(path: Path) -> dict[str, Any] | None:
+    """The arrays of a spectrum's file; None where it is missing or damaged."""
+    import numpy
+
+    try:
+        with path.open("rb") as opened, numpy.load(opened) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    needed = {"grid", "density", "eigenvalues", "trace", "trace_standard_error"}
+    return arrays if needed <= arrays.keys() else None
+
+
+def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
+    """What the metrics say of later spectra: they begin with the first epoch's end."""
+    row = {"epoch": 0, "hessian/trace": float(spectrum["trace"])}
+    row["hessian/trace_standard_error"] = float(spectrum["trace_standard_error"])
+    for number, value in enumerate(spectrum["eigenvalues"], 1):
+        row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
+    return row
+
+
+def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted paths."""
+    flat = {}
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,57 @@
+"""How a run is, told from its files: the words that reports, sweeps and `make status` share.
+
+- `done`: trained to its end, with a result.
+- `running`: a process that is alive holds its lease.
+- `stopped`: a signal ended the last attempt (a time limit, a preemption, `scancel`, Ctrl-C); it
+  goes on from the step that it saved.
+- `killed`: the last attempt ended without a word; it goes on from its last checkpoint.
+- `failed`: an error ended the last attempt; the reason is its text.
+- `no result`: marked as done, but its test metric is missing or not finite; nothing trains it
+  again.
+- `unreadable`: its files are damaged.
+- `new`: never begun; it may be waiting in a queue, which no file tells.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from experiments.runs import attempts, lease
+from experiments.runs.jsonlines import read_rows
+
+State = Literal["done", "running", "stopped", "killed", "failed", "no result", "unreadable", "new"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+def read_state(directory: Path) -> tuple[State, str]:
+    """A run's state, and the reason where its files tell more than the state's word does."""
+    if (directory / "DONE").exists():
+        return _result(directory)
+    if lease.alive(directory):
+        return "running", ""
+    tries = attempts.read(directory)
+    if not tries:
+        # Before attempts were recorded, a run that had begun left metrics alone.
+        return ("killed" if (directory / "metrics.jsonl").exists() else "new"), ""
+    reason = tries[-1].reason
+    if reason is None:
+        return "killed", ""
+    # A second Ctrl-C does not wait for the step: KeyboardInterrupt.
+    stopped = reason.startswith(("stopped by ", "KeyboardInterrupt"))
+    return "stopped" if stopped else "failed", reason
+
+
+def _result(directory: Path) -> tuple[State, str]:
+    try:
+        meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
+        key = f"test/{meta['headline']}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return "unreadable", f"meta.json: {type(error).__name__}: {error}"
+    rows, _ = read_rows(directory / "metrics.jsonl")
+    values = [row[key] for row in rows if key in row]
+    if not values:
+        return "no result", f"it is marked as done but has no {key}"
+    if not math.isfinite(values[-1]):
+        return "no result", f"its last {key} is {values[-1]}"
+    return "done", ""

@@ -1,0 +1,1 @@
+"""The process that trains: its device, its group, its signals, its screen."""

@@ -1,0 +1,1 @@
+"""Images, a network, cross-entropy and accuracy."""

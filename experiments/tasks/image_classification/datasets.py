@@ -1,0 +1,203 @@
+"""The image data sets that are small enough to live in memory, whole, and how they are read."""
+
+import gzip
+import importlib.util
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy
+import torch
+from torch import Tensor
+
+from experiments.errors import UserError
+from experiments.runtime.network import can_connect, first_hop
+
+STALL_SECONDS = 30
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+NO_DOWNLOAD_NEEDED = "`make quickstart` needs no download"
+
+
+@dataclass(frozen=True)
+class Images:
+    """A labelled set.
+
+    Attributes:
+        pixels: `(n, channels, height, width)`, uint8, from 0 to `white`.
+        labels: `(n,)`, int64.
+        white: the largest value a pixel can have.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    white: int = 255
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> "Images":
+        return Images(self.pixels[indices], self.labels[indices], self.white)
+
+    def to(self, device: torch.device) -> "Images":
+        return Images(self.pixels.to(device), self.labels.to(device), self.white)
+
+
+def split_by_class(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Hold out `size` examples, the same number of every class (give or take one), at random.
+
+    Returns:
+        Indices, ascending, of the examples that remain and of those held out.
+    """
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rank = torch.empty_like(labels)
+    for label in labels.unique():
+        members = shuffled[labels[shuffled] == label]
+        rank[members] = torch.arange(len(members))
+    # All the first ones of their class, then all the second ones, ...
+    order = torch.argsort(rank * (labels.max() + 1) + labels)
+    return order[size:].sort().values, order[:size].sort().values
+
+
+def hold_out(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Take the validation set out of the training set: `split_by_class`, always the same one.
+
+    Raises:
+        UserError: nothing would be left.
+    """
+    if size >= len(labels):
+        raise UserError(
+            f"dataset.validation_size = {size}: must be below {len(labels)}, "
+            "the number of training images"
+        )
+    return split_by_class(labels, size, seed=1)
+
+
+def digits(root: Path) -> tuple[Images, Images]:
+    """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; part of its wheel.
+
+    The library has no split of its own: 50 of each class, always the same, are the test set. Its
+    file is read, not its `load_digits` called: that import takes seconds, in every process.
+    """
+    (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = numpy.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    pixels = torch.from_numpy(table[:, :-1]).to(torch.uint8).view(-1, 1, 8, 8)
+    images = Images(pixels, torch.from_numpy(table[:, -1]).long(), white=16)
+    train, test = split_by_class(images.labels, 500, seed=0)
+    return images[train], images[test]
+
+
+def cifar10(root: Path) -> tuple[Images, Images]:
+    """CIFAR-10 as torchvision stores it; downloaded where it is missing."""
+    from torchvision.datasets import CIFAR10
+
+    return _cifar(CIFAR10, root)
+
+
+def cifar100(root: Path) -> tuple[Images, Images]:
+    """CIFAR-100 as torchvision stores it; downloaded where it is missing."""
+    from torchvision.datasets import CIFAR100
+
+    return _cifar(CIFAR100, root)
+
+
+def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
+    files = [name for name, _ in dataset.train_list + dataset.test_list]
+    files.append(dataset.meta["filename"])
+    folder = root / dataset.base_folder
+    missing = [name for name in files if not (folder / name).is_file()]
+    with _downloading(dataset.url, folder, missing) if missing else _reading(folder):
+        parts = [
+            dataset(root, train=train, download=bool(missing)) for train in (True, False)
+        ]  # checks the MD5 sum of every file
+    train, test = (
+        Images(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+        )
+        for part in parts
+    )
+    return train, test
+
+
+def fashion_mnist(root: Path) -> tuple[Images, Images]:
+    """Fashion-MNIST from torchvision's folder, from Debian's, or else downloaded."""
+    folder = root / "FashionMNIST" / "raw"
+    names = [
+        f"{part}-{kind}-ubyte"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+    if not (found := _find_idx(folder, names) or _find_idx(DEBIAN_FASHION_MNIST, names)):
+        from torchvision.datasets import FashionMNIST
+
+        with _downloading(FashionMNIST.mirrors[0], folder, names):
+            FashionMNIST(root, download=True)
+        found = _find_idx(folder, names)
+    with _reading(found[0].parent):
+        train_pixels, train_labels, test_pixels, test_labels = map(_read_idx, found)
+    return (
+        Images(train_pixels.unsqueeze(1), train_labels.long()),
+        Images(test_pixels.unsqueeze(1), test_labels.long()),
+    )
+
+
+LOADERS = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "fashion-mnist": fashion_mnist,
+}
+
+
+def _find_idx(folder: Path, names: list[str]) -> list[Path]:
+    """The files of these names in `folder`, packed or not; empty unless all are there."""
+    found = [
+        path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()
+    ]
+    by_name = {path.name.removesuffix(".gz"): path for path in found}
+    return [by_name[name] for name in names] if len(by_name) == len(names) else []
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Read a file of unsigned bytes in LeCun's IDX format: magic 0, 0, 8, rank; sizes; data."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    if content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} is not in IDX format")
+    start = 4 + 4 * content[3]
+    sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
+    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(sizes)
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Files that cannot be read or are not what they should be are for the user to replace."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        raise UserError(f"the data in {folder} is damaged, remove it: {error}") from error
+
+
+@contextmanager
+def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
+    """Download inside the block if the server can be reached, else say what is missing."""
+    missing = f"{folder / files[0]} is not there"
+    hop = first_hop(url)
+    if not can_connect(hop):
+        raise UserError(
+            f"{missing}, and {urlsplit(hop).hostname} cannot be reached to download it. "
+            f"Put the data into {folder}, or set DATA_ROOT. {NO_DOWNLOAD_NEEDED}."
+        )
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: it would wait for ever
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{missing}, and its download failed: {error}. {NO_DOWNLOAD_NEEDED}."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,334 @@
+"""Images in a folder for each class, as ImageNet is laid out, decoded by worker processes.
+
+    DATA_ROOT/imagenet/train/<class>/*.JPEG
+    DATA_ROOT/imagenet/val/<class>/*.JPEG
+
+A batch is asked for by the places of its images in the epoch, so that it can be made by any worker
+of any process, with nothing of the batches before it.
+"""
+
+import io
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
+
+from experiments.config.experiment import Config
+from experiments.config.experiment import Dataset as DatasetSettings
+from experiments.errors import UserError
+from experiments.runtime import distributed, stopping
+from experiments.tasks.image_classification.datasets import hold_out
+from experiments.tasks.randomness import draw_seed, generator
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+EVALUATION_BATCH_SIZE = 256
+MOST_WORKERS = 32
+LAYOUT = "docs/imagenet.md says how the folders must look"
+# torchvision's defaults, with which the official PyTorch example trains.
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+class ImagesInFolder:
+    """The data path of ImageNet; see `experiments.tasks.image_classification.task.Data`.
+
+    The processes that decode are started here, and stay: a fork must not come amid the imports of
+    another thread, as wandb's later is. One pass over batches at a time: to begin another one ends
+    what is left of it.
+
+    Args:
+        config: a resolved configuration.
+        device: where batches go.
+        data_root: holds the folder `imagenet`.
+
+    Raises:
+        UserError: folders are missing or empty, or those of training and evaluation differ.
+    """
+
+    in_channels, white = 3, 255
+
+    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+        self.config, self.device = config, device
+        root = Path(data_root) / config.dataset.name
+        train, test = (Listing.read(root / part) for part in ("train", "val"))
+        check_same_classes(train, test)
+        self.num_classes = len(train.classes)
+        self.splits = {"test": test}
+        if size := config.dataset.validation_size:
+            rest, held_out = hold_out(train.labels, size)
+            self.splits = {"val": train[held_out], "test": test}
+            train = train[rest]
+        self.train, self.train_size = train, len(train)
+        self._requests = _Requests()
+        workers = choose_workers() if config.workers is None else config.workers
+        self._loader = DataLoader(
+            ImageReader({"train": train, **self.splits}, config.dataset, config.seed),
+            sampler=self._requests,
+            batch_size=None,  # what the sampler asks for is a whole batch
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_obey_the_trainer_alone,
+            generator=torch.Generator(),  # or each pass would draw from torch's own
+        )
+        if workers:
+            iter(self._loader)  # an empty pass, for which the processes are started
+
+    def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size, parts = self.config.batch_size, self.config.micro_batches
+        order = torch.randperm(
+            self.train_size, generator=generator(self.config.seed, epoch, "order")
+        )
+        positions = (
+            distributed.share(torch.arange(start, min(start + size, self.train_size)), parts)
+            for start in range(first_step * size, self.train_size, size)
+        )
+        return self._batches(
+            Request("train", order[chosen].tolist(), epoch, chosen.tolist()) for chosen in positions
+        )
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = range(len(self.splits[split]))
+        starts = distributed.own(batches[::EVALUATION_BATCH_SIZE])
+        return self._batches(
+            Request(split, list(batches[start : start + EVALUATION_BATCH_SIZE])) for start in starts
+        )
+
+    def _batches(self, requests: Iterable["Request"]) -> Iterator[tuple[Tensor, Tensor]]:
+        self._requests.current = requests
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            pixels, labels = batch
+            yield (
+                pixels.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+            assert self._requests.current is requests, "another pass has begun: this one is over"
+
+
+# ------------------------------------------------------------------------------------ the files
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder.
+
+    Attributes:
+        folder: holds a folder for each class.
+        classes: their names, sorted: a label is a place among them.
+        names: `(n,)`, bytes, relative to `folder`, sorted. An array and no list: the workers share
+            the memory, which counting references to a million objects would copy.
+        labels: `(n,)`, int64.
+    """
+
+    folder: Path
+    classes: list[str]
+    names: np.ndarray
+    labels: Tensor
+
+    @classmethod
+    def read(cls, folder: Path) -> "Listing":
+        """List a folder with one scan of each class.
+
+        Raises:
+            UserError: the folder, or a class in it, is missing or empty.
+        """
+        try:
+            with os.scandir(folder) as entries:
+                classes = sorted(entry.name for entry in entries if entry.is_dir())
+            found = [_images(folder / name) for name in classes]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename or folder} cannot be read: {error.strerror}. Put ImageNet there, "
+                f"or set DATA_ROOT; {LAYOUT}"
+            ) from None
+        if not classes:
+            raise UserError(f"{folder} has no folders of classes in it; {LAYOUT}")
+        for name, images in zip(classes, found, strict=True):
+            if not images:
+                raise UserError(
+                    f"{folder / name} has no images ({', '.join(SUFFIXES)}) in it; {LAYOUT}"
+                )
+        names = [f"{name}/{image}" for name, images in zip(classes, found, strict=True)
+                 for image in images]  # fmt: skip
+        counts = torch.tensor([len(images) for images in found])
+        labels = torch.arange(len(classes)).repeat_interleave(counts)
+        return cls(folder, classes, np.array([os.fsencode(name) for name in names]), labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> "Listing":
+        return Listing(self.folder, self.classes, self.names[indices.numpy()], self.labels[indices])
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.names[index]))
+
+
+def _images(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES))
+
+
+def check_same_classes(train: Listing, test: Listing) -> None:
+    """Raise UserError unless training and evaluation know the same classes."""
+    for one, other in ((train, test), (test, train)):
+        if missing := sorted(set(one.classes) - set(other.classes)):
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise UserError(
+                f"{other.folder} lacks {len(missing)} of the {len(one.classes)} classes in "
+                f"{one.folder} ({shown}); {LAYOUT}"
+            )
+
+
+# --------------------------------------------------------------------------------- in a worker
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a worker needs to know to make a batch.
+
+    Attributes:
+        split: `"train"`, or one that is evaluated.
+        indices: of the images in its listing.
+        epoch: of a training.
+        positions: of a training: where in the epoch each image comes.
+    """
+
+    split: str
+    indices: list[int]
+    epoch: int = 0
+    positions: list[int] | None = None
+
+
+class _Requests:
+    """What the loader asks for next; changed for each pass."""
+
+    current: Iterable[Request] = ()
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.current)
+
+
+class ImageReader(Dataset):
+    """Makes batches of pixels and labels from files.
+
+    Args:
+        listings: by split.
+        settings: sizes and flipping.
+        seed: of the run.
+    """
+
+    def __init__(self, listings: dict[str, Listing], settings: DatasetSettings, seed: int) -> None:
+        self.listings, self.settings, self.seed = listings, settings, seed
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor] | UserError:
+        """Pixels `(n, 3, size, size)`, uint8, channels last in memory, and labels `(n,)`.
+
+        An error is returned, not raised: the loader would bury it in tracebacks.
+        """
+        listing, size = self.listings[request.split], self.settings.image_size
+        pixels = torch.empty(
+            (len(request.indices), 3, size, size), dtype=torch.uint8,
+            memory_format=torch.channels_last,
+        )  # fmt: skip
+        try:
+            for place, index in enumerate(request.indices):
+                image = read_image(listing.path(index))
+                if request.positions is None:
+                    pixels[place] = evaluation_crop(image, self.settings.resize_size, size)
+                else:
+                    purpose = f"augmentation {request.positions[place]}"
+                    seed = draw_seed(self.seed, request.epoch, purpose)
+                    pixels[place] = training_crop(image, size, self.settings.flip, seed)
+        except UserError as error:
+            return error
+        return pixels, listing.labels[request.indices]
+
+
+def read_image(path: str) -> Tensor:
+    """Decode an image file to `(3, height, width)`, uint8, channels last in memory.
+
+    simplejpeg gives Pillow's pixels in two thirds of its time; what it refuses (a few of ImageNet's
+    files are not quite what their names say) Pillow reads.
+
+    Raises:
+        UserError: neither can.
+    """
+    try:
+        content = Path(path).read_bytes()
+        try:
+            pixels = simplejpeg.decode_jpeg(content)
+        except ValueError:
+            with Image.open(io.BytesIO(content)) as image:
+                pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is no image that can be read: {error}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def training_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
+    """torchvision's RandomResizedCrop, then RandomHorizontalFlip, as `seed` would have them."""
+    with _seeded(seed):
+        top, left, height, width = RandomResizedCrop.get_params(image, CROP_SCALE, CROP_RATIO)
+        mirrored = flip and bool(torch.rand(()) < 0.5)
+    crop = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    return F.horizontal_flip(crop) if mirrored else crop
+
+
+def evaluation_crop(image: Tensor, resize_size: int, size: int) -> Tensor:
+    """The centre, after the shorter side was resized."""
+    return F.center_crop(F.resize(image, [resize_size], antialias=True), [size, size])
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's generator, which torchvision draws from, as if newly seeded; then as before.
+
+    The CPU's alone: `torch.manual_seed` would touch the GPU's, which a forked process must not.
+    """
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _obey_the_trainer_alone(worker: int) -> None:
+    """Outlive the signals that ask for an end, unless the trainer itself sends one.
+
+    Slurm and terminals send them to every process, and the trainer needs its workers for the step
+    that it finishes.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(stopping.SIGNALS).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def choose_workers() -> int:
+    """One for each core that this process may use; several processes of a machine share its cores.
+
+    A launcher that gives each process cores of its own has done that already.
+    """
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    cores = os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(mine, cores // neighbours, MOST_WORKERS))

@@ -1,0 +1,180 @@
+"""Image classification: batches of normalized images, cross-entropy, accuracy.
+
+Where the images come from is another module's: `images_in_memory` for sets that fit on the device
+whole, `image_folder` for ImageNet.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.config.experiment import Config
+from experiments.errors import UserError
+from experiments.models.convnet import ConvNet
+from experiments.models.resnet_cifar import ResNetCifar
+from experiments.models.resnet_imagenet import resnet_imagenet
+from experiments.runtime import distributed
+from experiments.tasks.image_classification.in_memory import ImagesInMemory
+
+MODELS = {"resnet": ResNetCifar, "convnet": ConvNet, "imagenet-resnet": resnet_imagenet}
+
+
+class Data(Protocol):
+    """Where images come from.
+
+    Batches are pixels `(n, channels, height, width)`, uint8, from 0 to `white`, and labels `(n,)`,
+    int64, on the training device; of several processes each gets its share.
+
+    Attributes:
+        num_classes: labels are below it.
+        in_channels: 3 for colour, 1 for grey images.
+        white: the largest value a pixel can have.
+        train_size: images in an epoch.
+        splits: by name, `("test",)` or `("val", "test")`.
+    """
+
+    num_classes: int
+    in_channels: int
+    white: int
+    train_size: int
+    splits: Mapping[str, object]
+
+    def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Shuffled, augmented batches of an epoch from `first_step` on.
+
+        The order and every image's augmentation depend on (seed, epoch, position) alone. Each
+        process gets its share (`distributed.share`) of every batch.
+        """
+
+    def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split in a fixed order, those that are this process's own."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of a batch.
+
+    Attributes:
+        inputs: normalized images `(n, channels, height, width)`.
+        labels: `(n,)`.
+        whole: images in the whole batch, of all processes.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    whole: int
+
+
+class ImageClassification:
+    """The task behind `task: image_classification`; see `experiments.tasks.Task`.
+
+    Args:
+        config: a resolved configuration.
+        device: where data and model live.
+        data_root: where data sets are looked for and downloaded to.
+
+    Raises:
+        UserError: the data set is neither on disk nor to be had, or the configuration does not
+            fit it.
+    """
+
+    metrics: Mapping[str, str] = {"loss": "min", "accuracy": "max"}
+    headline = "accuracy"
+
+    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+        self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
+        self.data: Data = _open(config, device, data_root)
+        for name in ("mean", "std"):
+            if len(values := getattr(config.dataset, name)) != self.data.in_channels:
+                raise UserError(
+                    f"dataset.{name} = {values}: needs {self.data.in_channels} values, "
+                    "one per channel"
+                )
+        self.evaluation_splits = tuple(self.data.splits)
+        size, train_size = config.batch_size, self.data.train_size
+        self.steps_per_epoch = -(-train_size // size)
+        smallest = train_size - (self.steps_per_epoch - 1) * size
+        if smallest < distributed.world_size() * config.micro_batches:
+            parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
+            raise UserError(
+                f"batch_size = {size}: the last batch of an epoch has {smallest} "
+                f"images, too few for {distributed.world_size()} processes{parts}"
+            )
+        mean, std = (
+            torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
+            for values in (config.dataset.mean, config.dataset.std)
+        )
+        self.scale, self.shift = 1 / (self.data.white * std), mean / std
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+
+    def build_model(self) -> nn.Module:
+        constructor = MODELS[self.config.model.name]
+        try:
+            model = constructor(
+                self.config.model.depth, self.data.num_classes, self.data.in_channels
+            )
+        except ValueError as error:
+            raise UserError(f"model {self.config.model.label}: {error}") from None
+        model = model.to(self.device, self.dtype)
+        return model.to(memory_format=self.layout) if self.config.channels_last else model
+
+    def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        size, step = self.config.batch_size, first_step
+        for pixels, labels in self.data.training_batches(epoch, first_step):
+            whole = min(size, self.data.train_size - step * size)
+            yield Batch(self._normalize(pixels), labels, whole)
+            step += 1
+
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        for pixels, labels in self.data.evaluation_batches(split):
+            yield Batch(self._normalize(pixels), labels, len(labels))
+
+    def micro_batches(self, batch: Batch) -> list[tuple[Batch, float]]:
+        parts = self.config.micro_batches
+        if parts == 1:
+            return [(batch, 1.0)]
+        wholes = torch.arange(batch.whole).tensor_split(parts)
+        own = [len(distributed.share(whole)) for whole in wholes]
+        pieces = zip(batch.inputs.split(own), batch.labels.split(own), wholes, strict=True)
+        return [
+            (Batch(inputs, labels, len(whole)), len(labels) / len(batch.labels))
+            for inputs, labels, whole in pieces
+        ]
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        with self._autocast():
+            logits = model(batch.inputs)
+        if self.config.autocast:
+            logits = logits.float()
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        weight = torch.tensor(len(batch.labels))
+        return F.cross_entropy(logits, batch.labels), {"weight": weight, "correct": correct}
+
+    def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
+        return {
+            "loss": totals["loss"] / totals["weight"],
+            "accuracy": totals["correct"] / totals["weight"],
+        }
+
+    def _autocast(self) -> AbstractContextManager:
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        """(pixels / white - mean) / std, in place: a fresh tensor per operation costs more."""
+        return pixels.to(self.dtype, memory_format=self.layout).mul_(self.scale).sub_(self.shift)
+
+
+def _open(config: Config, device: torch.device, data_root: Path) -> Data:
+    if config.dataset.name == "imagenet":
+        from experiments.tasks.image_classification.folder import ImagesInFolder
+
+        return ImagesInFolder(config, device, data_root)
+    return ImagesInMemory(config, device, data_root)

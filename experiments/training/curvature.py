@@ -1,0 +1,237 @@
+"""Measuring the curvature at given weights, which leaves no trace in model and generators.
+
+Two of the configuration's keys ask for it during a training, at the end of epochs:
+
+- `curvature_error_every_epochs`: `hessian/relative_error_median`, `hessian/relative_error_largest`
+  and `hessian/mean_ratio` of the optimizer's finite difference against double backward.
+- `spectrum_every_epochs`: `hessian/top_eigenvalue`, `hessian/top_eigenvalue_2`, ...,
+  `hessian/trace` with `hessian/trace_standard_error`, `hessian/smallest_node` of the density, and
+  `time/spectrum_seconds`. All of it is in `spectra/epoch-<epoch>.npz` (see `Spectrum.save`); that
+  of the initialization, epoch 0, is there only.
+
+What an optimizer's own products tell along the way is `experiments.training.monitor`'s.
+"""
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adahessian import spectrum
+from experiments.config.experiment import Config, SpectrumSettings
+from experiments.errors import UserError
+from experiments.runs import checkpoint
+from experiments.runtime import distributed
+from experiments.tasks import Task
+
+Progress = Callable[[int, int], None]
+
+
+def curvature_error(
+    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
+) -> dict[str, float]:
+    """How well the optimizer's finite difference does on the closure's batch.
+
+    Nothing if the optimizer cannot say.
+    """
+    compare = getattr(optimizer, "curvature_error", None)
+    if compare is None:
+        return {}
+    error = compare(closure)
+    return {
+        "hessian/relative_error_median": error.median,
+        "hessian/relative_error_largest": error.largest,
+        "hessian/mean_ratio": error.mean_ratio,
+    }
+
+
+# ---------------------------------------------------------------------------------- the spectrum
+
+
+@dataclass
+class Spectrum:
+    """What was computed; the units are those of the loss per squared unit of the parameters."""
+
+    top: spectrum.Eigenpairs
+    trace: spectrum.Estimate
+    quadrature: spectrum.Quadrature
+    grid: Tensor
+    density: Tensor
+    num_params: int
+    num_images: int
+    epoch: int
+    settings: SpectrumSettings
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write everything but the time into an npz file, by rename.
+
+        `eigenvalues` with `residuals` and `converged`, `trace` and `trace_standard_error`, the
+        density as `grid` and `density`, the quadrature's `nodes` and `weights` (one row per
+        repeat), `epoch`, `images`, and `settings` (JSON).
+        """
+        import numpy
+
+        arrays = {
+            "eigenvalues": self.top.eigenvalues,
+            "residuals": self.top.residuals,
+            "converged": self.top.converged,
+            "trace": torch.tensor(self.trace.value, dtype=torch.float64),
+            "trace_standard_error": torch.tensor(self.trace.standard_error, dtype=torch.float64),
+            "grid": self.grid,
+            "density": self.density,
+            "nodes": self.quadrature.nodes,
+            "weights": self.quadrature.weights,
+            "epoch": torch.tensor(self.epoch),
+            "images": torch.tensor(self.num_images),
+        }
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp.npz")
+        numpy.savez(
+            temporary,
+            settings=json.dumps(self.settings.model_dump()),
+            **{name: value.numpy() for name, value in arrays.items()},
+        )
+        os.replace(temporary, path)
+
+    def row(self) -> dict[str, float]:
+        """The figures for a line of the metrics."""
+        values = {
+            "hessian/top_eigenvalue" + (f"_{rank}" if rank > 1 else ""): float(value)
+            for rank, value in enumerate(self.top.eigenvalues, 1)
+        }
+        return {
+            **values,
+            "hessian/trace": self.trace.value,
+            "hessian/trace_standard_error": self.trace.standard_error,
+            "hessian/smallest_node": float(self.quadrature.nodes.min()),
+            "time/spectrum_seconds": self.seconds,
+        }
+
+
+def compute_spectrum(
+    task: Task,
+    model: nn.Module,
+    epoch: int,
+    settings: SpectrumSettings,
+    progress: Callable[[str], Progress] = lambda part: lambda done, total: None,
+) -> Spectrum:
+    """The spectrum of the mean loss over the first batches of a run's first epoch.
+
+    They are shuffled and augmented as in training: always the same images. The model, its mode and
+    torch's generators are as before afterwards.
+
+    Args:
+        task: gives batches and loss.
+        model: as it is after `epoch` epochs.
+        settings: what to compute, and how.
+        progress: makes the callbacks for `"trace"`, `"density"` and `"eigenvalues"`.
+
+    Raises:
+        UserError: the model has fewer parameters than eigenvalues are asked for.
+        RuntimeError: products that are not finite.
+    """
+    batches = islice(task.training_batches(0, 0), settings.batches)
+    sample = [part for batch in batches for part, _ in task.micro_batches(batch)]
+    weights: dict[int, float] = {}
+
+    def loss(batch: Any) -> Tensor:
+        value, sums = task.loss(model, batch)
+        weights[id(batch)] = float(sums["weight"])
+        return value
+
+    hessian = spectrum.Hessian(
+        loss,
+        model,
+        sample,
+        curvature=settings.curvature,
+        weight=lambda batch: weights[id(batch)],
+        keep_batches=settings.keep_batches,
+        process_group=distributed.everybody(),  # each has a share of every batch
+    )
+    if settings.k > hessian.size:
+        raise UserError(
+            f"k = {settings.k} for the spectrum: the model has {hessian.size} parameters"
+        )
+    shared = {"seed": settings.seed, "on_host": settings.on_host}
+    start = time.perf_counter()
+    with _in_mode(model, settings.mode), _seeded(settings.seed):
+        trace = spectrum.trace(
+            hessian, settings.trace_matvecs, progress=progress("trace"), **shared
+        )
+        quadrature = spectrum.lanczos_quadrature(
+            hessian,
+            settings.num_lanczos_steps,
+            settings.num_repeats,
+            progress=progress("density"),
+            **shared,
+        )
+        with warnings.catch_warnings():  # `converged` says which have not
+            warnings.filterwarnings("ignore", "after .* products", RuntimeWarning)
+            top = spectrum.top_eigenvalues(
+                hessian,
+                settings.k,
+                max_matvecs=max(settings.max_matvecs, settings.k),
+                progress=progress("eigenvalues"),
+                **shared,
+            )
+    seconds = time.perf_counter() - start
+    images = round(distributed.total({"images": sum(weights.values())})["images"])
+    grid, density = spectrum.smooth(quadrature)
+    return Spectrum(
+        top, trace, quadrature, grid, density, hessian.size, images, epoch, settings, seconds
+    )
+
+
+def record_spectrum(
+    config: Config, directory: Path, task: Task, model: nn.Module, epoch: int
+) -> dict[str, float]:
+    """Compute the spectrum if it is due after `epoch` epochs, and write it into `spectra/`.
+
+    A spectrum that cannot be computed is passed over with a warning: it must not end a training.
+
+    Returns:
+        What the epoch's row says of it.
+    """
+    every = config.spectrum_every_epochs
+    if not every or epoch % every:
+        return {}
+    try:
+        found = compute_spectrum(task, model, epoch, config.spectrum)
+    except RuntimeError as error:  # not finite, or out of memory
+        warnings.warn(f"no spectrum after epoch {epoch}: {error}", stacklevel=2)
+        return {}
+    if distributed.is_main():
+        found.save(directory / "spectra" / f"epoch-{epoch:04d}.npz")
+    return found.row()
+
+
+@contextmanager
+def _in_mode(model: nn.Module, mode: str):
+    before = {module: module.training for module in model.modules()}
+    model.train(mode == "train")
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+@contextmanager
+def _seeded(seed: int):
+    """Dropout's masks, where there are any, are those of `seed`."""
+    before = checkpoint.random_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        checkpoint.restore_random_state(before)

@@ -1,0 +1,34 @@
+"""From a run's checkpoint back to its model."""
+
+from pathlib import Path
+
+from torch import nn
+
+from experiments.errors import UserError
+from experiments.plans.load import load
+from experiments.runs import checkpoint
+from experiments.runtime.device import build_device
+from experiments.runtime.paths import data_root
+from experiments.tasks import Task
+from experiments.tasks.registry import build_task
+
+
+def name_of(directory: Path) -> str:
+    """Data set, model, optimizer and run: the last parts of the path."""
+    return "/".join(directory.resolve().parts[-4:])
+
+
+def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
+    """The task and the model of a run as its checkpoint left it, and the epochs trained."""
+    config = load(directory / "config.yaml")
+    state = checkpoint.load(directory)
+    if state is None:
+        raise UserError(f"{directory} has no checkpoint that can be read")
+    device = build_device(config.model_copy(update={"device": device_name}))
+    task = build_task(config, device, data_root())
+    model = task.build_model()
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
+    return task, model, state["position"]["epoch"]

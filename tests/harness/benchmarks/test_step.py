@@ -1,0 +1,93 @@
+import json
+
+import pytest
+import torch
+
+from experiments.benchmarks import harness, intervals, step, zoo
+from experiments.reports.publish import insert
+
+
+@pytest.fixture(autouse=True)
+def small_machine(tmp_path, monkeypatch):
+    """Results go to a folder of the test; the public packages are not there."""
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    monkeypatch.setattr(harness, "import_module", missing)
+
+
+def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n")
+    arguments = ["--quick", "--network", "transformer", "--repetitions", "1", "--device", "cpu"]
+    assert step.main([*arguments, "--docs", str(page)]) == 0
+    output = capsys.readouterr()
+    assert "pip install 'adahessian[bench]'" in output.err
+    tables = [line for line in output.out.splitlines() if "written:" not in line]
+    assert max(len(line) for line in tables) <= 80
+    result = json.loads((tmp_path / "benchmarks" / "bench.json").read_text())
+    assert result["provenance"]["threads"] == torch.get_num_threads()
+    (data,) = result["data"]
+    assert list(data["seconds"]) == [
+        "SGD", "AdamW", "exact", "exact, every 2", "finite difference",
+        "finite difference, every 2",
+    ]  # fmt: skip
+    assert all(len(times) == 1 and times[0] > 0 for times in data["seconds"].values())
+    markdown = page.read_text()
+    assert markdown.startswith("before\n") and markdown.endswith("\nafter\n")
+    assert (
+        "old" not in markdown and "| SGD |" in markdown and "| timm | not installed |" in markdown
+    )
+
+
+def test_memory_is_that_of_a_step_and_of_the_optimizers_state():
+    """The exact door keeps a second graph; the state of AdamW is a copy larger than SGD's."""
+    methods = {method.label: method for method in step.methods(quick=True)}
+    chosen = ("SGD", "AdamW", "exact", "finite difference")
+    peak = {label: step.peak_memory(methods[label], "resnet20", True, "cpu") for label in chosen}
+    params = 4 * sum(p.numel() for p in zoo.resnet20().parameters())
+    assert 0.9 * params < peak["AdamW"] - peak["SGD"] < 2 * params
+    assert peak["exact"] > 1.8 * peak["SGD"]
+    assert peak["SGD"] < peak["finite difference"] < peak["exact"]
+
+
+def test_ratios_are_taken_within_a_repetition():
+    """Load that comes and goes between the repetitions cancels."""
+    load = [1.0, 5.0, 2.0]
+    result = {
+        "title": "a network",
+        "seconds": {"SGD": load, "exact": [3 * seconds for seconds in load]},
+        "memory": {"SGD": 2**20, "exact": 2**21},
+        "missing": [],
+    }
+    assert step.cost_table(result, 3).rows == [
+        ("SGD", "2000.0", "1.00", "1", "1.00"),
+        ("exact", "6000.0", "3.00", "2", "2.00"),
+    ]
+
+
+def test_a_page_without_its_marks_is_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench:begin -->")
+    with pytest.raises(ValueError, match="has no <!-- bench:begin -->"):
+        insert(page, "bench", "table")
+    assert page.read_text() == "<!-- bench:begin -->"
+
+
+def test_the_intervals_of_the_papers_table_8(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench-intervals:begin -->\n<!-- bench-intervals:end -->\n")
+    arguments = ["--quick", "--repetitions", "1", "--device", "cpu", "--docs", str(page)]
+    assert intervals.main(arguments) == 0
+    result = json.loads((tmp_path / "benchmarks" / "bench-intervals.json").read_text())
+    (table,) = result["tables"]
+    assert [row[:3] for row in table["rows"]] == [
+        ["ResNet-8", "exact", "SGD"],
+        ["ResNet-8", "exact", "Adam"],
+        ["ResNet-8", "finite difference", "SGD"],
+        ["ResNet-8", "finite difference", "Adam"],
+    ]
+    assert len(table["rows"]) == 4 and all(len(row) == 8 for row in table["rows"])
+    assert "| network | curvature | unit | k = 1 |" in page.read_text()

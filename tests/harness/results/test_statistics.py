@@ -1,0 +1,154 @@
+import math
+import random
+import statistics
+
+import pytest
+from scipy import stats
+from support.harness import REPOSITORY, finish_run, small_config
+
+from experiments.plans.load import load, resolve
+from experiments.results.published import paper_figures
+from experiments.results.statistics import compare, curve, mean_and_std, mean_interval, summarize
+from experiments.results.tables import Table, read_results
+from experiments.runs.reading import Run
+
+CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"
+
+
+def table(direction="max", headline="accuracy", **groups):
+    """A table of runs with the given last values."""
+    meta = {"headline": headline, "metrics": {headline: direction}}
+    return Table(
+        "title",
+        "name",
+        {
+            label: [
+                Run(None, meta, {}, [{"epoch": 1, f"test/{headline}": value}], "done")
+                for value in values
+            ]
+            for label, values in groups.items()
+        },
+    )
+
+
+def test_two_groups_get_welchs_interval():
+    a, b = [0.90, 0.92, 0.94, 0.95], [0.80, 0.86, 0.84]
+    best, (other,) = compare(table(b=b, a=a))
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (best, other.label) == ("a", "b")
+    assert other.mean == pytest.approx(statistics.mean(a) - statistics.mean(b))
+    assert other.interval == pytest.approx((expected.low, expected.high))
+    assert other.certain
+
+
+def test_more_groups_widen_the_intervals():
+    a, b = [0.90, 0.92, 0.94, 0.95], [0.80, 0.86, 0.84]
+    _, others = compare(table(a=a, b=b, c=[0.7, 0.75], d=[0.5]))
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(1 - 0.05 / 3)
+    assert [other.label for other in others] == ["b", "c", "d"]
+    assert others[0].interval == pytest.approx((expected.low, expected.high))
+    assert others[2].interval is None, "one seed has no spread"
+
+
+def test_where_less_is_better_the_least_is_best():
+    best, (other,) = compare(table("min", "perplexity", a=[20.0, 21.0], b=[30.0, 31.0]))
+    assert (best, other.label, other.mean, other.certain) == ("a", "b", pytest.approx(10), True)
+
+
+@pytest.mark.parametrize(
+    "b, certain", [([0.9, 0.9], None), ([0.8, 0.8], None), ([0.8, 0.81], True)]
+)
+def test_without_spread_there_is_no_interval(b, certain):
+    _, (other,) = compare(table(a=[0.9, 0.9], b=b))
+    assert (other.interval is None) == (certain is None)
+
+
+def test_one_group_alone_is_best():
+    assert compare(table(a=[0.5])) == ("a", [])
+
+
+def test_equal_optimizers_are_seldom_told_apart():
+    """Of 300 tables of four equal groups, at most 5 % (and chance) may claim a certain lead."""
+    draw = random.Random(0)
+    wrong = 0
+    for _ in range(300):
+        groups = {name: [draw.gauss(0.9, 0.01) for _ in range(4)] for name in "abcd"}
+        wrong += any(other.certain for other in compare(table(**groups))[1])
+    assert wrong <= stats.binom.ppf(0.999, 300, 0.05)
+
+
+def test_a_clear_lead_is_seen():
+    draw = random.Random(0)
+    groups = {
+        name: [draw.gauss(mean, 0.01) for _ in range(5)] for name, mean in (("a", 0.9), ("b", 0.8))
+    }
+    assert compare(table(**groups))[1][0].certain
+
+
+def test_the_interval_of_a_mean():
+    low, high = mean_interval([1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2)
+    assert (high - low) / 2 == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
+    assert mean_interval([1.0]) is None and mean_interval([2.0, 2.0]) is None
+    assert all(map(math.isnan, mean_interval([1.0, 2.0, math.nan])))
+
+
+def test_mean_and_std_as_shown():
+    assert mean_and_std(table(a=[0.8]), [0.8, 0.84]) == "82.00 ± 2.83"
+    assert mean_and_std(table(a=[0.8]), [0.8]) == "80.00"
+    assert mean_and_std(table("min", "loss", a=[0.0123]), [0.0123]) == "0.0123"
+
+
+def test_curves_of_runs_of_different_lengths(tmp_path):
+    finish_run(tmp_path, small_config(seed=1), [0.1, 0.2, 0.3])
+    finish_run(tmp_path, small_config(seed=2), [0.3])
+    runs = read_results(tmp_path).runs
+    runs[1].rows.append({"epoch": 2, "test/accuracy": math.nan})
+    found = curve(runs, "test/accuracy", 100)
+    assert found.epochs == [1, 2, 3]
+    assert found.means == pytest.approx([20, 20, 30])
+    assert found.stds == pytest.approx([statistics.stdev([10, 30]), 0, 0])
+    assert curve(runs, "hessian/trace").epochs == []
+
+
+def test_a_band_keeps_a_positive_edge():
+    runs = table("min", "loss", a=[0.01, 1.0]).runs
+    low, high = curve(runs, "test/loss").band()
+    assert 0 < low[0] < 0.505 < high[0]
+
+
+def test_rows_tell_seeds_times_and_hours(tmp_path):
+    for seed in (1, 2):
+        finish_run(tmp_path, small_config(seed=seed), [0.5, 0.9], step_seconds=0.02)
+    finish_run(tmp_path, small_config(optimizer="adahessian"), [0.7], 0.05)
+    sgd, adahessian = summarize(read_results(tmp_path).tables[0])
+    assert (sgd.label, sgd.last, sgd.best) == ("sgd", [0.9, 0.9], [0.9, 0.9])
+    assert (sgd.step_seconds, sgd.ratio, adahessian.ratio) == (0.02, 1, 2.5)
+    assert sgd.hours == pytest.approx(4 / 3600)
+
+
+def test_without_times_there_is_no_ratio():
+    (row,) = summarize(read := _without_times())
+    assert read.headline == "accuracy"
+    assert math.isnan(row.step_seconds) and row.hours == 0
+
+
+def _without_times():
+    found = table(sgd=[0.5])
+    for run in found.runs:
+        run.meta |= {"dataset": "digits", "signature": "0"}
+        run.config["best_epoch_split"] = "test"
+    return found
+
+
+def test_the_papers_figure_stands_beside_its_protocol_only(tmp_path):
+    paper = load(CIFAR10)
+    finish_run(tmp_path, resolve(paper, "adahessian", 1), [0.9])
+    finish_run(tmp_path, resolve(load(CIFAR10, ["epochs=3"]), "adahessian", 1), [0.9])
+    figures = {table.title: summarize(table)[0].paper for table in read_results(tmp_path).tables}
+    assert figures == {
+        "cifar10 resnet20 epochs=160": "92.13 ± 0.18",
+        "cifar10 resnet20 epochs=3": "",
+    }
+    networks = sum(dataset == "cifar10" for dataset, _ in paper_figures())
+    assert networks == 2 * (4 + 4), "Table 2, and the intervals beyond 1 of Table 8"

@@ -1,0 +1,120 @@
+import shutil
+
+import numpy
+import pytest
+from support.harness import finish_run, small_config
+
+from experiments.errors import UserError
+from experiments.results.tables import read_results
+from experiments.runs.directory import RunDirectory
+from experiments.runs.jsonlines import read_rows
+
+
+def tables(root):
+    return read_results(root).tables
+
+
+def test_protocols_are_never_mixed(tmp_path):
+    finish_run(tmp_path, small_config(), [0.5])
+    finish_run(tmp_path, small_config("epochs=3"), [0.6])
+    titles = [table.title for table in tables(tmp_path)]
+    assert sorted(titles) == ["digits resnet8 epochs=2", "digits resnet8 epochs=3"]
+
+
+def test_settings_of_one_optimizer_are_groups_of_their_own(tmp_path):
+    finish_run(tmp_path, small_config(), [0.5])
+    finish_run(tmp_path, small_config("optimizers.sgd.lr=0.2"), [0.6])
+    finish_run(tmp_path, small_config(optimizer="adam"), [0.7])
+    (table,) = tables(tmp_path)
+    assert sorted(table.groups) == ["adam", "sgd lr=0.1", "sgd lr=0.2"]
+
+
+def test_settings_are_sorted_by_the_size_of_their_numbers(tmp_path):
+    for rate in (0.2, 0.1, 0.05, 10.0, 9.0):
+        finish_run(tmp_path, small_config(f"optimizers.sgd.lr={rate}"), [0.5])
+    (table,) = tables(tmp_path)
+    assert list(table.groups) == [f"sgd lr={rate}" for rate in (0.05, 0.1, 0.2, 9.0, 10.0)]
+
+
+def test_the_best_epoch_is_that_of_the_configured_split(tmp_path):
+    config = small_config("dataset.validation_size=100", "best_epoch_split=val")
+    directory = RunDirectory(tmp_path, config)
+    directory.path.mkdir(parents=True)
+    directory.describe({"commit": "c"}, {"loss": "min", "accuracy": "max"}, "accuracy")
+    for val, test in ((0.5, 0.9), (0.8, 0.7), (0.6, 0.6)):
+        directory.append({"val/accuracy": val, "test/accuracy": test, "time/step_seconds": 1.0})
+    directory.finish("accuracy", "max")
+    (run,) = read_results(tmp_path).runs
+    assert (run.last(), run.best()) == (0.6, 0.7)
+
+
+def test_dataset_and_model_choose(tmp_path):
+    finish_run(tmp_path, small_config(), [0.5])
+    finish_run(tmp_path, small_config("model.depth=14"), [0.5])
+    assert len(read_results(tmp_path).runs) == 2
+    (run,) = read_results(tmp_path, "digits", "resnet14").runs
+    assert run.meta["model"] == "resnet14"
+    with pytest.raises(UserError, match="no finished run below .* \\(no run at all\\)"):
+        read_results(tmp_path, "cifar10")
+
+
+def test_half_a_line_is_passed_over_and_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 1, "a": 0.5}\n\n[1]\n{"epoch": 2, "a"')
+    assert read_rows(path) == ([{"epoch": 1, "a": 0.5}], "3 damaged line(s) in metrics.jsonl")
+    path.write_bytes(b'{"epoch": 1}\n\xff\xfe')
+    assert read_rows(path) == ([{"epoch": 1}], "1 damaged line(s) in metrics.jsonl")
+    assert read_rows(tmp_path / "none") == ([], "")
+
+
+def test_what_is_not_done_is_left_out_and_counted(tmp_path):
+    places = [finish_run(tmp_path, small_config(seed=seed), [0.5]).path for seed in range(1, 5)]
+    (places[1] / "DONE").unlink()
+    (places[2] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n{"ep')
+    (places[3] / "metrics.jsonl").write_text("")
+    results = read_results(tmp_path)
+    assert results.left_out == "1 killed, 2 no result run(s) left out"
+    assert [run.meta["seed"] for run in results.tables[0].runs] == [1]
+    (run,) = (run for run in results.having("no result") if run.meta["seed"] == 3)
+    assert run.problem == "its last test/accuracy is nan; 1 damaged line(s) in metrics.jsonl"
+
+
+def test_what_cannot_be_read_is_listed_with_the_reason(tmp_path):
+    finish_run(tmp_path, small_config(seed=1), [0.5])
+    paths = [finish_run(tmp_path, small_config(seed=seed), [0.5]).path for seed in (2, 3, 4, 5)]
+    (paths[0] / "meta.json").write_text("{")
+    (paths[1] / "config.yaml").write_text("a: [")
+    (paths[2] / "config.yaml").unlink()
+    (paths[3] / "meta.json").write_text('{"dataset": "digits"}')
+    results = read_results(tmp_path)
+    assert set(results.unreadable) == set(paths)
+    assert "JSONDecodeError" in results.unreadable[paths[0]]
+    assert "not valid YAML" in results.unreadable[paths[1]]
+    assert "config.yaml" in results.unreadable[paths[2]]
+    assert "KeyError" in results.unreadable[paths[3]]
+    assert len(results.runs) == 1 and results.left_out == "4 unreadable run(s) left out"
+
+
+def test_an_empty_root_says_so(tmp_path):
+    shutil.rmtree(finish_run(tmp_path, small_config(), [0.5]).path)
+    with pytest.raises(UserError, match="no finished run below .*no run at all"):
+        read_results(tmp_path)
+
+
+def test_the_initialization_is_epoch_0_and_damaged_spectra_are_left_out(tmp_path):
+    folder = finish_run(tmp_path, small_config(), [0.5], **{"hessian/trace": 2.0}).path / "spectra"
+    folder.mkdir()
+    grid = numpy.linspace(-1, 3, 5)
+    arrays = {"grid": grid, "density": grid**2, "eigenvalues": numpy.array([3.0, 1.0])}
+    numpy.savez(folder / "epoch-0000.npz", trace=7.0, trace_standard_error=0.5, **arrays)
+    (folder / "epoch-0001.npz").write_bytes((folder / "epoch-0000.npz").read_bytes()[:100])
+    (folder / "epoch-0002.npz").write_text("nothing")
+    numpy.savez(folder / "epoch-0003.npz", grid=grid)
+    later = {**arrays, "trace": 1.0, "trace_standard_error": 0.1}
+    numpy.savez(folder.parent / "spectrum.npz", epoch=9, settings="{}", **later)
+    (run,) = read_results(tmp_path).runs
+    assert sorted(run.spectra()) == [0, 9], "the other files are damaged"
+    assert run.series("hessian/trace") == {0: 7.0, 1: 2.0}
+    assert run.series("hessian/trace_standard_error") == {0: 0.5}
+    assert run.series("hessian/top_eigenvalue_2") == {0: 1.0}
+    assert (run.last(), run.epoch()) == (0.5, 1)

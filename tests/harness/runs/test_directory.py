@@ -1,0 +1,115 @@
+import io
+import json
+
+import pytest
+from support.harness import small_config
+
+from experiments.config.signature import protocol, signature
+from experiments.errors import UserError
+from experiments.plans.load import load
+from experiments.runs import provenance as runs_provenance
+from experiments.runs.directory import RunDirectory
+from experiments.runs.metrics import best_row, read_metrics, without_times
+from experiments.runtime.progress import Progress
+
+
+@pytest.fixture
+def directory(tmp_path):
+    directory = RunDirectory(tmp_path, small_config(seed=4))
+    directory.path.mkdir(parents=True)
+    return directory
+
+
+def test_the_path_names_data_model_optimizer_signature_and_seed(tmp_path, directory):
+    config = directory.config
+    expected = tmp_path / "digits" / "resnet8" / "sgd" / f"{signature(config)}-s4"
+    assert directory.path == expected
+
+
+def test_description(directory):
+    for number in (1, 2):
+        directory.describe({"commit": number}, {"loss": "min", "accuracy": "max"}, "accuracy")
+    assert load(directory.path / "config.yaml") == directory.config
+    meta = directory.meta()
+    assert meta["sessions"] == [{"commit": 1}, {"commit": 2}]
+    assert meta["signature"] == signature(directory.config)
+    assert meta["protocol"] == protocol(directory.config)
+    assert (meta["optimizer"], meta["seed"], meta["headline"]) == ("sgd", 4, "accuracy")
+
+
+def test_a_session_tells_commit_versions_and_device():
+    import torch
+
+    session = runs_provenance.session(torch.device("cpu"))
+    assert {"commit", "dirty", "command", "torch", "python", "host", "started"} <= set(session)
+    assert session["device"] == "cpu" and session["torch"] == torch.__version__
+    json.dumps(session)
+
+
+def test_metrics_are_cut_back(directory):
+    directory.cut_metrics(0)
+    directory.append({"epoch": 1})
+    size = directory.metrics_size()
+    directory.append({"epoch": 2})
+    directory.cut_metrics(size)
+    directory.append({"epoch": 3})
+    assert read_metrics(directory.metrics_path) == [{"epoch": 1}, {"epoch": 3}]
+    with pytest.raises(UserError, match="is shorter than when the checkpoint was saved"):
+        directory.cut_metrics(1000)
+
+
+def test_the_summary_names_last_and_best_epoch(directory):
+    for epoch, accuracy in enumerate((0.5, 0.9, 0.9, 0.8), 1):
+        directory.append({"epoch": epoch, "test/accuracy": accuracy, "time/x": 1.0})
+    assert not directory.done
+    directory.finish("accuracy", "max")
+    assert directory.done
+    summary = json.loads((directory.path / "DONE").read_text())
+    assert summary == {
+        "last_epoch": {"epoch": 4, "test/accuracy": 0.8},
+        "best_epoch": {"epoch": 2, "test/accuracy": 0.9},
+        "best_epoch_split": "test",
+    }
+
+
+def test_rows():
+    rows = [{"a": 2, "time/b": 1}, {"a": 1}, {"a": 1, "b": 0}]
+    assert without_times(rows[0]) == {"a": 2}
+    assert best_row(rows, "a", "min") == {"a": 1}
+    assert best_row(rows, "a", "max") == rows[0]
+
+
+def test_one_process_at_a_time(tmp_path):
+    config = small_config()
+    with (
+        RunDirectory(tmp_path, config).locked(),
+        pytest.raises(UserError, match="another process"),
+        RunDirectory(tmp_path, config).locked(),
+    ):
+        pass
+    with RunDirectory(tmp_path, config).locked():
+        pass
+
+
+def test_off_a_terminal_progress_is_a_line_now_and_then():
+    stream = io.StringIO()
+    with Progress("run", 10, stream) as progress:
+        progress.step(1)
+        progress.note("first")
+        progress.last_line -= 100
+        progress.note("second")
+        progress.note("third")
+        progress.note("end", last=True)
+    assert stream.getvalue() == "run: second\nrun: end\n"
+
+
+def test_on_a_terminal_progress_is_a_bar():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with Progress("my run", 10, stream) as progress:
+        progress.step(10)
+        progress.note("epoch 1/1")
+    assert "my run" in stream.getvalue() and "100%" in stream.getvalue()

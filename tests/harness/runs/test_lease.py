@@ -1,0 +1,182 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.harness import DIGITS, REPOSITORY, SMALL, small_config
+from support.training import assert_equal, result, train_here
+
+from experiments.runs import attempts, lease
+from experiments.runs.directory import RunDirectory
+from experiments.runs.lease import Lease, LeaseHeld, LeaseLost
+from experiments.runtime import stopping
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def elsewhere(directory, age=0.0):
+    """Make the lease look as if its owner lived under another kernel, `age` seconds ago."""
+    path = directory / "lease.json"
+    owner = {**lease.read(path), "kernel": "another one", "host": "n7", "job": "12_3"}
+    path.write_text(json.dumps(owner))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def leave_behind(directory, age=0.0):
+    """The lease of an owner on another node, dead since `age`."""
+    one = Lease(directory)
+    with one.held(wait=False):
+        content = one.path.read_text()
+    one.path.write_text(content)
+    elsewhere(directory, age)
+
+
+def test_held_by_one_and_gone_afterwards(tmp_path):
+    first, second = Lease(tmp_path), Lease(tmp_path)
+    with first.held(wait=False):
+        assert lease.alive(tmp_path)
+        with (
+            pytest.raises(LeaseHeld, match=rf"another process is training .* {os.getpid()} on "),
+            second.held(wait=False),
+        ):
+            pass
+        first.check()
+        assert names(tmp_path) == ["lease.json"]
+    assert names(tmp_path) == [] and not lease.alive(tmp_path)
+    with second.held(wait=False):
+        second.check()
+
+
+def test_an_owner_that_died_here_is_replaced_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "STALE_SECONDS", 1e9)
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from experiments.runs.lease import Lease\n"
+        f"with Lease(Path({str(tmp_path)!r})).held(wait=False): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY)
+    assert done.returncode == -signal.SIGKILL and names(tmp_path) == ["lease.json"]
+    assert not lease.alive(tmp_path)
+    with Lease(tmp_path).held(wait=False):
+        assert names(tmp_path) == ["lease.json"]
+
+
+def test_an_owner_on_another_node_is_replaced_when_its_heart_stops(tmp_path):
+    """Its clock is not trusted: an old time stamp says nothing, one that stands still does."""
+    leave_behind(tmp_path, age=-1e6)
+    start = time.monotonic()
+    with Lease(tmp_path).held(wait=False):
+        assert 0.5 < time.monotonic() - start < 5
+    assert names(tmp_path) == []
+
+
+def test_an_owner_on_another_node_that_is_alive_is_not(tmp_path):
+    leave_behind(tmp_path, age=1e6)
+    script = f"import os, time\nwhile True: os.utime({str(tmp_path / 'lease.json')!r}, None); " \
+        "time.sleep(0.05)"  # fmt: skip
+    heart = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        with (
+            pytest.raises(LeaseHeld, match="job 12_3, process .* on n7"),
+            Lease(tmp_path).held(wait=False),
+        ):
+            pass
+    finally:
+        heart.kill()
+        heart.wait()
+
+
+def test_who_waits_gets_it_when_the_first_is_done_and_can_be_stopped_before(tmp_path, capsys):
+    first = Lease(tmp_path)
+    with first.held(wait=False):
+        with (
+            pytest.raises(stopping.Stopped),
+            stopping.listening(),
+        ):
+            os.kill(os.getpid(), signal.SIGUSR2)
+            with Lease(tmp_path).held(wait=True):
+                pass
+    assert "waiting for process" in capsys.readouterr().out
+
+
+def test_who_was_taken_for_dead_writes_nothing_more(tmp_path):
+    directory = RunDirectory(tmp_path, small_config())
+    with pytest.raises(LeaseLost, match="taken over by process .* it stops without writing"):
+        with directory.locked():
+            directory.append({"epoch": 1})
+            before = attempts.read(directory.path)
+            directory.lease.path.unlink()
+            with RunDirectory(tmp_path, small_config()).locked():
+                for write in (
+                    lambda: directory.append({"epoch": 2}),
+                    lambda: directory.cut_metrics(0),
+                    lambda: directory.save_checkpoint({}),
+                    lambda: directory.describe({}, {}, ""),
+                ):
+                    with pytest.raises(LeaseLost):
+                        write()
+                directory.append({"epoch": 2})
+    assert directory.metrics_path.read_text() == '{"epoch": 1}\n'
+    assert not (directory.path / "checkpoint.pt").exists()
+    assert len(before) == 1
+
+
+def test_burying_spares_a_lease_that_is_not_the_dead_one(tmp_path):
+    """Two processes that saw the same death: the slower one must not remove the faster's."""
+    leave_behind(tmp_path)
+    dead = lease.read(tmp_path / "lease.json")["token"]
+    (tmp_path / "lease.json").unlink()
+    slower, faster = Lease(tmp_path), Lease(tmp_path)
+    with faster.held(wait=False):
+        slower.token = "slower"
+        slower._bury(dead)
+        faster.check()
+        assert names(tmp_path) == ["lease.json"]
+
+
+@pytest.mark.slow
+def test_a_frozen_training_is_taken_over_and_stops_when_it_wakes(tmp_path):
+    """Two real processes: the first is stopped (SIGSTOP) for longer than a lease lives."""
+    overrides = ("epochs=12", "checkpoint_every_steps=4")
+    arguments = [str(DIGITS), *SMALL, *overrides, "optimizer=adahessian"]
+    script = (
+        "import sys; from experiments import lease, run; lease.HEARTBEAT_SECONDS = 0.1\n"
+        f"lease.STALE_SECONDS = 3.0; sys.exit(run.main({arguments!r}))"
+    )
+    environment = {**os.environ, "RUNS_ROOT": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
+    config = small_config(*overrides, optimizer="adahessian")
+    directory = RunDirectory(tmp_path / "runs", config)
+
+    def start():
+        return subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, env=environment,
+                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    first = start()
+    while not (directory.path / "checkpoint.pt").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    time.sleep(3)
+    second = start()
+    while len(attempts.read(directory.path)) < 2:
+        assert second.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGCONT)
+    _, errors = first.communicate(timeout=60)
+    assert first.returncode == 2 and "taken over by process" in errors, errors
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 0, errors
+    assert [one.reason for one in attempts.read(directory.path)] == [None, "done"]
+    assert_equal(result(directory), result(train_here(tmp_path / "whole", config)))

@@ -1,0 +1,147 @@
+"""Two real processes (gloo) train what one process trains.
+
+tests/cluster/test_slurm.py does so on Slurm.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from support.harness import DIGITS, REPOSITORY
+from support.training import train_here
+
+from experiments.errors import UserError
+from experiments.plans.load import load, resolve
+from experiments.runs import attempts
+from experiments.runs.directory import RunDirectory
+from experiments.runs.metrics import read_metrics, without_times
+from experiments.runtime import distributed
+from experiments.tasks.image_classification.task import ImageClassification
+
+OVERRIDES = (
+    "model.name=convnet", "model.depth=3", "dtype=float64", "epochs=3", "checkpoint_every_epochs=3",
+    "optimizers.adahessian.update_interval=2",
+)  # fmt: skip
+MEASURED = (
+    "curvature_statistics=true", "spectrum_every_epochs=3", "spectrum.batches=2", "spectrum.k=2",
+    "spectrum.num_lanczos_steps=8", "spectrum.trace_matvecs=6",
+)  # fmt: skip
+DIFFERENCE = "optimizers.adahessian.curvature=finite_difference"
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+
+
+def test_one_process_does_nothing_special():
+    loss, indices = torch.tensor(3.0), torch.arange(5)
+    assert distributed.is_main() and distributed.everybody() is None
+    assert distributed.weighted(loss, torch.tensor(5)) is loss
+    assert torch.equal(distributed.share(indices), indices)
+    assert list(distributed.own([1, 2, 3])) == [1, 2, 3]
+    assert distributed.total({"a": 1.0}) == {"a": 1.0} and distributed.agree(7) == 7
+
+
+def test_the_share_of_one_of_two(second_of_two):
+    assert not distributed.is_main()
+    assert distributed.share(torch.arange(5)).tolist() == [3, 4]
+    assert list(distributed.own("abcde")) == ["b", "d"]
+
+
+def test_the_shares_are_the_batch_whatever_the_world(monkeypatch):
+    """Also augmentation: it is drawn for the position in the epoch, not in the share."""
+    config = load(DIGITS, ["batch_size=100"])
+
+    def batches(world, rank):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("RANK", str(rank))
+        task = ImageClassification(config, torch.device("cpu"), None)
+        return list(task.training_batches(3, 5))
+
+    (whole, *_), shares = batches(1, 0), [batches(3, rank)[0] for rank in range(3)]
+    assert torch.equal(torch.cat([share.inputs for share in shares]), whole.inputs)
+    assert torch.equal(torch.cat([share.labels for share in shares]), whole.labels)
+
+
+def test_what_cannot_be_shared_is_refused(second_of_two):
+    from torch import nn
+
+    with pytest.raises(UserError, match="batch_size = 1296: the last batch .* has 1 images"):
+        ImageClassification(load(DIGITS, ["batch_size=1296"]), torch.device("cpu"), None)
+    with pytest.raises(UserError, match="batch normalization over several processes needs GPUs"):
+        distributed.prepare_model(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), False)
+
+
+def start(root, optimizer, *overrides):
+    """The real command, twice, as torchrun would start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "error", "-m", "experiments.run", str(DIGITS), *OVERRIDES,
+               *overrides, f"optimizer={optimizer}"]  # fmt: skip
+    environment = {**os.environ, "RUNS_ROOT": str(root), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    return [
+        subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+                         env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def end(processes):
+    outputs = [one.communicate(timeout=240)[1] for one in processes]
+    return [one.returncode for one in processes], "\n".join(outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "overrides", "tolerance"),
+    [("sgd", (), 1e-10), ("adahessian", MEASURED, 1e-10), ("adahessian", (DIFFERENCE,), 1e-5)],
+)
+def test_two_processes_compute_what_one_does(optimizer, overrides, tolerance, tmp_path):
+    """To 1e-10 with exact derivatives, to 1e-5 with the finite difference, which magnifies
+    rounding; float64. The last batch of an epoch, 17 images, is not shared equally."""
+    config = resolve(load(DIGITS, [*OVERRIDES, *overrides]), optimizer, 1)
+    directory = RunDirectory(tmp_path / "two", config)
+    codes, output = end(start(tmp_path / "two", optimizer, *overrides))
+    assert codes == [0, 0], output
+    whole = train_here(tmp_path / "one", config)
+    ours, theirs = (
+        [without_times(row) for row in read_metrics(one.metrics_path)] for one in (directory, whole)
+    )
+    assert len(ours) == 3
+    for row, reference in zip(ours, theirs, strict=True):
+        curvature = {key for key in reference if key.startswith("hessian/")}
+        for keys, bound in ((reference.keys() - curvature, tolerance), (curvature, 1e-4)):
+            expected = {key: reference[key] for key in keys}
+            assert {k: row[k] for k in keys} == pytest.approx(expected, rel=bound, abs=bound)
+        assert row.keys() == reference.keys()
+    assert ("hessian/top_eigenvalue_2" in ours[-1]) == (overrides == MEASURED)
+    weights = (
+        torch.load(one.path / "checkpoint.pt", weights_only=True)["model"]
+        for one in (directory, whole)
+    )
+    torch.testing.assert_close(*weights, rtol=tolerance, atol=tolerance)
+    assert len(attempts.read(directory.path)) == 1  # one of them writes
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_both_at_the_same_step(tmp_path):
+    overrides = ("epochs=40", "checkpoint_every_epochs=40")
+    config = resolve(load(DIGITS, [*OVERRIDES, *overrides]), "sgd", 1)
+    directory = RunDirectory(tmp_path, config)
+    processes = start(tmp_path, "sgd", *overrides)
+    while not directory.metrics_size():
+        assert all(one.poll() is None for one in processes)
+        time.sleep(0.01)
+    processes[0].send_signal(signal.SIGTERM)
+    codes, output = end(processes)
+    assert codes == [143, 143], output
+    assert (directory.path / "checkpoint.pt").exists() and not directory.done

@@ -1,0 +1,167 @@
+import gzip
+import hashlib
+import pickle
+import socket
+import struct
+
+import numpy as np
+import pytest
+import torch
+from support.harness import REPOSITORY
+
+from experiments.errors import UserError
+from experiments.plans.load import load, resolve
+from experiments.tasks.image_classification import datasets as module
+from experiments.tasks.image_classification.task import ImageClassification
+
+CPU = torch.device("cpu")
+
+
+def test_split_by_class_takes_each_example_once():
+    labels = torch.tensor([0] * 7 + [1] * 5 + [2] * 9)
+    rest, held_out = module.split_by_class(labels, 8, seed=0)
+    assert sorted(torch.cat([rest, held_out]).tolist()) == list(range(21))
+    assert sorted(labels[held_out].bincount().tolist()) == [2, 3, 3]
+
+
+def test_the_digits_are_scikit_learns(tmp_path):
+    from sklearn.datasets import load_digits
+
+    train, test = module.digits(tmp_path)
+    assert (len(train.labels), test.labels.bincount().tolist()) == (1297, [50] * 10)
+    expected = load_digits()
+    rows = {
+        (*pixels.tolist(), label)
+        for part in (train, test)
+        for pixels, label in zip(part.pixels.flatten(1), part.labels.tolist(), strict=True)
+    }
+    pairs = zip(expected.data, expected.target.tolist(), strict=True)
+    assert rows == {(*map(int, pixels), label) for pixels, label in pairs}
+
+
+# ---------------------------------------------------------------------------------------- CIFAR
+
+
+def write_cifar(dataset, root, key, monkeypatch):
+    """Write 40 random images per file in CIFAR's format, and tell torchvision their MD5 sums."""
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    classes = 10 if key == "labels" else 100
+    written = []
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for kind in ("train_list", "test_list"):
+        entries = []
+        for name, _ in getattr(dataset, kind):
+            data = random.integers(0, 256, (40, 3072), dtype=np.uint8)
+            labels = random.permutation(np.arange(40) % classes).tolist()
+            labels[0] = classes - 1
+            entries.append([name, write(name, {"data": data, key: labels})])
+            written.append((data, labels))
+        monkeypatch.setattr(dataset, kind, entries)
+    names = {dataset.meta["key"]: [str(number) for number in range(classes)]}
+    md5 = write(dataset.meta["filename"], names)
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": md5})
+    return written
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "key"), [("cifar10", 20, "labels"), ("cifar100", 32, "fine_labels")]
+)
+def test_cifar_is_read_from_its_own_format(name, depth, key, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    written = write_cifar(dataset, tmp_path, key, monkeypatch)
+    config = load(REPOSITORY / "configs" / name / f"resnet{depth}.yaml")
+    task = ImageClassification(resolve(config, "sgd", 1), CPU, tmp_path)
+    *train, (test_data, test_labels) = written
+    pixels = np.concatenate([data for data, _ in train]).reshape(-1, 3, 32, 32)
+    assert np.array_equal(task.data.train.pixels.numpy(), pixels)
+    assert task.data.train.pixels.is_contiguous() and task.data.train.pixels.dtype == torch.uint8
+    assert task.data.train.labels.tolist() == [label for _, labels in train for label in labels]
+    assert np.array_equal(task.data.splits["test"].pixels.numpy().reshape(40, 3072), test_data)
+    assert task.data.splits["test"].labels.tolist() == test_labels
+    batch = next(task.evaluation_batches("test"))
+    image = test_data[0].reshape(3, 32, 32) / 255
+    expected = (image - np.array(config.dataset.mean)[:, None, None]) / np.array(
+        config.dataset.std
+    )[:, None, None]
+    assert np.allclose(batch.inputs[0].numpy(), expected, atol=1e-5)
+    assert task.data.num_classes == (10 if name == "cifar10" else 100)
+
+
+def test_a_damaged_cifar_file_is_noticed(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    write_cifar(CIFAR10, tmp_path, "labels", monkeypatch)
+    path = tmp_path / CIFAR10.base_folder / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match="cifar-10-batches-py is damaged"):
+        module.cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("reader", "file"),
+    [
+        (module.cifar10, "cifar-10-batches-py/data_batch_1"),
+        (module.cifar100, "cifar-100-python/train"),
+        (module.fashion_mnist, "FashionMNIST/raw/train-images-idx3-ubyte"),
+    ],
+)
+def test_missing_data_without_a_network_names_folder_file_and_way_out(
+    reader, file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "can_connect", lambda url: False)
+    monkeypatch.setattr(module, "DEBIAN_FASHION_MNIST", tmp_path)
+    with pytest.raises(UserError) as caught:
+        reader(tmp_path)
+    message = str(caught.value)
+    assert f"{tmp_path / file} is not there" in message
+    assert "DATA_ROOT" in message and "`make quickstart` needs no download" in message
+
+
+def test_a_failing_download_is_told(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def fail(self):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(module, "can_connect", lambda url: True)
+    monkeypatch.setattr(CIFAR10, "download", fail)
+    with pytest.raises(UserError, match="its download failed: connection reset"):
+        module.cifar10(tmp_path)
+    assert socket.getdefaulttimeout() is None
+
+
+# -------------------------------------------------------------------------------- Fashion-MNIST
+
+
+def write_idx(path, values):
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    content = header + values.tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize(("folder", "suffix"), [("FashionMNIST/raw", ""), ("debian", ".gz")])
+def test_fashion_mnist_is_read_from_both_places(folder, suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    random = np.random.default_rng(0)
+    written = {}
+    for part, count in (("train", 30), ("t10k", 20)):
+        written[part] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte{suffix}", written[part])
+        write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte{suffix}", labels)
+    train, test = module.fashion_mnist(tmp_path)
+    assert np.array_equal(train.pixels.numpy()[:, 0], written["train"])
+    assert np.array_equal(test.pixels.numpy()[:, 0], written["t10k"])
+    assert test.labels.tolist() == [number % 10 for number in range(20)]
+    (tmp_path / folder / f"t10k-labels-idx1-ubyte{suffix}").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged"):
+        module.fashion_mnist(tmp_path)

@@ -1,0 +1,252 @@
+import math
+import warnings
+
+import pytest
+import torch
+from support.harness import interrupted, small_config, until_done
+
+from experiments.runs.directory import RunDirectory
+from experiments.runs.metrics import read_metrics, without_times
+from experiments.tasks.registry import build_task
+from experiments.training import loop
+from experiments.training.schedule import group_values
+
+CPU = torch.device("cpu")
+
+
+def run(root, config):
+    directory = RunDirectory(root, config)
+    with directory.locked():
+        loop.train(config, directory, root)
+    return directory
+
+
+DIFFERENCE = "optimizers.adahessian.curvature=finite_difference"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "override"),
+    [("sgd", ""), ("adam", ""), ("adamw", ""), ("adahessian", ""), ("adahessian", DIFFERENCE)],
+)
+def test_a_short_training_learns(optimizer, override, tmp_path):
+    """Eight epochs reach what a broken optimizer would not: chance is 10 %."""
+    config = small_config("epochs=8", *filter(None, [override]), optimizer=optimizer)
+    directory = run(tmp_path, config)
+    last = read_metrics(directory.metrics_path)[-1]
+    assert last["test/accuracy"] > 0.8
+    assert directory.done
+
+
+def test_rows_hold_what_the_schema_says(tmp_path):
+    config = small_config("dataset.validation_size=100", "checkpoint_every_steps=4")
+    rows = read_metrics(run(tmp_path, config).metrics_path)
+    parts = [f"{split}/{key}" for split in ("train", "val", "test") for key in ("loss", "accuracy")]
+    times = ["time/epoch_seconds", "time/step_seconds"]
+    assert [list(row) for row in rows] == [["step", "epoch", "learning_rate", *parts, *times]] * 2
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 10), (2, 20)]
+    assert all(0 < row["time/step_seconds"] < row["time/epoch_seconds"] for row in rows)
+
+
+def test_two_runs_of_one_seed_are_bitwise_equal_and_other_seeds_differ(tmp_path):
+    def rows(root, seed):
+        config = small_config("epochs=1", optimizer="adahessian", seed=seed)
+        path = run(tmp_path / root, config).metrics_path
+        return [without_times(row) for row in read_metrics(path)]
+
+    assert rows("a", 1) == rows("b", 1) != rows("c", 2)
+
+
+def test_the_curvatures_error_is_recorded_and_changes_nothing(tmp_path):
+    def rows(root, *overrides):
+        config = small_config("epochs=3", DIFFERENCE, *overrides, optimizer="adahessian")
+        path = run(tmp_path / root, config).metrics_path
+        return [without_times(row) for row in read_metrics(path)]
+
+    plain, measured = rows("a"), rows("b", "curvature_error_every_epochs=2")
+    errors = {key: measured[1].pop(key) for key in list(measured[1]) if key.startswith("hessian/")}
+    assert plain == measured
+    assert 0 < errors["hessian/relative_error_median"] < 0.05
+    assert errors["hessian/mean_ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_step_counts_the_first_evaluation_of_the_closure():
+    """An optimizer may evaluate the closure again, elsewhere, for its curvature."""
+    task = build_task(small_config(), CPU, None)
+    torch.manual_seed(0)
+    model = task.build_model()
+
+    class Twice(torch.optim.SGD):
+        def step(self, closure):
+            with torch.enable_grad():
+                first = closure()
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(0.1)
+            with torch.enable_grad():
+                closure()
+            return first
+
+    batch = next(task.training_batches(0, 0))
+    expected = loop.optimizer_step(task, model, torch.optim.SGD(model.parameters(), lr=0.0), batch)
+    assert loop.optimizer_step(task, model, Twice(model.parameters()), batch) == expected
+    assert expected["weight"] == 128
+    assert expected["loss"] == pytest.approx(128 * math.log(10), rel=0.5)
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_the_graph_is_kept_only_where_the_optimizer_asks(needed):
+    task = build_task(small_config(), CPU, None)
+    model = task.build_model()
+    graphs = []
+
+    class Asking(torch.optim.SGD):
+        needs_graph = needed
+
+        def step(self, closure):
+            with torch.enable_grad():
+                closure()
+            graphs.append(next(iter(model.parameters())).grad.grad_fn is not None)
+            self.zero_grad()  # or the cycle of parameter, gradient and graph outlives us
+
+    batch = next(task.training_batches(0, 0))
+    with warnings.catch_warnings():  # torch's, about the reference cycle that we cut above
+        warnings.simplefilter("ignore")
+        loop.optimizer_step(task, model, Asking(model.parameters()), batch)
+    assert graphs == [needed]
+
+
+def test_after_epochs_reaches_the_optimizer(tmp_path, monkeypatch):
+    seen = []
+    step = loop.optimizer_step
+
+    def spy(task, model, optimizer, batch):
+        seen.append((optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["lr"]))
+        return step(task, model, optimizer, batch)
+
+    monkeypatch.setattr(loop, "optimizer_step", spy)
+    run(tmp_path, small_config("optimizers.sgd.after_epochs={1: {momentum: 0.5}}"))
+    assert [momentum for momentum, _ in seen] == [0.9] * 11 + [0.5] * 11
+    assert seen[-1][1] == pytest.approx(0.001)
+
+
+CONVNET = ("model.name=convnet", "model.depth=3", "dtype=float64")  # no batch normalization
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "override", "tolerance"),
+    [("sgd", "seed=1", 1e-12), ("adahessian", "seed=1", 1e-10), ("adahessian", DIFFERENCE, 1e-4)],
+)
+def test_micro_batches_change_nothing_but_the_order_of_additions(
+    optimizer, override, tolerance, tmp_path
+):
+    """Where no layer looks at several images. 128 images in five parts, not all of one size."""
+
+    def trained(root, *overrides):
+        config = small_config(*CONVNET, "epochs=1", override, *overrides, optimizer=optimizer)
+        directory = run(tmp_path / root, config)
+        (row,) = read_metrics(directory.metrics_path)
+        weights = torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"]
+        return without_times(row), weights
+
+    measured = ("curvature_error_every_epochs=1",) if override == DIFFERENCE else ()
+    whole, parts = trained("whole"), trained("parts", "micro_batches=5", *measured)
+    assert parts[0].pop("hessian/relative_error_largest", 0) < 1e-5
+    assert {key: parts[0][key] for key in whole[0]} == pytest.approx(whole[0], rel=tolerance)
+    torch.testing.assert_close(parts[1], whole[1], rtol=tolerance, atol=tolerance)
+
+
+def test_micro_batches_hold_one_part_at_a_time_and_their_shares_add_up_to_one():
+    task = build_task(small_config("micro_batches=5"), CPU, None)
+    batch = next(task.training_batches(0, 0))
+    parts = task.micro_batches(batch)
+    assert [len(part.labels) for part, _ in parts] == [26, 26, 26, 25, 25]
+    assert sum(share for _, share in parts) == pytest.approx(1)
+    assert torch.equal(torch.cat([part.inputs for part, _ in parts]), batch.inputs)
+
+
+@pytest.mark.parametrize("door", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
+def test_autocast_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32(door, tmp_path):
+    config = small_config("autocast=bfloat16", "channels_last=true", door, optimizer="adahessian")
+    task = build_task(config, CPU, None)
+    model, seen = task.build_model(), []
+    model.linear.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    loss, _ = task.loss(model, next(task.training_batches(0, 0)))
+    assert seen == [torch.bfloat16] and loss.dtype == torch.float32
+    last = read_metrics(run(tmp_path, config).metrics_path)[-1]
+    assert last["test/accuracy"] > 0.3  # after two epochs; chance is 10 %
+
+
+PLATEAU = (
+    "epochs=7", "schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, "
+    "plateau: {metric: test/accuracy, patience: 1, threshold: 0.05}}",
+)  # fmt: skip
+
+
+def test_the_rate_waits_for_a_plateau_as_torchs_scheduler_does(tmp_path):
+    rows = read_metrics(run(tmp_path, small_config(*PLATEAU)).metrics_path)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=1, threshold=0.05
+    )
+    expected = []
+    for row in rows:
+        expected.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(row["test/accuracy"])
+    assert [row["learning_rate"] for row in rows] == expected
+    assert expected[0] == 0.1 > expected[-1]
+
+
+def test_a_plateau_survives_an_interruption(tmp_path, monkeypatch):
+    """Also one between two epochs, when the number of bad epochs is all that tells."""
+    config = small_config(*PLATEAU, "checkpoint_every_steps=5")
+    whole = [without_times(r) for r in read_metrics(run(tmp_path / "whole", config).metrics_path)]
+    step = interrupted(loop.optimizer_step, lambda call: call % 16 == 0)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    directory, sessions = until_done(lambda: run(tmp_path / "cut", config))
+    assert sessions > 1
+    assert [without_times(row) for row in read_metrics(directory.metrics_path)] == whole
+
+
+def test_an_optimizer_can_have_a_schedule_of_its_own():
+    schedule = "{drops: [0.5], factor: 0.2, stepped_at_epoch_start: false}"
+    config = small_config(f"optimizers.adam.schedule={schedule}", "epochs=4", optimizer="adam")
+    rates = [group_values(config, epoch)["lr"] for epoch in range(4)]
+    assert rates == pytest.approx([0.001, 0.001, 0.0002, 0.0002])
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e38])
+def test_a_training_that_explodes_ends_with_step_rate_and_a_good_checkpoint(rate, tmp_path):
+    config = small_config(f"optimizers.sgd.lr={rate}", "checkpoint_every_steps=1")
+    directory = RunDirectory(tmp_path, config)
+    with (
+        directory.locked(),
+        pytest.raises(loop.NonFiniteLoss, match=r"step \d+.*learning rate 1(000|e.38)"),
+    ):
+        loop.train(config, directory, tmp_path)
+    assert not directory.done
+    if (directory.path / "checkpoint.pt").exists():
+        state = torch.load(directory.path / "checkpoint.pt", weights_only=True)
+        assert all(p.isfinite().all() for key, p in state["model"].items() if "running" not in key)
+
+
+def test_a_loss_that_is_not_a_number_is_named(tmp_path, monkeypatch):
+    config = small_config("checkpoint_every_steps=5")
+    step, steps = loop.optimizer_step, []
+
+    def poisoned(*arguments):
+        steps.append(1)
+        sums = step(*arguments)
+        return {**sums, "loss": math.nan} if len(steps) == 14 else sums
+
+    monkeypatch.setattr(loop, "optimizer_step", poisoned)
+    directory = RunDirectory(tmp_path, config)
+    with (
+        directory.locked(),
+        pytest.raises(
+            loop.NonFiniteLoss,
+            match=r"the loss is nan at step 14 \(epoch 2, learning rate 0.001\)",
+        ),
+    ):
+        loop.train(config, directory, tmp_path)
+    position = torch.load(directory.path / "checkpoint.pt", weights_only=True)["position"]
+    assert (position["epoch"], position["step"]) == (1, 0)

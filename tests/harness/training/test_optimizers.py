@@ -1,0 +1,80 @@
+import pytest
+import torch
+from support.harness import small_config
+
+from experiments.errors import UserError
+from experiments.runtime.device import build_device
+from experiments.training import optimizers
+from experiments.training.schedule import group_values
+
+
+def rates(*overrides: str) -> list[float]:
+    config = small_config(*overrides)
+    return [group_values(config, epoch)["lr"] for epoch in range(config.epochs)]
+
+
+def test_drops_scale_with_the_number_of_epochs():
+    on_time = "schedule.stepped_at_epoch_start=false"
+    assert rates("epochs=160", on_time) == pytest.approx([0.1] * 80 + [0.01] * 40 + [0.001] * 40)
+    assert rates("epochs=8", on_time) == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+
+
+def test_the_released_code_drops_one_epoch_early():
+    assert rates("epochs=160") == pytest.approx([0.1] * 79 + [0.01] * 40 + [0.001] * 41)
+    # The loop of the released main.py, with torch's own scheduler.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [80, 120], gamma=0.1)
+    released = []
+    for _ in range(160):
+        optimizer.step()
+        scheduler.step()
+        released.append(optimizer.param_groups[0]["lr"])
+    assert rates("epochs=160") == pytest.approx(released)
+
+
+def test_the_first_epoch_has_the_full_rate():
+    assert rates("epochs=1") == [0.1]
+    assert rates("epochs=2")[0] == 0.1
+
+
+def test_after_epochs_sets_entries_of_the_parameter_groups():
+    """The paper's delayed curvature: every step for 5 epochs, then every fourth."""
+    config = small_config(
+        "optimizers.adahessian.after_epochs={5: {update_interval: 4}, 7: {update_interval: 2}}",
+        optimizer="adahessian",
+    )
+    intervals = [group_values(config, epoch).get("update_interval") for epoch in range(9)]
+    assert intervals == [None] * 5 + [4, 4, 2, 2]
+    optimizers.check(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "optimizer", "message"),
+    [
+        ("optimizers.sgd.momentum=-1", "sgd", "optimizers.sgd: Invalid momentum value: -1"),
+        ("optimizers.adahessian.eps=-1", "adahessian", "optimizers.adahessian: .*eps"),
+        ("optimizers.adam.betas=3", "adam", "optimizers.adam: "),
+        (
+            "optimizers.sgd.after_epochs={5: {momentun: 0.5}}",
+            "sgd",
+            "after_epochs.5: unknown key 'momentun'; did you mean 'momentum'?",
+        ),
+    ],
+)
+def test_what_an_optimizer_refuses_is_a_users_mistake(override, optimizer, message):
+    with pytest.raises(UserError, match=message):
+        optimizers.check(small_config(override, optimizer=optimizer))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_missing_gpu_is_a_users_mistake():
+    with pytest.raises(UserError, match="no GPU"):
+        optimizers.check(small_config("device=cuda"))
+    assert build_device(small_config()).type == "cpu"
+
+
+def test_an_optimizer_that_takes_a_seed_gets_the_runs():
+    for seed in (1, 7):
+        config = small_config(optimizer="adahessian", seed=seed)
+        optimizer = optimizers.build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+        assert optimizer.param_groups[0]["seed"] == seed

@@ -1,0 +1,168 @@
+"""Accumulation over micro-batches through the exact door: one graph at a time, H of the sum."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from support.problems import conv_problem
+from torch import nn
+from torch.nn import functional as F
+
+from adahessian import AdaHessian
+
+NUM_PARTS = 4
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 7), nn.Tanh(), nn.Linear(7, 5)
+    ).double()
+
+
+def data():
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(16, 1, 6, 6, generator=g, dtype=torch.float64)
+    return x, torch.randint(5, (16,), generator=g)
+
+
+def train(num_parts, steps=7, hold=lambda hidden: None, **options):
+    """Train; ``hold`` sees an activation of each micro-batch. Groups differ in their interval."""
+    model, (x, y) = network(), data()
+    groups = [
+        {"params": model[0].parameters(), "update_interval": 1},
+        {"params": model[3:].parameters(), "update_interval": 3},
+    ]
+    optimizer = AdaHessian(groups, lr=0.05, **options)
+
+    def closure():
+        optimizer.zero_grad()
+        for xs, ys in zip(x.chunk(num_parts), y.chunk(num_parts), strict=True):
+            hidden = model[:3](xs)
+            hold(hidden)
+            loss = F.cross_entropy(model[3:](hidden), ys) / num_parts
+            del hidden
+            loss.backward(create_graph=optimizer.needs_graph)
+            del loss
+        return 0.0
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    state = [value for p in model.parameters() for value in optimizer.state[p].values()]
+    return [*model.parameters(), *state]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_samples": 3}, {"averaging": "signed", "num_samples": 2}], ids=str
+)
+def test_micro_batches_are_the_whole_batch(options):
+    for ours, whole in zip(train(NUM_PARTS, **options), train(1, **options), strict=True):
+        torch.testing.assert_close(ours, whole, rtol=1e-11, atol=1e-12)
+
+
+def test_one_graph_at_a_time():
+    """Regression: the published ones keep the graph of every micro-batch until the step."""
+    alive, most = weakref.WeakSet(), 0
+
+    def hold(hidden):
+        nonlocal most
+        alive.add(hidden)
+        most = max(most, len(alive))
+
+    gc.collect()
+    gc.disable()
+    try:
+        train(NUM_PARTS, steps=2, hold=hold)
+    finally:
+        gc.enable()
+    assert most == 2  # the one that has just been computed, and the one before it
+
+
+def gradient_and_curvature(closure_of):
+    """Take a step of zero length; return the gradients and the squares of the curvature."""
+    params, loss = conv_problem()
+    params = [p.requires_grad_() for p in params]
+    optimizer = AdaHessian(params, lr=0.0, betas=(0.0, 0.0))
+    optimizer.step(closure_of(optimizer, params, loss))
+    states = [optimizer.state[p] for p in params]
+    return [s[key] for s in states for key in ("exp_avg", "exp_hessian_diag_sq")]
+
+
+def test_losses_that_share_a_graph():
+    def apart(optimizer, params, loss):
+        def closure():
+            optimizer.zero_grad()
+            value = loss(*params)
+            (0.25 * value).backward(create_graph=True)
+            (value**2).backward(create_graph=True)
+            return value
+
+        return closure
+
+    def together(optimizer, params, loss):
+        def closure():
+            optimizer.zero_grad()
+            value = loss(*params)
+            (0.25 * value + value**2).backward(create_graph=True)
+            return value
+
+        return closure
+
+    pairs = zip(gradient_and_curvature(apart), gradient_and_curvature(together), strict=True)
+    for ours, expected in pairs:
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_a_gradient_that_is_cleared_on_the_way_takes_its_curvature_along(set_to_none):
+    def cleared(optimizer, params, loss):
+        def closure():
+            for scale in (1.0, 3.0):
+                optimizer.zero_grad(set_to_none)
+                for _ in range(2):
+                    value = scale * loss(*params)
+                    value.backward(create_graph=True)
+            return value
+
+        return closure
+
+    def once(optimizer, params, loss):
+        def closure():
+            optimizer.zero_grad()
+            value = 6.0 * loss(*params)
+            value.backward(create_graph=True)
+            return value
+
+        return closure
+
+    for ours, expected in zip(
+        gradient_and_curvature(cleared), gradient_and_curvature(once), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_parameter_that_only_some_micro_batches_use():
+    def parts(optimizer, params, loss):
+        def closure():
+            optimizer.zero_grad()
+            loss(*params).backward(create_graph=True)
+            (params[0] ** 4).sum().backward(create_graph=True)
+            params[1].sum().backward(create_graph=True)  # linear: no graph of its own
+            return 0.0
+
+        return closure
+
+    def whole(optimizer, params, loss):
+        def closure():
+            optimizer.zero_grad()
+            value = loss(*params) + (params[0] ** 4).sum() + params[1].sum()
+            value.backward(create_graph=True)
+            return value
+
+        return closure
+
+    for ours, expected in zip(
+        gradient_and_curvature(parts), gradient_and_curvature(whole), strict=True
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,358 @@
+"""Every piecewise function is frozen: the finite difference agrees with double backward.
+
+Each case is a loss in float64 whose inputs straddle the kinks so densely that some change their
+piece between the two evaluations; without gates the error is of the order of 1 (asserted too).
+"""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adahessian.curvature import gates
+from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.precision import STEP_SIZES
+from adahessian.probes import rademacher_like
+
+H = 1e-3  # large enough that many elements cross a kink
+
+
+@pytest.fixture(autouse=True)
+def large_step(monkeypatch):
+    monkeypatch.setitem(STEP_SIZES, torch.float64, H)
+
+
+def compare(loss, params, gated=True):
+    """Return the largest relative error of the finite difference over the parameters."""
+
+    def closure(create_graph=False):
+        for p in params:
+            p.grad = None
+        torch.manual_seed(1)
+        value = loss()
+        value.backward(create_graph=create_graph)
+        return value
+
+    z = rademacher_like(params, seed=0, step=0)
+    closure(create_graph=True)
+    exact = double_backward([p.grad for p in params], params, z)
+    difference = FiniteDifference(closure, params)
+    if not gated:
+        difference._gates = NoGates()
+    difference.first_pass()
+    product = difference.product(params, z)
+    return max(((a - b).norm() / b.norm()).item() for a, b in zip(product, exact, strict=True))
+
+
+class NoGates(contextlib.nullcontext):
+    autocast_dtype = None
+
+    def rewind(self):
+        pass
+
+    def check_complete(self):
+        pass
+
+
+x = torch.linspace(-8, 8, 40_001, dtype=torch.float64)
+
+
+def smooth(y):
+    """A curved loss with nearly equal weights, so that no element's jump goes unseen."""
+    return (y**2 + 0.1 * y**3 + y).sum()
+
+
+def pointwise(function, x=x):
+    """A loss over (scale, shift) of a pointwise function."""
+    scale = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    shift = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    return lambda: smooth(function(scale * x + shift)), [scale, shift]
+
+
+def in_place(function):
+    return lambda y: function(y * 1.0)
+
+
+def hardsigmoid(y):
+    """torch has no second derivative of it: double backward takes the same function spelled out."""
+    return F.hardsigmoid(y) if not torch._C._len_torch_function_stack() == 0 else F.relu6(y + 3) / 6
+
+
+POINTWISE = {
+    "F.relu": F.relu,
+    "torch.relu": torch.relu,
+    "Tensor.relu": lambda y: y.relu(),
+    "relu_": in_place(torch.relu_),
+    "Tensor.relu_": in_place(lambda y: y.relu_()),
+    "F.relu inplace": in_place(lambda y: F.relu(y, inplace=True)),
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU inplace": in_place(nn.ReLU(inplace=True)),
+    "leaky": lambda y: F.leaky_relu(y, 0.2),
+    "leaky in place": in_place(nn.LeakyReLU(0.3, inplace=True)),
+    "leaky_": in_place(lambda y: F.leaky_relu_(y, 0.2)),
+    "prelu": lambda y: F.prelu(y, torch.tensor([0.3], dtype=y.dtype)),
+    "prelu per channel": lambda y: F.prelu(
+        y[:40_000].view(-1, 4), torch.tensor([0.1, 0.3, 0.5, 0.7], dtype=y.dtype)
+    ),
+    "rrelu": lambda y: F.rrelu(y, 0.1, 0.4, training=True),
+    "rrelu eval": lambda y: F.rrelu(y, 0.1, 0.4),
+    "rrelu in place": in_place(nn.RReLU(0.1, 0.4, inplace=True)),
+    "relu6": F.relu6,
+    "nn.ReLU6": nn.ReLU6(),
+    "hardtanh": lambda y: F.hardtanh(y, -2.0, 1.5),
+    "hardtanh in place": in_place(nn.Hardtanh(inplace=True)),
+    "hardswish": F.hardswish,
+    "hardswish in place": in_place(nn.Hardswish(inplace=True)),
+    "hardsigmoid": hardsigmoid,
+    "threshold": nn.Threshold(0.5, 2.0),
+    "elu": lambda y: F.elu(y, 2.0),
+    "selu": F.selu,
+    "celu": lambda y: F.celu(y, 0.5),
+    "softshrink": nn.Softshrink(1.0),
+    "hardshrink": nn.Hardshrink(1.0),
+    "clamp": lambda y: torch.clamp(y, -1, 2),
+    "clamp min": lambda y: y.clamp(min=0.3),
+    "clamp_": in_place(lambda y: y.clamp_(-1, 2)),
+    "clamp tensors": lambda y: y.clamp(torch.tensor(-1.0).double(), torch.tensor(2.0).double()),
+    "clip": lambda y: torch.clip(y, max=1.0),
+    "clamp_min": lambda y: y.clamp_min(0.0),
+    "clamp_max": lambda y: torch.clamp_max(y, 1.0),
+    "abs": torch.abs,
+    "builtin abs": abs,
+    "abs_": in_place(lambda y: y.abs_()),
+    "round": lambda y: y * y.round(),
+    "straight through": lambda y: y + (y.round() - y).detach(),
+    "stopped gradient": lambda y: y * y.detach(),
+    "sign": lambda y: y * torch.sign(y),
+    "comparison": lambda y: y * (y > 0),
+    "where": lambda y: torch.where(y > 0.3, 2 * y, y),
+    "masked_fill": lambda y: y.masked_fill(y < 0.1, 0.1),
+    "boolean index": lambda y: y[y > 0.2],
+    "maximum": lambda y: torch.maximum(y, 0.5 * y + 0.1),
+    "minimum": lambda y: torch.minimum(y, 0.5 * y + 0.1),
+    "max of two": lambda y: torch.max(y, 0.5 * y + 0.1),
+    "fmax": lambda y: torch.fmax(y, 0.5 * y),
+    "l1_loss": lambda y: F.l1_loss(y, torch.zeros_like(y), reduction="none"),
+    "bernoulli": lambda y: y * torch.bernoulli(torch.sigmoid(y)),
+    "dropout": lambda y: F.relu(F.dropout(y, 0.4)),
+    "alpha dropout": lambda y: F.relu(F.alpha_dropout(y, 0.4, training=True)),
+}
+
+
+@pytest.mark.parametrize("function", POINTWISE.values(), ids=POINTWISE.keys())
+def test_pointwise_functions(function):
+    loss, params = pointwise(function)
+    assert compare(loss, params) < 3 * H
+
+
+@pytest.mark.parametrize(
+    "name", ["leaky", "hardswish", "hardtanh", "relu6", "prelu", "selu", "abs"]
+)
+def test_pieces_are_computed_in_full_precision(name, monkeypatch):
+    """A slope rounded to float32 moves the function by more than a step of 1e-8 does."""
+    monkeypatch.setitem(STEP_SIZES, torch.float64, 1e-8)
+    loss, params = pointwise(POINTWISE[name], x[::40])
+    assert compare(loss, params) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["F.relu", "leaky", "selu", "abs", "where", "clamp min"])
+def test_the_comparison_fails_without_gates(name):
+    loss, params = pointwise(POINTWISE[name], x / 16)
+    assert compare(loss, params) < 5 * H
+    assert compare(loss, params, gated=False) > 0.1
+
+
+def windows(dims):
+    """A convolution network's feature map of ``dims`` spatial dims, as a function of its weight."""
+    g = torch.Generator().manual_seed(0)
+    size = {1: 400, 2: 24, 3: 10}[dims]
+    images = torch.randn(4, 2, *[size] * dims, generator=g, dtype=torch.float64)
+    weight = torch.randn(3, 2, *[3] * dims, generator=g, dtype=torch.float64, requires_grad=True)
+    convolve = getattr(F, f"conv{dims}d")
+    return lambda: convolve(images, weight), weight
+
+
+POOLS = {
+    "max_pool1d": (1, lambda y: F.max_pool1d(y, 3)),
+    "nn.MaxPool1d": (1, nn.MaxPool1d(3, stride=2, padding=1)),
+    "max_pool2d": (2, lambda y: F.max_pool2d(y, 2)),
+    "torch.max_pool2d": (2, lambda y: torch.max_pool2d(y, 2)),
+    "nn.MaxPool2d": (2, nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+    "with indices": (2, lambda y: F.max_pool2d(y, 2, return_indices=True)[0]),
+    "unpool": (2, lambda y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)),
+    "unbatched": (2, lambda y: F.max_pool2d(y[0], 2)),
+    "max_pool3d": (3, nn.MaxPool3d(2)),
+    "adaptive 1": (1, nn.AdaptiveMaxPool1d(5)),
+    "adaptive 2": (2, nn.AdaptiveMaxPool2d((3, 4))),
+    "adaptive 3": (3, nn.AdaptiveMaxPool3d(2)),
+    "fractional 2": (2, nn.FractionalMaxPool2d(2, output_ratio=0.5)),
+    "fractional 3": (3, lambda y: F.fractional_max_pool3d(y, 2, output_size=3)),
+    "max": (2, lambda y: y.max() * y.mean()),
+    "max over dim": (2, lambda y: y.max(dim=1).values),
+    "max, keepdim": (2, lambda y: torch.max(y, 2, True)[0]),
+    "min over dim": (2, lambda y: torch.min(y, dim=-1)[0]),
+    "amax": (2, lambda y: y.amax(dim=(2, 3))),
+    "amax of all": (2, lambda y: torch.amax(y) * y),
+    "amin": (2, lambda y: torch.amin(y, (1, 2), keepdim=True)),
+    "median": (2, lambda y: y.median(dim=1).values),
+    "median of all": (2, lambda y: y.median() * y),
+    "kthvalue": (2, lambda y: y.kthvalue(2, dim=1)[0]),
+    "mode": (2, lambda y: y.mode(dim=1)[0]),
+    "sort": (2, lambda y: y.sort(dim=1, descending=True)[0] * torch.arange(3).view(3, 1, 1)),
+    "msort": (2, lambda y: torch.msort(y) * torch.arange(4).view(4, 1, 1, 1)),
+    "topk": (2, lambda y: y.topk(2, dim=1)[0]),
+    "topk, default dim": (2, lambda y: torch.topk(y, 5).values),
+    "cummax": (2, lambda y: torch.cummax(y, 1)[0]),
+    "argmax and gather": (2, lambda y: y.gather(1, y.argmax(1, keepdim=True))),
+    "argsort": (2, lambda y: y.gather(1, y.argsort(1)[:, :1])),
+}
+
+
+@pytest.mark.parametrize(("dims", "pool"), POOLS.values(), ids=POOLS.keys())
+def test_selections(dims, pool):
+    features, weight = windows(dims)
+    assert compare(lambda: smooth(pool(features())), [weight]) < 10 * H
+
+
+def test_ties_share_the_gradient_as_in_double_backward():
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def loss():
+        y = torch.stack([w[0], w[0], w[1] / 2, w[1]])
+        return y.amax() ** 2 + y[:3].max() ** 3 + torch.maximum(w[0], w[1] / 2) ** 2
+
+    assert compare(loss, [w]) < 3 * H
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, y):
+        return F.relu(y + self.second(F.relu(self.norm(self.first(y)))))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant):
+    """The forward runs again inside backward, and must replay the same gates there."""
+    from torch.utils.checkpoint import checkpoint
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Residual(), Residual(), nn.Dropout(0.2)).double()
+    images = torch.randn(8, 3, 12, 12, dtype=torch.float64)
+    params = list(model.parameters())
+
+    def plain():
+        return smooth(model(images)) / 1000
+
+    def checkpointed():
+        y = images.clone().requires_grad_()
+        for block in model:
+            y = checkpoint(block, y, use_reentrant=reentrant)
+        return smooth(y) / 1000
+
+    def product(loss):
+        def closure():
+            model.zero_grad()
+            torch.manual_seed(1)
+            value = loss()
+            value.backward()
+            return value
+
+        difference = FiniteDifference(closure, params)
+        difference.first_pass(check=True)
+        return difference.product(params, rademacher_like(params, seed=0, step=0))
+
+    for a, b in zip(product(plain), product(checkpointed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+# --- what cannot be frozen is reported ------------------------------------------------------------
+
+
+def relu(y):
+    return torch.relu(y)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # deprecated, and still met
+    scripted = torch.jit.script(relu)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (lambda y: nn.RNN(1, 4, nonlinearity="relu").double()(y.view(-1, 1, 1))[0], "rnn_relu"),
+        (scripted, "TorchScript"),
+        (lambda y: F.margin_ranking_loss(y, -y, torch.ones_like(y)), "margin_ranking_loss"),
+        (lambda y: F.multi_margin_loss(y.view(2, -1), torch.zeros(2).long()), "multi_margin_loss"),
+    ],
+)
+def test_hidden_kinks_are_reported_once_with_their_name(layer, name):
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def closure():
+        scale.grad = None
+        torch.manual_seed(0)
+        value = smooth(layer(scale * x[:20]))
+        value.backward()
+        return value
+
+    with pytest.warns(UserWarning, match=name) as caught:
+        FiniteDifference(closure, [scale]).first_pass(check=True)
+    assert len(caught) == 1
+
+
+def test_no_false_alarm():
+    """Ordinary layers and losses raise no warning (warnings are errors here)."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(True), nn.MaxPool2d(2), nn.GELU(),
+        nn.GroupNorm(2, 8), nn.SiLU(), nn.Hardswish(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.LayerNorm(32), nn.Linear(32, 16), nn.Softplus(), nn.Dropout(0.1), nn.Linear(16, 10),
+    )  # fmt: skip
+    images, labels = torch.randn(4, 3, 12, 12), torch.tensor([1, 2, 3, 4])
+
+    def closure():
+        model.zero_grad()
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        loss = loss + F.mse_loss(F.normalize(logits), logits) + F.smooth_l1_loss(logits, 0 * logits)
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FiniteDifference(closure, list(model.parameters())).first_pass(check=True)
+
+
+# --- the tape -------------------------------------------------------------------------------------
+
+
+def replay(first, second):
+    tape = gates.Gates()
+    with tape:
+        first()
+    tape.rewind()
+    with tape:
+        second()
+    tape.check_complete()
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda y: y.clamp(0, 1),  # another function
+        lambda y: y.relu().relu(),  # one more
+        lambda y: y * 2,  # one less
+    ],
+)
+def test_another_computation_is_an_error(second):
+    y = torch.randn(5)
+    with pytest.raises(RuntimeError, match="not the first one's computation"):
+        replay(lambda: y.relu(), lambda: second(y))

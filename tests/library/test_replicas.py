@@ -1,0 +1,91 @@
+"""Several real processes (gloo on the CPU) train what one process trains on the whole batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import distributed_cases
+
+HERE = Path(__file__).parents[1] / "support"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["2 processes", "4 processes"])
+def results(request, tmp_path_factory):
+    """Return what each process got, by case."""
+    out = tmp_path_factory.mktemp("processes")
+    world = request.param
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", HERE / "distributed_cases.py", str(rank), str(world),
+             out / "store", out],
+            cwd=HERE.parent, env={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    outputs = [p.communicate(timeout=240)[0] for p in processes]
+    assert all(p.returncode == 0 for p in processes), "\n".join(outputs)
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def alone(**options):
+    model = distributed_cases.network()
+    distributed_cases.train(model, 0, 1, **options)
+    return distributed_cases.values(model)
+
+
+def assert_equal(results, case, expected, tolerance):
+    for result in results:
+        for ours, reference in zip(result[case], expected, strict=True):
+            torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("double backward", {}),
+        ("double backward, signed", {"averaging": "signed", "num_samples": 2}),
+        ("double backward, clipped", {"max_grad_norm": 0.05}),
+    ],
+)
+def test_double_backward_on_the_bare_module(results, case, options):
+    """Regression: REF averages |H·z| and discards it; DAV reduces nothing: the replicas drift."""
+    assert_equal(results, case, alone(**options), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("finite difference, bare", {}),
+        ("ddp", {}),
+        ("ddp, bucket views", {}),
+        ("fsdp", {}),
+        ("fsdp, runs of 7", {"block_size": 7}),
+        ("fsdp, clipped", {"max_grad_norm": 0.05}),
+    ],
+)
+def test_finite_difference(results, case, options):
+    assert_equal(results, case, alone(curvature="finite_difference", **options), 1e-6)
+
+
+def test_double_backward_under_ddp_names_the_ways_out(results):
+    for result in results:
+        assert "process_group=" in result["ddp, double backward"]
+        assert "finite_difference" in result["ddp, double backward"]
+
+
+def test_drift_is_found_on_every_process(results):
+    for result in results:
+        assert "drifted apart: parameter 5" in result["drift"]
+
+
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_accumulation_over_micro_batches_is_the_whole_batch(curvature):
+    """Regression: the published ones average over no micro-batches, or add up |H·z|."""
+    expected = alone(curvature=curvature)
+    tolerance = 1e-12 if curvature == "double_backward" else 1e-6
+    for ours, reference in zip(alone(curvature=curvature, micro_batches=4), expected, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,155 @@
+"""What one process of tests/library/test_replicas.py does.
+
+It trains on its share and saves what it got.
+"""
+
+import datetime
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from adahessian import AdaHessian
+
+STEPS, BATCH = 20, 256
+
+
+class Network(nn.Module):
+    """Convolution, attention-free, no batch normalization: the loss is a mean over the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 6, 3)
+        self.hidden = nn.Linear(6 * 9, 13)  # 13 rows: no world size divides them
+        self.out = nn.Linear(13, 10)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.conv(x)), 2).flatten(1)
+        return self.out(torch.relu(self.hidden(x)))
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(BATCH, 1, 8, 8, generator=g, dtype=torch.float64)
+    return x, torch.randint(10, (BATCH,), generator=g)
+
+
+def train(model, rank, world, optimizer=None, micro_batches=1, **options):
+    x, y = (t.chunk(world)[rank] for t in data())
+    options = {"lr": 0.05, "block_size": "kernel", "weight_decay": 0.01, **options}
+    optimizer = optimizer or AdaHessian(model.parameters(), **options)
+
+    def closure():
+        optimizer.zero_grad()
+        total = 0.0
+        for xs, ys in zip(x.chunk(micro_batches), y.chunk(micro_batches), strict=True):
+            loss = nn.functional.cross_entropy(model(xs), ys) / micro_batches
+            loss.backward(create_graph=optimizer.needs_graph)
+            total += loss.detach()
+        return total
+
+    for _ in range(STEPS):
+        optimizer.step(closure)
+    return optimizer
+
+
+def network():
+    torch.manual_seed(0)
+    return Network().double()
+
+
+def values(model):
+    full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return [p.detach().clone() for p in full]
+
+
+def bare(curvature, **options):
+    def case(rank, world):
+        model = network()
+        group = dist.group.WORLD
+        optimizer = train(model, rank, world, curvature=curvature, process_group=group, **options)
+        optimizer.check_replicas()
+        return values(model)
+
+    return case
+
+
+def ddp(**wrapping):
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network(), **wrapping)
+        train(model, rank, world, curvature="finite_difference").check_replicas()
+        return values(model)
+
+    return case
+
+
+def fsdp(**options):
+    def case(rank, world):
+        from torch.distributed.fsdp import fully_shard
+
+        model = network()
+        for layer in (model.conv, model.hidden, model):
+            fully_shard(layer, mesh=dist.init_device_mesh("cpu", (world,)))
+        train(model, rank, world, curvature="finite_difference", **options)
+        return values(model)
+
+    return case
+
+
+def ddp_double_backward(rank, world):
+    model = nn.parallel.DistributedDataParallel(network())
+    try:
+        train(model, rank, world)
+    except RuntimeError as error:
+        return str(error)
+
+
+def drift(rank, world):
+    model = network()
+    optimizer = AdaHessian(model.parameters())
+    optimizer.check_replicas()
+    if rank == 1:
+        with torch.no_grad():  # a permutation: the norm stays
+            w = model.out.bias
+            w.copy_(w.flip(0))
+    try:
+        optimizer.check_replicas()
+    except RuntimeError as error:
+        return str(error)
+
+
+CASES = {
+    "double backward": bare("double_backward"),
+    "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
+    "double backward, clipped": bare("double_backward", max_grad_norm=0.05),
+    "finite difference, bare": bare("finite_difference"),
+    "ddp": ddp(),
+    "ddp, bucket views": ddp(gradient_as_bucket_view=True),
+    "fsdp": fsdp(),
+    "fsdp, runs of 7": fsdp(block_size=7),
+    "fsdp, clipped": fsdp(max_grad_norm=0.05),
+    "ddp, double backward": ddp_double_backward,
+    "drift": drift,
+}
+
+
+def main(rank, world, store, out):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", f"file://{store}", rank=rank, world_size=world,
+        timeout=datetime.timedelta(seconds=60),
+    )  # fmt: skip
+    torch.save({name: case(rank, world) for name, case in CASES.items()}, f"{out}/{rank}.pt")
+    dist.barrier()  # nobody closes a connection that another one still uses
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+    # Past the interpreter's own end: a communication thread of torch that still wants to call
+    # Python then, as after the failed backward under DistributedDataParallel, kills the process
+    # ("terminate called without an active exception", seen once in CI).
+    sys.stdout.flush()
+    os._exit(0)
