@@ -4,9 +4,11 @@ import math
 import statistics
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.config import metrics
 from experiments.config.experiment import WITHOUT_EFFECT
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
@@ -42,6 +44,16 @@ class Run:
         """The settings that the runs of a table share, flat."""
         own = WITHOUT_EFFECT | {"optimizers"}
         return flatten({key: value for key, value in self.config.items() if key not in own})
+
+    @cached_property
+    def metrics(self) -> dict[str, metrics.Metric]:
+        """What the run's task measures, by name."""
+        return metrics.read(self.meta)
+
+    @property
+    def headline(self) -> metrics.Metric:
+        """The metric that reports show."""
+        return self.metrics[self.meta["headline"]]
 
     @property
     def test_key(self) -> str:

@@ -1,0 +1,69 @@
+"""What a metric is called, which way is better, and how it is shown.
+
+A task declares its metrics once; a run's `meta.json` holds them. Status, tables, plots, the page
+and wandb read them from there and know nothing else about any metric.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a task measures on a split.
+
+    Attributes:
+        name: as in the rows of `metrics.jsonl`, behind `train/`, `val/` or `test/`.
+        direction: whether a smaller or a larger value is better.
+        unit: of the value as it is shown; empty where there is none.
+        scale: a recorded value times this is the value as it is shown.
+        digits: decimals of the value as it is shown.
+    """
+
+    name: str
+    direction: Literal["min", "max"]
+    unit: str = ""
+    scale: float = 1
+    digits: int = 4
+
+    @property
+    def title(self) -> str:
+        """The name and the unit, as an axis shows them."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    @property
+    def sign(self) -> int:
+        """1 where larger is better, else -1: `sign * value` is always to be maximized."""
+        return 1 if self.direction == "max" else -1
+
+    def text(self, value: float) -> str:
+        """A recorded value as it is shown, without its unit."""
+        return f"{self.scale * value:.{self.digits}f}"
+
+
+LOSS = Metric("loss", "min")
+ACCURACY = Metric("accuracy", "max", unit="%", scale=100, digits=2)
+
+# Runs of earlier versions, those in `results/` among them, recorded names and directions alone.
+_OF_EARLIER_VERSIONS = {metric.name: metric for metric in (LOSS, ACCURACY)}
+
+
+def dump(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """The metrics as `meta.json` holds them."""
+    return [asdict(metric) for metric in metrics]
+
+
+def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics that a run's `meta.json` declares, by name.
+
+    Raises:
+        KeyError, TypeError: it declares none, or in no known form.
+    """
+    declared = meta["metrics"]
+    if isinstance(declared, Mapping):
+        return {
+            name: _OF_EARLIER_VERSIONS.get(name, Metric(name, direction))
+            for name, direction in declared.items()
+        }
+    return {fields["name"]: Metric(**fields) for fields in declared}

@@ -1,0 +1,30 @@
+import json
+
+import pytest
+
+from experiments.config import metrics
+from experiments.config.metrics import ACCURACY, LOSS, Metric
+
+BLEU = Metric("BLEU", "max", digits=2)
+
+
+def test_a_metric_survives_the_file():
+    declared = json.loads(json.dumps({"metrics": metrics.dump([LOSS, ACCURACY, BLEU])}))
+    assert metrics.read(declared) == {"loss": LOSS, "accuracy": ACCURACY, "BLEU": BLEU}
+
+
+def test_runs_of_earlier_versions_recorded_directions_alone():
+    found = metrics.read({"metrics": {"loss": "min", "accuracy": "max", "f1": "max"}})
+    assert found == {"loss": LOSS, "accuracy": ACCURACY, "f1": Metric("f1", "max")}
+
+
+@pytest.mark.parametrize("meta", [{}, {"metrics": 3}, {"metrics": [{"title": "x"}]}])
+def test_anything_else_is_an_error(meta):
+    with pytest.raises((KeyError, TypeError)):
+        metrics.read(meta)
+
+
+def test_it_knows_how_it_is_shown():
+    assert ACCURACY.title == "accuracy (%)" and ACCURACY.text(0.98765) == "98.77"
+    assert LOSS.title == "loss" and LOSS.text(0.98765) == "0.9877"
+    assert ACCURACY.sign == 1 and LOSS.sign == -1
