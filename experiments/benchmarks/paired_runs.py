@@ -32,7 +32,7 @@ from adahessian import AdaHessian
 from experiments.benchmarks import zoo
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 from experiments.results.statistics import mean_interval
 
 EXACT, FAST = "double_backward", "finite_difference"
@@ -203,7 +203,7 @@ def evaluate(model: torch.nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float
     return float(F.cross_entropy(logits, test[1])), float(accuracy)
 
 
-def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table, bool]:
+def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid, bool]:
     """The table of the differences, and whether both intervals are where they must be."""
     rows, passed = [], True
     for key, label, bound in (
@@ -238,7 +238,7 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table
         f"{100 * ACCURACY_BOUND:g} points of accuracy."
     )
     columns = ("of the last step", "exact", "finite", "difference", "95 % interval", "holds")
-    return Table("Paired trainings through both doors", columns, rows, note), passed
+    return Grid("Paired trainings through both doors", columns, rows, note), passed
 
 
 def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> None:

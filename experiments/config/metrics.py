@@ -37,6 +37,11 @@ class Metric:
         """1 where larger is better, else -1: `sign * value` is always to be maximized."""
         return 1 if self.direction == "max" else -1
 
+    @property
+    def difference_unit(self) -> str:
+        """What a difference of two values as they are shown is in; empty where there is no unit."""
+        return "percentage points" if self.unit == "%" else self.unit
+
     def text(self, value: float) -> str:
         """A recorded value as it is shown, without its unit."""
         return f"{self.scale * value:.{self.digits}f}"

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.experiment import WITHOUT_EFFECT
 from experiments.config.metrics import Metric, read
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
@@ -38,12 +37,6 @@ class Run:
     @property
     def optimizer(self) -> dict[str, Any]:
         return self.config["optimizers"][self.meta["optimizer"]]
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """The settings that the runs of a table share, flat."""
-        own = WITHOUT_EFFECT | {"optimizers"}
-        return flatten({key: value for key, value in self.config.items() if key not in own})
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -170,14 +163,3 @@ def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
     for number, value in enumerate(spectrum["eigenvalues"], 1):
         row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
     return row
-
-
-def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths."""
-    flat = {}
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

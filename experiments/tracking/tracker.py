@@ -1,9 +1,8 @@
 """Runs mirrored into wandb: the files first, wandb second.
 
-A run's directory holds all there is to know (`experiments.runs.directory`), and a `Tracker` copies
-it: whenever it opens, it sends the rows of `metrics.jsonl` that wandb does not have, and then each
-row as it is written. So nothing can be lost that a later opening does not send, and nothing is sent
-twice:
+A run's directory holds everything (`experiments.runs.directory`), and a `Tracker` copies it: when
+it opens, it sends the rows of `metrics.jsonl` that wandb does not have, and then each row as it is
+written. So whatever is lost, a later opening sends, and nothing is sent twice:
 
 - Online, the server says which epoch it has last; only later ones are sent.
 - Offline, a record is complete: every session writes a new one, from the first row on, and then
@@ -12,9 +11,9 @@ twice:
   not been uploaded to its end. It needs no record: it uploads runs that were trained without
   wandb, or whose server died, just as well.
 
-Training never fails for wandb, nor waits for it: a tracker works in a thread of its own (importing
-wandb and starting its service takes about 2 seconds), which is waited for at the end alone, and no
-longer than `END_SECONDS`. Whatever goes wrong is one line on stderr, and the tracker is off from
+Training never fails because of wandb, nor waits for it: a tracker works in a thread of its own
+(importing wandb and starting its service takes about 2 seconds), which is waited for only at the
+end, and no longer than `END_SECONDS`. An error is one line on stderr, and the tracker is off from
 then on.
 
 `WANDB_MODE` (online, offline, disabled) decides; where it is not set and wandb is installed: online
@@ -38,8 +37,11 @@ from threading import Thread
 from types import TracebackType
 from typing import IO, Any
 
+from experiments.config import metrics
+from experiments.config.metrics import Metric
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
+from experiments.plans.settings import changes
 from experiments.plots import spectrum
 from experiments.runs.metrics import best_row, read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
@@ -48,6 +50,7 @@ MODES = ("online", "offline", "disabled")
 PROJECT = "adahessian"
 END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
 EARLY_END_SECONDS = 15  # the same after an exception or a signal
+NAME_LIMIT, TAG_LIMIT = 110, 64  # characters; wandb takes 128 of a name, with the seed
 
 # Names that begin with `x_` may vanish from one version of wandb to the next, so unknown ones are
 # left out.
@@ -151,9 +154,9 @@ class Tracker:
             self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        key = f"{self.config['best_epoch_split']}/{self.headline}"
+        name, direction = self.headline.name, self.headline.direction
+        key = f"{self.config['best_epoch_split']}/{name}"
         if key in row:
-            direction = self.meta["metrics"][self.headline]
             self.best = best_row([self.best or row, row], key, direction)
         if row["epoch"] <= self.sent:
             return
@@ -162,7 +165,7 @@ class Tracker:
         self.sent = row["epoch"]
         if self.best:
             # Not by define_metric(summary="max"): that hides the last value behind the best.
-            keys = ["epoch", *(k for k in self.best if k.endswith(f"/{self.headline}"))]
+            keys = ["epoch", *(k for k in self.best if k.endswith(f"/{name}"))]
             self.run.summary.update({f"best/{k}": self.best[k] for k in keys})
 
     def _media(self, epoch: int) -> dict[str, Any]:
@@ -183,8 +186,8 @@ class Tracker:
             return {}
 
     @property
-    def headline(self) -> str:
-        return self.meta["headline"]
+    def headline(self) -> Metric:
+        return metrics.read(self.meta)[self.meta["headline"]]
 
     # --------------------------------------------------------------------------------- opening
 
@@ -194,7 +197,7 @@ class Tracker:
         if mode == "disabled" or not self._acquire_lock():
             return
         self.meta = read_json(self.directory / "meta.json")
-        self.config = read_yaml((self.directory / "config.yaml").read_text())
+        self.config = read_yaml((self.directory / "config.yaml").read_text(encoding="utf-8"))
         self.run = self._start(mode)
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
@@ -236,7 +239,7 @@ class Tracker:
 
     def _acquire_lock(self) -> bool:
         self.home.mkdir(exist_ok=True)
-        self.lock = (self.home / ".lock").open("w")
+        self.lock = (self.home / ".lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -291,7 +294,7 @@ class Tracker:
         if self.online:
             self.uploaded = True
             content = json.dumps({"epochs": self.sent, "url": self.url})
-            (self.home / "uploaded.json").write_text(content + "\n")
+            (self.home / "uploaded.json").write_text(content + "\n", encoding="utf-8")
 
     def _release(self) -> None:
         if self.lock:
@@ -315,31 +318,39 @@ class Tracker:
 
 
 def describe(directory: Path, meta: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Who a run is, as arguments of `wandb.init`.
+    """What a run is called and configured by, as arguments of `wandb.init`.
 
     The id is made of what stays the same over all sessions of a run's directory, and differs
-    where a directory was removed and trained anew, or trained by two people.
+    where a directory was removed and trained anew, or trained by two people. The name has whatever
+    sets the run apart from its experiment's file, so that the runs of a sweep are told apart.
     """
     first, latest = meta["sessions"][0], meta["sessions"][-1]
     optimizer = meta["optimizer"]
     identity = json.dumps([directory.parts[-4:], first.get("started"), first.get("host")])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    changed = changes(meta, config)
+    label = " ".join([optimizer, *(f"{key}={value}" for key, value in changed.items())])
     return {
         "id": re.sub(r"[^\w-]", "-", f"{optimizer}-s{meta['seed']}-{digest}"),
-        "name": f"{optimizer} seed {meta['seed']}",
+        "name": f"{_cut(label, NAME_LIMIT)} seed {meta['seed']}",
         "group": "-".join([meta["dataset"], meta["model"], optimizer, meta["signature"]]),
         "job_type": "train",
-        "tags": [meta["dataset"], meta["model"], optimizer],
+        "tags": [_cut(tag, TAG_LIMIT) for tag in (meta["dataset"], meta["model"], optimizer)],
         "notes": latest.get("command"),
         "config": {
             **{key: value for key, value in config.items() if key != "optimizers"},
             "optimizer": {"name": optimizer, **config["optimizers"][optimizer]},
+            "changed": changed,
             "signature": meta["signature"],
             "protocol": meta["protocol"],
             "parameters": meta.get("parameters"),
             "session": latest,  # commit, versions, device
         },
     }
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def records(directory: Path) -> list[Path]:

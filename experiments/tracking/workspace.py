@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from experiments.config import metrics
+from experiments.config.metrics import Metric
 from experiments.errors import UserError
-from experiments.runs.metrics import read_metrics
+from experiments.runs.metrics import read_json, read_metrics
 from experiments.tracking import tracker
 
 TITLES = {
@@ -20,9 +22,6 @@ TITLES = {
     "hessian": "Curvature",
     "time": "Time",
 }
-
-
-AXES = {"loss": "loss", "accuracy": "accuracy", "seconds": "seconds"}
 
 
 def write_workspace(root: Path, runs: Sequence[Path]) -> str:
@@ -41,23 +40,42 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
         workspace = None
         if address.exists():
             try:
-                workspace = workspaces.Workspace.from_url(address.read_text().strip())
+                workspace = workspaces.Workspace.from_url(
+                    address.read_text(encoding="utf-8").strip()
+                )
             except Exception:  # somebody deleted it
                 pass
         workspace = workspace or workspaces.Workspace(entity=entity, project=project)
         workspace.name = "Optimizers side by side"
-        workspace.sections = make_sections(metric_keys(runs))
+        declared, headlines = read_metas(runs)
+        workspace.sections = make_sections(metric_keys(runs), declared)
         workspace.settings = workspaces.WorkspaceSettings(x_axis="epoch", max_runs=100)
         workspace.runset_settings = workspaces.RunsetSettings(
             groupby=[expr.Metric("Group")],  # the seeds of one configuration: mean and spread
-            pinned_columns=["summary:best/test/accuracy", "summary:test/accuracy"],
+            pinned_columns=[
+                f"summary:{prefix}test/{name}" for name in headlines for prefix in ("best/", "")
+            ],
         )
         workspace.save()
     except Exception as error:
         raise UserError(f"the workspace was not written: {tracker.summarize(error)}") from None
     address.parent.mkdir(exist_ok=True)
-    address.write_text(workspace.url + "\n")
+    address.write_text(workspace.url + "\n", encoding="utf-8")
     return workspace.url
+
+
+def read_metas(runs: Iterable[Path]) -> tuple[dict[str, Metric], list[str]]:
+    """The metrics that any run declares, by name, and the names of the headline metrics."""
+    declared: dict[str, Metric] = {}
+    headlines: list[str] = []
+    for run in runs:
+        try:
+            meta = read_json(run / "meta.json")
+            declared |= metrics.read(meta)
+            headlines.append(meta["headline"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged run has no say in how the others are shown
+    return declared, list(dict.fromkeys(headlines))
 
 
 def metric_keys(runs: Iterable[Path]) -> list[str]:
@@ -68,11 +86,12 @@ def metric_keys(runs: Iterable[Path]) -> list[str]:
     return sorted(key for key in keys if "/" in key)
 
 
-def make_sections(keys: Sequence[str]) -> list[Any]:
+def make_sections(keys: Sequence[str], declared: Mapping[str, Metric]) -> list[Any]:
     """One section for each split or kind, one panel for each metric, or family of metrics.
 
     Args:
         keys: of the metrics, sorted.
+        declared: by the runs, by name; what is to be minimized has a logarithmic axis.
     """
     from wandb_workspaces.reports import v2 as reports
     from wandb_workspaces.workspaces import Section
@@ -87,15 +106,17 @@ def make_sections(keys: Sequence[str]) -> list[Any]:
             if family == "hessian/density_plot":
                 panels.append(reports.MediaBrowser(title="Spectral density", media_keys=[family]))
                 continue
-            words = family.split("/")[1].replace("_", " ")
+            name_of_metric = family.split("/")[1]
+            metric = declared.get(name_of_metric)
+            words = name_of_metric.replace("_", " ")
             panels.append(
                 reports.LinePlot(
                     title=f"{TITLES.get(name, name)}: {words}",
                     x="epoch",
                     y=list(lines),
                     title_x="epoch",
-                    title_y=AXES.get(words.split()[-1]),
-                    log_y=words.endswith("loss"),
+                    title_y=words if metric else "seconds" if words.endswith("seconds") else None,
+                    log_y=metric is not None and metric.direction == "min",
                 )
             )
         sections.append(Section(name=TITLES.get(name, name), panels=panels, is_open=True))

@@ -1,3 +1,4 @@
+import re
 import shutil
 
 import numpy
@@ -118,3 +119,50 @@ def test_the_initialization_is_epoch_0_and_damaged_spectra_are_left_out(tmp_path
     assert run.series("hessian/trace_standard_error") == {0: 0.5}
     assert run.series("hessian/top_eigenvalue_2") == {0: 1.0}
     assert (run.last(), run.epoch()) == (0.5, 1)
+
+
+def test_rows_are_in_the_order_of_the_experiments_file(tmp_path):
+    """Whatever the names are and whenever they ran; unknown ones follow in the alphabet's order."""
+    for optimizer in ("adahessian", "adamw", "sgd", "adam"):
+        finish_run(tmp_path, small_config(optimizer=optimizer), [0.5])
+    for name in ("zeta", "mine10", "mine9"):
+        finish_run(tmp_path, renamed(name), [0.5])
+    (table,) = tables(tmp_path)
+    known = ["sgd", "adam", "adamw", "adahessian"]
+    assert list(table.groups) == [*known, "mine9", "mine10", "zeta"]
+    assert table.reference == "sgd"
+
+
+def test_without_the_files_first_optimizer_no_step_is_the_unit(tmp_path):
+    for name in ("zeta", "mine"):
+        finish_run(tmp_path, renamed(name), [0.5])
+    finish_run(tmp_path, small_config(optimizer="adam"), [0.5])
+    (table,) = tables(tmp_path)
+    assert (list(table.groups), table.reference) == (["adam", "mine", "zeta"], None)
+
+
+def renamed(name):
+    """A run of somebody's own file, with an optimizer that no experiment here has."""
+    config = small_config()
+    return config.model_copy(update={"optimizers": {name: config.optimizer}})
+
+
+def test_a_key_added_later_is_no_difference(tmp_path):
+    """Runs of before and after it are of one protocol, and of one label."""
+    new = finish_run(tmp_path, small_config(), [0.5]).path
+    old = finish_run(tmp_path, small_config("epochs=3"), [0.6]).path
+    config = (old / "config.yaml").read_text()
+    for key in ("channels_last", "micro_batches", "image_size", "resize_size"):
+        config = re.sub(rf"^ *{key}:.*\n", "", config, flags=re.M)
+    (old / "config.yaml").write_text(config)
+    assert len(config) < len((new / "config.yaml").read_text()) - 50
+    titles = sorted(table.title for table in tables(tmp_path))
+    assert titles == ["digits resnet8 epochs=2", "digits resnet8 epochs=3"]
+
+
+def test_a_default_is_not_named(tmp_path):
+    for optimizer in ("adahessian", "adahessian.after_epochs={1: {update_interval: 2}}"):
+        overrides = [f"optimizers.{optimizer}"] if "=" in optimizer else []
+        finish_run(tmp_path, small_config(*overrides, optimizer="adahessian"), [0.5])
+    (table,) = tables(tmp_path)
+    assert list(table.groups) == ["adahessian", "adahessian after_epochs.1.update_interval=2"]
