@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.plots.canvas import panels, save
 
+LEGEND_CHARACTERS = 150  # that fit below two panels side by side
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -57,7 +59,8 @@ def draw_training(
         metric_title: of the metric's axis.
         limits: of the metric's axis.
     """
-    rows = -(-len(losses) // 4)  # of the legend
+    columns = max(1, min(4, LEGEND_CHARACTERS // (8 + max(map(len, losses)))))
+    rows = -(-len(losses) // columns)
     figure, (left, right) = panels(2, (11, 4.2 + 0.2 * rows))
     for axes, curves in ((left, losses), (right, metrics)):
         for label, curve in curves.items():
@@ -65,6 +68,6 @@ def draw_training(
         axes.grid(alpha=0.3)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=metric_title, ylim=limits)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     figure.suptitle(title)
     save(figure, path)

@@ -47,6 +47,8 @@ from experiments.runs.metrics import best_row, read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
 
 MODES = ("online", "offline", "disabled")
+# Other words that wandb takes. Several processes that share a run are not ours: one of them sends.
+ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}
 PROJECT = "adahessian"
 END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
 EARLY_END_SECONDS = 15  # the same after an exception or a signal
@@ -379,13 +381,18 @@ def load_wandb(place: Path) -> Any:
 
 
 def requested_mode() -> str:
-    """`WANDB_MODE`, or "auto" where it is not set.
+    """`WANDB_MODE`, or "auto" where it is not set or empty.
+
+    The variable then holds the mode, or is gone: wandb reads it again, and refuses an empty one.
 
     Raises:
-        UserError: it is none of `MODES`.
+        UserError: it is none of `MODES`, nor another word for one.
     """
-    mode = os.environ.get("WANDB_MODE") or "auto"
-    if mode not in ("auto", *MODES):
+    mode = os.environ.pop("WANDB_MODE", "")
+    if not mode:
+        return "auto"
+    os.environ["WANDB_MODE"] = mode = ALIASES.get(mode, mode)
+    if mode not in MODES:
         raise UserError(f"WANDB_MODE = '{mode}': {nearest(mode, MODES)}")
     return mode
 

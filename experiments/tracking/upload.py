@@ -42,9 +42,17 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 
 def is_uploaded(run: Path) -> bool:
-    """Whether an earlier session or upload of the run sent all its rows, to the last."""
-    marker, rows = run / "wandb" / "uploaded.json", read_metrics(run / "metrics.jsonl")
-    return not rows or (marker.exists() and read_json(marker)["epochs"] >= rows[-1]["epoch"])
+    """Whether an earlier session or upload sent all rows of the run.
+
+    A marker that cannot be read says nothing: asking the server again does no harm.
+    """
+    rows = read_metrics(run / "metrics.jsonl")
+    if not rows:
+        return True
+    try:
+        return read_json(run / "wandb" / "uploaded.json")["epochs"] >= rows[-1]["epoch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def upload(run: Path) -> bool:

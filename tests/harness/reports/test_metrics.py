@@ -65,7 +65,7 @@ def test_the_report_shows_the_metric_and_its_best(metric, root, capsys):
     write_report(results := read_results(root), root / "report")
     (table,) = results.tables
     out, markdown = capsys.readouterr().out, (root / "report" / "report.md").read_text()
-    page = (root / "report.html").read_text()
+    page = (root / "report.html").read_text().partition("<main>")[2].partition("</main>")[0]
     for text in (out, markdown):
         assert f"test {metric.title}: mean" in text
         assert all(shown(metric, optimizer) in text for optimizer in LAST)
@@ -141,6 +141,8 @@ def test_exported_runs_come_back_with_their_metric(metric, root, tmp_path, monke
     assert grid(table).texts() == grid(before.tables[0]).texts()
 
 
+# wandb-workspaces 0.4 still has some.
+@pytest.mark.filterwarnings("ignore:Pydantic V1 style:DeprecationWarning")
 def test_the_workspace_has_the_metrics_panels_and_columns(metric, root):
     runs = [path.parent for path in root.glob("*/*/*/*/meta.json")]
     (runs[0] / "meta.json").write_text("{")  # a damaged run takes nothing away
@@ -200,7 +202,7 @@ def test_only_the_task_knows_what_an_accuracy_is():
 
 def test_no_report_looks_for_an_optimizer_by_name():
     """But for the names that the paper gives its own curves."""
-    word = re.compile(r"""["'](x |× )?(sgd|adam|adamw|adahessian)["']""", re.I)
+    word = re.compile(r"""["'](x |× )?(sgd|adam|adamw)["']""", re.I)
     found = [
         place
         for place, text in sources("results", "reports", "plots", "tracking")

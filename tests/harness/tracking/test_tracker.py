@@ -28,6 +28,7 @@ from support.wandb_cases import (
 from support.wandb_server import API_KEY, WandbServer, answering
 
 from experiments import upload
+from experiments.config.metrics import Metric
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
@@ -481,6 +482,31 @@ def test_parallel_runs_and_bitwise_the_same_rows_as_without_wandb(tmp_path, monk
         for root in (tmp_path / "a", tmp_path / "b")
     ]
     assert with_wandb == without
+
+
+@pytest.mark.parametrize(("direction", "best"), [("min", 2), ("max", 3)])
+def test_the_best_epoch_follows_the_metrics_direction(direction, best, tmp_path):
+    metric = Metric("perplexity", direction, digits=2)
+    values = [5.0, 3.0, 9.0, 4.0]
+    directory = harness.finish_run(tmp_path / "runs", small_config(), values, metric=metric)
+    with Tracker(directory.path, "offline"):
+        pass  # opening sends everything
+    summary = {}
+    for item in inspect(only(directory)):
+        if item["type"] == "summary":
+            summary |= item["summary"]["update"]
+    assert (summary["best/epoch"], summary["best/test/perplexity"]) == (best, values[best - 1])
+    assert summary["test/perplexity"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("word", "mode"),
+    [("", "auto"), ("dryrun", "offline"), ("run", "online"), ("shared", "online")],
+)
+def test_what_else_wandb_takes_for_a_mode(word, mode, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", word)
+    assert [tracking.requested_mode() for _ in range(2)] == [mode] * 2
+    assert os.environ.get("WANDB_MODE") == (None if mode == "auto" else mode)
 
 
 # ------------------------------------------------------------------------------------------- names
