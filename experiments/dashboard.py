@@ -1,4 +1,4 @@
-"""A look at all runs: `python -m experiments.dashboard` (`make dashboard`).
+"""All runs side by side: `python -m experiments.dashboard` (`make dashboard`).
 
 With a key and a server that answers: writes the project's workspace on the server, one panel for
 each metric that the runs below `RUNS_ROOT` (default `runs`) have, seeds grouped, and prints its

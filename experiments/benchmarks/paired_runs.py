@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from adahessian import AdaHessian
 from experiments.benchmarks import zoo
 from experiments.models.resnet_cifar import ResNetCifar
+from experiments.plots.canvas import panels, save
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
 from experiments.results.statistics import mean_interval
@@ -243,12 +244,7 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid,
 
 def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> None:
     """Draw the training losses, each pair's thin and their mean thick, smoothed over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, (axes,) = panels(1, (8, 4.5))
     for door, label, style in ((EXACT, "double backward", "-"), (FAST, "finite difference", "--")):
         curves = [_smoothed(doors[door]["losses"]) for doors in pairs.values()]
         color = axes.plot([], [])[0].get_color()
@@ -265,9 +261,7 @@ def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> No
     )  # fmt: skip
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

@@ -46,7 +46,7 @@ def processor() -> str:
 
 
 def sentence(origin: dict[str, Any]) -> str:
-    """The provenance as a reader of the table wants it."""
+    """The provenance as a sentence below the tables."""
     commit = (origin["commit"] or "unknown")[:10] + (" with changes" if origin["dirty"] else "")
     return (
         f"{origin['machine']}, {origin['threads']} of {origin['cores']} cores (load "

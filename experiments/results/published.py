@@ -18,10 +18,10 @@ from experiments.runs.jsonlines import read_rows
 
 REPOSITORY = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "paper_figures"
-# Our names of the optimizers, in the paper's order and spelling.
+# The paper's names of the optimizers by ours, in the paper's order.
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adahessian": "AdaHessian"}
 
-# What the figures show, by the word in the names of the CSV files: the split and the metric.
+# Split and metric of each figure, by the word in the names of the CSV files.
 QUANTITIES = {"train_loss": ("train", LOSS), "test_acc": ("test", ACCURACY)}
 
 Points = list[tuple[int, float]]  # (epoch, value)

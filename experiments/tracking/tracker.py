@@ -47,15 +47,15 @@ from experiments.runs.metrics import best_row, read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
 
 MODES = ("online", "offline", "disabled")
-# Other words that wandb takes. Several processes that share a run are not ours: one of them sends.
+# Other words that wandb takes. "shared" is for several processes that send; here only one does.
 ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}
 PROJECT = "adahessian"
 END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
 EARLY_END_SECONDS = 15  # the same after an exception or a signal
 NAME_LIMIT, TAG_LIMIT = 110, 64  # characters; wandb takes 128 of a name, with the seed
 
-# Names that begin with `x_` may vanish from one version of wandb to the next, so unknown ones are
-# left out.
+# wandb may drop a setting that begins with `x_` in any version: settings it does not know are not
+# sent.
 SETTINGS = {
     "reinit": "create_new",  # no global run that a second training would finish
     "silent": True,
@@ -67,13 +67,13 @@ SETTINGS = {
     "finish_timeout_raises": True,
     "symlink": False,
     "x_save_requirements": False,
-    # wandb's 15 s lose the first 15 s of whatever is killed.
+    # By default the log is written every 15 s: a killed run would lose so much.
     "x_transaction_log_flush_interval": 1,
 }
 
 
 def never_fails(method: Callable) -> Callable:
-    """Turn whatever a tracker's method raises into one line, and the tracker off."""
+    """On any exception in a tracker's method: print one line and turn the tracker off."""
 
     @functools.wraps(method)
     def guarded(self: "Tracker", *arguments: Any) -> None:
@@ -162,11 +162,11 @@ class Tracker:
             self.best = best_row([self.best or row, row], key, direction)
         if row["epoch"] <= self.sent:
             return
-        # Without `commit` the row would stay open, and be lost with us, until the next one.
+        # Without `commit` the row stays open until the next one, and is lost if the process dies.
         self.run.log({**row, **self._media(row["epoch"])}, step=row["epoch"], commit=True)
         self.sent = row["epoch"]
         if self.best:
-            # Not by define_metric(summary="max"): that hides the last value behind the best.
+            # Not define_metric(summary="max"): the best value would replace the last one.
             keys = ["epoch", *(k for k in self.best if k.endswith(f"/{name}"))]
             self.run.summary.update({f"best/{k}": self.best[k] for k in keys})
 
@@ -209,7 +209,7 @@ class Tracker:
         self._remove_older_records()
 
     def _usable_mode(self) -> str:
-        """What can be done of what was requested; loads wandb only where it will be used."""
+        """The mode that is possible, given the requested one; wandb is loaded only where it is used."""
         mode = self.requested
         if mode == "disabled":
             return mode
@@ -259,7 +259,7 @@ class Tracker:
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
                 dir=self.directory,
                 mode=mode,
-                # Without `resume` a second record of an id overwrites the first on the server.
+                # Without `resume`, a second record of an id overwrites the first on the server.
                 resume="allow",
                 settings=wandb.Settings(
                     **{k: v for k, v in SETTINGS.items() if k in wandb.Settings.model_fields}
@@ -291,7 +291,7 @@ class Tracker:
         if self.run is None:
             return
         run, self.run = self.run, None
-        # Whatever is not done, by an exception or a signal, is not shown as finished.
+        # A run that an exception or a signal ended is not shown as finished.
         run.finish(exit_code=0 if (self.directory / "DONE").exists() else 1)
         if self.online:
             self.uploaded = True
@@ -356,7 +356,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def records(directory: Path) -> list[Path]:
-    """wandb's own directories of a run, one for each session that has not been superseded."""
+    """wandb's own directories in a run's directory, one per session that is still of use."""
     return sorted((directory / "wandb").glob("*run-*-*"))
 
 
@@ -364,7 +364,7 @@ def records(directory: Path) -> list[Path]:
 
 
 def load_wandb(place: Path) -> Any:
-    """Import wandb without its messages; seconds of waiting, so only where it is used.
+    """Import wandb without its messages; it takes seconds, so only where it is used.
 
     Args:
         place: for the logs of wandb's service, which would else be in the user's home.

@@ -79,7 +79,7 @@ def read_metas(runs: Iterable[Path]) -> tuple[dict[str, Metric], list[str]]:
 
 
 def metric_keys(runs: Iterable[Path]) -> list[str]:
-    """The keys that any run's rows have, but for those that count or set the pace."""
+    """The keys in any run's rows, without counters and the learning rate."""
     keys = {key for run in runs for row in read_metrics(run / "metrics.jsonl") for key in row}
     if any((run / "spectra").exists() for run in runs):
         keys.add("hessian/density_plot")
@@ -128,7 +128,7 @@ def kind(key: str) -> str:
 
 
 def show_locally(root: Path, runs: Sequence[Path]) -> int:
-    """The terminal view of all runs, or on no terminal where the report is."""
+    """The terminal view of all runs; outside of a terminal, print where the report is."""
     report = root / "report.html"
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or not installed():
         print(report if report.exists() else f"`make report` writes {report}")

@@ -31,7 +31,7 @@ NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 
 def overview(results: Results) -> Iterator[Section]:
-    """How much there is, and what is best in each table where there are several."""
+    """How many runs there are, and what is best in each table."""
     finished = results.having("done")
     hours = math.fsum(run.training_seconds() for run in results.runs) / 3600
     count = [Strong(len(finished)), f" finished runs, {duration(hours)} of training in all."]
@@ -68,7 +68,7 @@ def _overview_grid(every: list[ComparisonTable]) -> Grid:
 
 
 def tables(results: Results) -> Iterator[Section]:
-    """Each table: who is best in words, the figures, and how the training went."""
+    """Each table: the verdict in words, the figures, and curves of the training."""
     for table in results.tables:
         rows = summarize(table, paper_figures())
         words = _words(table, rows) if len(results.tables) > 1 else []
@@ -189,7 +189,7 @@ def _statistics(table: ComparisonTable) -> Text:
     split = table.runs[0].config["best_epoch_split"]
     text = (
         "The best epoch is chosen on the test set itself, which flatters every row; the comparison "
-        "uses the last epoch, which nobody chose."
+        "uses the last epoch, which is fixed beforehand."
         if split == "test"
         else "The best epoch is chosen on the validation set; the comparison uses the last epoch."
     )

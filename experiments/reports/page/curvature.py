@@ -1,4 +1,4 @@
-"""How the spectrum of the loss moved during the trainings that measured it."""
+"""The spectrum of the Hessian over the epochs, for runs that measured it."""
 
 import math
 import re
@@ -28,7 +28,7 @@ COLUMN_LIMIT = 60  # epochs in a heat map
 
 
 def spectra(results: Results) -> Iterator[Section]:
-    """How the spectrum moved, for tables whose runs measured it."""
+    """The spectrum over the epochs, for tables whose runs measured it."""
     for table in results.tables:
         blocks = [*_densities(table), *_curvature_curves(table), *_layers(table)]
         if blocks:
@@ -227,7 +227,7 @@ class EigenvalueAxis:
         grids = [arrays["grid"] for run in spectra for arrays in run.values()]
         low, high = min(grid.min() for grid in grids), max(grid.max() for grid in grids)
         largest = max(abs(low), abs(high))
-        # Finer than the narrowest density's own smoothing there is nothing to see.
+        # The narrowest density is smoothed: nothing finer can be seen.
         self.linear = max(min(numpy.ptp(grid) for grid in grids) / 20, largest / 1000)
         self.positions = numpy.linspace(*self.position([low, high]), points)
         self.values = self.value(self.positions)
@@ -299,7 +299,7 @@ def density(
 
 
 def density_limits(spectra: list[dict[int, dict[str, Any]]]) -> tuple[float, float]:
-    """The decades of density worth a color, over all the runs that are to be compared.
+    """The decades of density that get a color, over all runs that are compared.
 
     They begin a little below the height that a single eigenvalue has, the largest one.
     """

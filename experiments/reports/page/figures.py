@@ -110,7 +110,7 @@ def seeds(table: ComparisonTable) -> Any:
             hovertemplate=f"mean %{{x:.4g}}, {CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}"
             "<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    # Wide intervals of few seeds would squeeze all else: they may leave the picture.
+    # The wide intervals of few seeds may leave the picture, so that the seeds fill it.
     everything = [table.metric.scale * run.last() for run in table.runs]
     margin = 0.6 * (max(everything) - min(everything)) or abs(everything[0]) * 0.01 or 1.0
     plot.update_xaxes(range=[min(everything) - margin, max(everything) + margin], showgrid=True)
