@@ -209,7 +209,7 @@ class Tracker:
         self._remove_older_records()
 
     def _usable_mode(self) -> str:
-        """The mode that is possible, given the requested one; wandb is loaded only where it is used."""
+        """The mode that is possible, given the requested one; loads wandb only if it is used."""
         mode = self.requested
         if mode == "disabled":
             return mode
