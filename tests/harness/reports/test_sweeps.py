@@ -216,7 +216,7 @@ def test_the_command_on_a_real_training_and_a_run_not_begun(tmp_path, capsys, mo
     assert max(map(len, table.splitlines())) <= 80
     markdown = (tmp_path / "runs" / "report" / "report.md").read_text()
     assert "| optimizer | lr | n | last epoch | best | runs |" in markdown
-    assert f"| new | sgd lr=0.1, seed 1 | {relative} |  |" in markdown
+    assert f"| new | sgd lr=0.1, seed 1 | {relative} |" in markdown
     assert "![Sweep rates](sweep-rates.png)" in markdown
     html = (tmp_path / "runs" / "report.html").read_text()
     assert '<section id="sweep-rates"' in html and str(relative) in html
