@@ -170,10 +170,8 @@ def _effective(run: sweeps.PlannedRun, keys: list[str]) -> dict[str, Any]:
 def member(run: sweeps.PlannedRun, results: Results) -> Member:
     """Read one run of a sweep into the results, if it was begun."""
     path = run.directory.path
-    record = results.add(path) if (path / "meta.json").exists() else None
-    if record is not None:
-        return Member(run, record, record.state, record.problem)
-    state, reason = read_state(path)
-    if state == "done":
+    if not (path / "meta.json").exists():
+        return Member(run, None, *read_state(path))
+    if (record := results.add(path)) is None:
         return Member(run, None, "unreadable", results.unreadable[path])
-    return Member(run, None, state, reason)
+    return Member(run, record, record.state, record.problem)

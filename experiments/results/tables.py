@@ -54,6 +54,10 @@ class ComparisonTable:
         return self.runs[0].headline
 
 
+# What reading damaged files raises, whatever is in them.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError)
+
+
 @dataclass
 class Results:
     """Everything below a root."""
@@ -66,7 +70,7 @@ class Results:
         """Read a run's directory; what cannot be read is noted with the reason."""
         try:
             self.runs.append(run := read_run(directory))
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        except DAMAGE as error:
             self.unreadable[directory] = f"{type(error).__name__}: {error}"
             return None
         return run

@@ -121,7 +121,8 @@ def read_run(directory: Path) -> Run:
     """Read one run's files.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
+        OSError, ValueError, KeyError, TypeError, AttributeError, UserError: `meta.json`,
+            `config.yaml` or `metrics.jsonl` is damaged.
     """
     state, reason = read_state(directory)  # first: what is done has all its rows
     config = read_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
@@ -139,8 +140,8 @@ def _check(run: Run) -> None:
     for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
         if key not in run.meta:
             raise KeyError(key)
-    run.optimizer.items(), run.headline
-    run.config["best_epoch_split"]
+    run.optimizer.items(), run.headline, run.config["dataset"].items()
+    run.config["best_epoch_split"], [session.items() for session in run.meta["sessions"]]
 
 
 def read_spectrum(path: Path) -> dict[str, Any] | None:

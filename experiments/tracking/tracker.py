@@ -24,10 +24,8 @@ run's directory.
 
 import fcntl
 import functools
-import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -41,10 +39,10 @@ from experiments.config import metrics
 from experiments.config.metrics import Metric
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
-from experiments.plans.settings import changes
 from experiments.plots import spectrum
 from experiments.runs.metrics import best_row, read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
+from experiments.tracking.identity import describe
 
 MODES = ("online", "offline", "disabled")
 # Other words that wandb takes. "shared" is for several processes that send; here only one does.
@@ -52,7 +50,6 @@ ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}
 PROJECT = "adahessian"
 END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
 EARLY_END_SECONDS = 15  # the same after an exception or a signal
-NAME_LIMIT, TAG_LIMIT = 110, 64  # characters; wandb takes 128 of a name, with the seed
 
 # wandb may drop a setting that begins with `x_` in any version: settings it does not know are not
 # sent.
@@ -314,45 +311,6 @@ class Tracker:
             load_wandb(self.directory).teardown(exit_code=1)
         except Exception:  # what is broken need not be shut down
             pass
-
-
-# ------------------------------------------------------------------------- from a run's files
-
-
-def describe(directory: Path, meta: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """What a run is called and configured by, as arguments of `wandb.init`.
-
-    The id is made of what stays the same over all sessions of a run's directory, and differs
-    where a directory was removed and trained anew, or trained by two people. The name has whatever
-    sets the run apart from its experiment's file, so that the runs of a sweep are told apart.
-    """
-    first, latest = meta["sessions"][0], meta["sessions"][-1]
-    optimizer = meta["optimizer"]
-    identity = json.dumps([directory.parts[-4:], first.get("started"), first.get("host")])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    changed = changes(meta, config)
-    label = " ".join([optimizer, *(f"{key}={value}" for key, value in changed.items())])
-    return {
-        "id": re.sub(r"[^\w-]", "-", f"{optimizer}-s{meta['seed']}-{digest}"),
-        "name": f"{_cut(label, NAME_LIMIT)} seed {meta['seed']}",
-        "group": "-".join([meta["dataset"], meta["model"], optimizer, meta["signature"]]),
-        "job_type": "train",
-        "tags": [_cut(tag, TAG_LIMIT) for tag in (meta["dataset"], meta["model"], optimizer)],
-        "notes": latest.get("command"),
-        "config": {
-            **{key: value for key, value in config.items() if key != "optimizers"},
-            "optimizer": {"name": optimizer, **config["optimizers"][optimizer]},
-            "changed": changed,
-            "signature": meta["signature"],
-            "protocol": meta["protocol"],
-            "parameters": meta.get("parameters"),
-            "session": latest,  # commit, versions, device
-        },
-    }
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def records(directory: Path) -> list[Path]:

@@ -1,10 +1,12 @@
+import json
 import re
 import shutil
 
 import numpy
 import pytest
-from support.harness import finish_run, small_config
+from support.harness import DIGITS, finish_run, small_config
 
+from experiments import report
 from experiments.errors import UserError
 from experiments.results.tables import read_results
 from experiments.runs.directory import RunDirectory
@@ -166,3 +168,39 @@ def test_a_default_is_not_named(tmp_path):
         finish_run(tmp_path, small_config(*overrides, optimizer="adahessian"), [0.5])
     (table,) = tables(tmp_path)
     assert list(table.groups) == ["adahessian", "adahessian after_epochs.1.update_interval=2"]
+
+
+DAMAGES = [
+    *[
+        ("config.yaml", text)
+        for text in ("", "a: [", "[1]", "optimizers: null", "optimizers: {sgd: 1}", b"\xe9", None)
+    ],
+    *[
+        ("meta.json", damage)
+        for damage in ("{", "[]", {"metrics": 1}, {"sessions": None}, {"headline": "x"}, b"\xe9")
+    ],
+    ("metrics.jsonl", '{"epoch": 1, "test/accuracy": "high"}'),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), DAMAGES)
+def test_a_damaged_run_is_one_row_with_its_reason(name, text, tmp_path, capsys, monkeypatch):
+    """Of the report and of a sweep's report, which have all other runs."""
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    sweep = tmp_path / "rates.yaml"
+    sweep.write_text(f"config: {DIGITS}\nset: {{model.depth: 8, epochs: 2}}\nseeds: 1-2\n"
+                     "grid: {optimizer: [sgd]}\n")  # fmt: skip
+    damaged = [finish_run(tmp_path / "runs", small_config(seed=seed), [0.5]) for seed in (1, 2)][1]
+    path = damaged.path / name
+    if text is None:
+        path.unlink()
+    elif isinstance(text, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | text))
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for arguments in ([], ["--sweep", str(sweep)]):
+        assert report.main(arguments) == 0
+        out = capsys.readouterr().out
+        page = (tmp_path / "runs" / "report.html").read_text()
+        assert "50.00" in out and f"{damaged.name}" in page and "unreadable" in page
+    assert "unreadable: sgd, seed 2" in out and "Error" in out
