@@ -57,6 +57,9 @@ class Training:
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
 
+    def __post_init__(self) -> None:
+        self.capabilities = optimizers.Capabilities.of(self.optimizer)
+
 
 def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     """Train a run to its end, from its checkpoint where it has one.
@@ -81,10 +84,12 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
     optimizer = optimizers.build_optimizer(config, model.parameters())
-    model = distributed.prepare_model(model, getattr(optimizer, "needs_graph", False))
+    capabilities = optimizers.Capabilities.of(optimizer)
+    needs_graph = capabilities.asks_for_graph and optimizer.needs_graph
+    model = distributed.prepare_model(model, needs_graph)
     plateau = build_plateau(config, optimizer, task.metrics)
     training = Training(config, directory, task, model, optimizer, plateau=plateau)
-    if config.curvature_statistics:
+    if config.curvature_statistics and capabilities.has_curvature_hooks:
         training.monitor = CurvatureMonitor(model, optimizer)
     parameters = sum(p.numel() for p in model.parameters())
     directory.describe(session(device), dict(task.metrics), task.headline, parameters)
@@ -141,7 +146,7 @@ def train_epoch(
     training.model.train()
     for batch in task.training_batches(position.epoch, position.step):
         step_start = time.perf_counter()
-        sums = optimizer_step(task, training.model, training.optimizer, batch)
+        sums = optimizer_step(training, batch)
         step_seconds.append(time.perf_counter() - step_start)
         position.step += 1
         position.seconds = earlier + time.perf_counter() - start
@@ -155,11 +160,11 @@ def train_epoch(
         progress.step(done + position.step)
         every = config.checkpoint_every_steps
         inside = position.step < task.steps_per_epoch  # at the end, evaluation comes first
-        stop = distributed.agree(stopping.requested())
+        stop = distributed.broadcast(stopping.requested())
         if stop or (every and (done + position.step) % every == 0 and inside):
             save(training, position)
         if stop:
-            distributed.agree("saved")  # nobody leaves before the one that writes
+            distributed.broadcast("saved")  # nobody leaves before the one that writes
             raise stopping.Stopped(stop)
     times = {"time/epoch_seconds": position.seconds}
     if step_seconds:
@@ -167,27 +172,23 @@ def train_epoch(
     return times
 
 
-def optimizer_step(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
-) -> dict[str, float]:
+def optimizer_step(training: Training, batch: Any) -> dict[str, float]:
     """One step, the same for every optimizer, and the batch's sums before it.
 
     The optimizer decides how often it evaluates the closure; the sums are those of the first
-    evaluation, at the weights that the step starts from.
+    evaluation, at the weights from which the step starts.
     """
     evaluations: list[dict[str, Tensor]] = []
-    optimizer.step(make_closure(task, model, optimizer, batch, evaluations))
-    return distributed.total({key: value.item() for key, value in evaluations[0].items()})
+    training.optimizer.step(make_closure(training, batch, evaluations))
+    return distributed.sum_over_ranks({k: value.item() for k, value in evaluations[0].items()})
 
 
 def make_closure(
-    task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Any,
-    evaluations: list[dict[str, Tensor]],
+    training: Training, batch: Any, evaluations: list[dict[str, Tensor]]
 ) -> Callable[[], Tensor]:
-    """The closure that every optimizer gets; each evaluation leaves its sums in `evaluations`."""
+    """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`."""
+    task, model, optimizer = training.task, training.model, training.optimizer
+    capabilities = training.capabilities
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -197,11 +198,12 @@ def make_closure(
             loss, sums = task.loss(model, part)
             _add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
             loss = distributed.weighted(loss, sums["weight"], share)
-            loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+            loss.backward(create_graph=capabilities.asks_for_graph and optimizer.needs_graph)
             with torch.no_grad():
                 whole = loss if whole is None else whole + loss
         evaluations.append(totals)
-        distributed.average_gradients(optimizer)
+        if not capabilities.averages_over_processes:
+            distributed.average_gradients(model.parameters())
         return whole
 
     return closure
@@ -212,10 +214,10 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
     config, task, model = training.config, training.task, training.model
     row = training.monitor.finish_epoch() if training.monitor else {}
     every = config.curvature_error_every_epochs
-    if every and epoch % every == 0:
+    if training.capabilities.compares_curvature and every and epoch % every == 0:
         model.train()
         batch = next(iter(task.training_batches(epoch - 1, 0)))
-        closure = make_closure(task, model, training.optimizer, batch, [])
+        closure = make_closure(training, batch, [])
         row |= curvature.curvature_error(training.optimizer, closure)
     return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
@@ -229,7 +231,7 @@ def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
         loss, sums = task.loss(model, batch)
         sums = {**sums, "loss": loss * sums["weight"]}
         _add(totals, {key: value.item() for key, value in sums.items()})
-    return task.summarize(distributed.total(totals))
+    return task.summarize(distributed.sum_over_ranks(totals))
 
 
 def save(training: Training, position: Position) -> None:
@@ -260,7 +262,7 @@ def save(training: Training, position: Position) -> None:
 def restore(training: Training) -> Position:
     """Go back to the last checkpoint, metrics included, or to the start where there is none."""
     path = training.directory.path
-    state = distributed.agree(checkpoint.load(path) if distributed.is_main() else None)
+    state = distributed.broadcast(checkpoint.load(path) if distributed.is_main() else None)
     if state is None:
         training.directory.cut_metrics(0)
         return Position()

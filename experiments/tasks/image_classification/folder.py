@@ -91,7 +91,7 @@ class ImagesInFolder:
             self.train_size, generator=generator(self.config.seed, epoch, "order")
         )
         positions = (
-            distributed.share(torch.arange(start, min(start + size, self.train_size)), parts)
+            distributed.shard(torch.arange(start, min(start + size, self.train_size)), parts)
             for start in range(first_step * size, self.train_size, size)
         )
         return self._batches(
@@ -100,7 +100,7 @@ class ImagesInFolder:
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = range(len(self.splits[split]))
-        starts = distributed.own(batches[::EVALUATION_BATCH_SIZE])
+        starts = distributed.rank_batches(batches[::EVALUATION_BATCH_SIZE])
         return self._batches(
             Request(split, list(batches[start : start + EVALUATION_BATCH_SIZE])) for start in starts
         )

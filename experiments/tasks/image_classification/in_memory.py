@@ -59,14 +59,14 @@ class ImagesInMemory:
         )
         order, draws = order.to(self.device), draws.to(self.device)
         for start in range(first_step * size, len(self.train), size):
-            chosen = distributed.share(order[start : start + size], parts)
-            draw = distributed.share(draws[start : start + size], parts)
+            chosen = distributed.shard(order[start : start + size], parts)
+            draw = distributed.shard(draws[start : start + size], parts)
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
             yield pixels, self.train.labels[chosen]
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.splits[split]
-        return distributed.own(
+        return distributed.rank_batches(
             zip(
                 images.pixels.split(EVALUATION_BATCH_SIZE),
                 images.labels.split(EVALUATION_BATCH_SIZE),

@@ -49,7 +49,7 @@ class Data(Protocol):
         """Shuffled, augmented batches of an epoch from `first_step` on.
 
         The order and every image's augmentation depend on (seed, epoch, position) alone. Each
-        process gets its share (`distributed.share`) of every batch.
+        process gets its share (`distributed.shard`) of every batch.
         """
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,7 +140,7 @@ class ImageClassification:
         if parts == 1:
             return [(batch, 1.0)]
         wholes = torch.arange(batch.whole).tensor_split(parts)
-        own = [len(distributed.share(whole)) for whole in wholes]
+        own = [len(distributed.shard(whole)) for whole in wholes]
         pieces = zip(batch.inputs.split(own), batch.labels.split(own), wholes, strict=True)
         return [
             (Batch(inputs, labels, len(whole)), len(labels) / len(batch.labels))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from support.harness import small_config
 
+from adahessian import AdaHessian
 from experiments.errors import UserError
 from experiments.runtime.device import build_device
 from experiments.training import optimizers
@@ -59,6 +60,11 @@ def test_after_epochs_sets_entries_of_the_parameter_groups():
             "sgd",
             "after_epochs.5: unknown key 'momentun'; did you mean 'momentum'?",
         ),
+        (
+            "optimizers.adahessian.after_epochs={0: {last_refresh: 3}}",  # a counter, no option
+            "adahessian",
+            "after_epochs.0: unknown key 'last_refresh'",
+        ),
     ],
 )
 def test_what_an_optimizer_refuses_is_a_users_mistake(override, optimizer, message):
@@ -78,3 +84,25 @@ def test_an_optimizer_that_takes_a_seed_gets_the_runs():
         config = small_config(optimizer="adahessian", seed=seed)
         optimizer = optimizers.build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
         assert optimizer.param_groups[0]["seed"] == seed
+
+
+class Asking(torch.optim.SGD):
+    """Says itself, not by its class, what it needs."""
+
+    def __init__(self, params, lr=0.1, seed=0, process_group=None):
+        super().__init__(params, lr)
+        self.needs_graph = True
+
+
+def test_capabilities_are_those_of_the_optimizer():
+    parameter = [torch.nn.Parameter(torch.zeros(1))]
+    none = optimizers.Capabilities.of(torch.optim.SGD(parameter))
+    assert not any(vars(none).values())
+    assert all(vars(optimizers.Capabilities.of(AdaHessian(parameter))).values())
+    assert optimizers.Capabilities.of(AdaHessian(parameter)) == optimizers.Capabilities.of(
+        AdaHessian
+    )
+    found = optimizers.Capabilities.of(Asking(parameter))
+    assert {name for name, value in vars(found).items() if value} == {
+        "takes_seed", "averages_over_processes", "asks_for_graph",
+    }  # fmt: skip
