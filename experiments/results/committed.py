@@ -21,6 +21,9 @@ DIVERGED = "diverged"
 DIGITS = 5  # significant ones
 
 
+META_ADDED = ("result_split",)  # not in the files of earlier versions
+
+
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
 
 
@@ -50,7 +53,7 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
         config = members[0].config
         content = {
             "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
-            "meta": {key: members[0].meta[key] for key in META},
+            "meta": {k: members[0].meta[k] for k in META + META_ADDED if k in members[0].meta},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +104,7 @@ def _entry(run: Run) -> dict[str, Any]:
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
     }
     if rows and run.evaluated:
-        direction = run.meta["metrics"][run.meta["headline"]]
-        best = best_row([row for row in rows if split in row], split, direction)
+        best = best_row([row for row in rows if split in row], split, run.headline.direction)
         for name, row in (("last", run.evaluated[-1]), ("best", best)):
             entry[name] = {"epoch": row["epoch"], run.test_key: row[run.test_key]}
     return entry | {

@@ -41,7 +41,7 @@ class Table:
 
     @property
     def maximize(self) -> bool:
-        return self.runs[0].meta["metrics"][self.headline] == "max"
+        return self.runs[0].headline.direction == "max"
 
     @property
     def scale(self) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT
-from experiments.config.metrics import Metric, read
+from experiments.config.metrics import Metric, read, result_key
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def test_key(self) -> str:
-        return f"test/{self.headline.name}"
+        return result_key(self.meta)
 
     def last(self) -> float:
         """The test metric of the last epoch: chosen before the training, so free of selection."""

@@ -38,6 +38,7 @@ from threading import Thread
 from types import TracebackType
 from typing import IO, Any
 
+from experiments.config import metrics
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
 from experiments.plots import spectrum
@@ -153,8 +154,8 @@ class Tracker:
     def _send(self, row: dict[str, Any]) -> None:
         key = f"{self.config['best_epoch_split']}/{self.headline}"
         if key in row:
-            direction = self.meta["metrics"][self.headline]
-            self.best = best_row([self.best or row, row], key, direction)
+            metric = metrics.read(self.meta)[self.headline]
+            self.best = best_row([self.best or row, row], key, metric.direction)
         if row["epoch"] <= self.sent:
             return
         # Without `commit` the row would stay open, and be lost with us, until the next one.

@@ -31,7 +31,7 @@ from experiments.config.experiment import Config, SpectrumSettings
 from experiments.errors import UserError
 from experiments.runs import checkpoint
 from experiments.runtime import distributed
-from experiments.tasks import Task
+from experiments.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from experiments.config.experiment import Config
-from experiments.config.experiment import Dataset as DatasetSettings
 from experiments.errors import UserError
 from experiments.runtime import distributed, stopping
+from experiments.tasks.image_classification.config import Dataset as DatasetSettings
+from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out
 from experiments.tasks.randomness import draw_seed, generator
 
@@ -58,7 +58,9 @@ class ImagesInFolder:
 
     in_channels, white = 3, 255
 
-    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, device: torch.device, data_root: Path
+    ) -> None:
         self.config, self.device = config, device
         root = Path(data_root) / config.dataset.name
         train, test = (Listing.read(root / part) for part in ("train", "val"))

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.config.experiment import Config
 from experiments.runtime import distributed
+from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import LOADERS, hold_out
 from experiments.tasks.randomness import generator
 
@@ -31,7 +31,9 @@ class ImagesInMemory:
         UserError: the data set is neither on disk nor to be had, or the validation set too large.
     """
 
-    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, device: torch.device, data_root: Path
+    ) -> None:
         self.config, self.device = config, device
         train, test = LOADERS[config.dataset.name](data_root)
         self.num_classes = int(train.labels.max()) + 1

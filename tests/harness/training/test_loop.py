@@ -9,7 +9,7 @@ from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
 from experiments.tasks.registry import build_task
 from experiments.training import loop
-from experiments.training.schedule import group_values
+from experiments.training.schedule import GroupSchedule
 
 CPU = torch.device("cpu")
 
@@ -217,7 +217,7 @@ def test_a_plateau_survives_an_interruption(tmp_path, monkeypatch):
 def test_an_optimizer_can_have_a_schedule_of_its_own():
     schedule = "{drops: [0.5], factor: 0.2, stepped_at_epoch_start: false}"
     config = small_config(f"optimizers.adam.schedule={schedule}", "epochs=4", optimizer="adam")
-    rates = [group_values(config, epoch)["lr"] for epoch in range(4)]
+    rates = [GroupSchedule(config, 1).values(epoch)["lr"] for epoch in range(4)]
     assert rates == pytest.approx([0.001, 0.001, 0.0002, 0.0002])
 
 

@@ -6,12 +6,13 @@ from adahessian import AdaHessian
 from experiments.errors import UserError
 from experiments.runtime.device import build_device
 from experiments.training import optimizers
-from experiments.training.schedule import group_values
+from experiments.training.schedule import GroupSchedule
 
 
 def rates(*overrides: str) -> list[float]:
     config = small_config(*overrides)
-    return [group_values(config, epoch)["lr"] for epoch in range(config.epochs)]
+    schedule = GroupSchedule(config, steps_per_epoch=3)
+    return [schedule.values(3 * epoch)["lr"] for epoch in range(config.epochs)]
 
 
 def test_drops_scale_with_the_number_of_epochs():
@@ -33,6 +34,12 @@ def test_the_released_code_drops_one_epoch_early():
     assert rates("epochs=160") == pytest.approx(released)
 
 
+def test_a_drop_comes_with_the_first_step_of_its_epoch():
+    config = small_config("epochs=8", "schedule.stepped_at_epoch_start=false")
+    schedule = GroupSchedule(config, steps_per_epoch=11)
+    assert [schedule.values(step)["lr"] for step in (43, 44)] == pytest.approx([0.1, 0.01])
+
+
 def test_the_first_epoch_has_the_full_rate():
     assert rates("epochs=1") == [0.1]
     assert rates("epochs=2")[0] == 0.1
@@ -44,8 +51,9 @@ def test_after_epochs_sets_entries_of_the_parameter_groups():
         "optimizers.adahessian.after_epochs={5: {update_interval: 4}, 7: {update_interval: 2}}",
         optimizer="adahessian",
     )
-    intervals = [group_values(config, epoch).get("update_interval") for epoch in range(9)]
-    assert intervals == [None] * 5 + [4, 4, 2, 2]
+    schedule = GroupSchedule(config, steps_per_epoch=3)
+    intervals = [schedule.values(step).get("update_interval") for step in range(27)]
+    assert intervals == [None] * 15 + [4] * 6 + [2] * 6
     optimizers.check(config)
 
 
