@@ -144,6 +144,14 @@ class Optimizer(Section):
             refuse(f"constructor '{self.constructor}' is no class")
         return found
 
+    def changed_options(self, epoch: int) -> dict[str, Any]:
+        """The options that `after_epochs` has changed once so many epochs are done."""
+        changed: dict[str, Any] = {}
+        for start in sorted(self.after_epochs):
+            if epoch >= start:
+                changed.update(self.after_epochs[start])
+        return {key: _tuples(value) for key, value in changed.items()}
+
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments except the parameters."""
         decay = (

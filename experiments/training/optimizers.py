@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,26 +57,33 @@ def build_optimizer(config: Config, params: Iterable[nn.Parameter]) -> torch.opt
         UserError: the constructor refuses a value, or `after_epochs` names something that is not
             an option of its parameter groups.
     """
+    optimizer, spec = _construct(config, params, {}, ""), config.optimizer
+    arguments = inspect.signature(type(optimizer)).parameters
+    # Groups also hold counters, such as `step`: an option is an argument as well.
+    options = (set(optimizer.param_groups[0]) & set(arguments)) - {"params", "lr"}
+    for epoch, values in spec.after_epochs.items():
+        for key in values:
+            if key not in options:
+                where = f"optimizers.{config.optimizer_name}.after_epochs.{epoch}"
+                raise UserError(f"{where}: unknown key '{key}'; {nearest(key, sorted(options))}")
+    return optimizer
+
+
+def _construct(
+    config: Config, params: Iterable[nn.Parameter], changed: dict[str, Any], where: str
+) -> torch.optim.Optimizer:
+    """The optimizer with some arguments changed; `where` ends the path of the key that does so."""
     spec = config.optimizer
-    constructor, arguments = spec.load_constructor(), spec.arguments()
+    constructor, arguments = spec.load_constructor(), spec.arguments() | changed
     capabilities = Capabilities.of(constructor)
     if capabilities.takes_seed:
         arguments.setdefault("seed", config.seed)
     if distributed.world_size() > 1 and capabilities.averages_over_processes:
         arguments.setdefault("process_group", distributed.world_group())
     try:
-        optimizer = constructor(params, **arguments)
+        return constructor(params, **arguments)
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizers.{config.optimizer_name}: {error}") from None
-    # Groups also hold counters, such as `step`: what may be set is an argument as well.
-    options = set(optimizer.param_groups[0]) & set(inspect.signature(constructor).parameters)
-    for epoch, values in spec.after_epochs.items():
-        for key in values:
-            if key not in options - {"params", "lr"}:
-                where = f"optimizers.{config.optimizer_name}.after_epochs.{epoch}"
-                known = sorted(options - {"params", "lr"})
-                raise UserError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
-    return optimizer
+        raise UserError(f"optimizers.{config.optimizer_name}{where}: {error}") from None
 
 
 def check(config: Config) -> None:
@@ -90,4 +98,8 @@ def check(config: Config) -> None:
 
 def check_optimizer(config: Config) -> None:
     """As `check`, where another machine trains: the device is not looked for."""
-    build_optimizer(config, [nn.Parameter(torch.zeros(1, 1))])
+    params = [nn.Parameter(torch.zeros(1, 1))]
+    build_optimizer(config, params)
+    for epoch in sorted(config.optimizer.after_epochs):  # a value may be refused then, too
+        changed = config.optimizer.changed_options(epoch)
+        _construct(config, params, changed, f".after_epochs.{epoch}")

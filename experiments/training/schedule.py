@@ -30,10 +30,7 @@ class GroupSchedule:
         if schedule.plateau is None:
             relative = schedule.relative_rate(step, self.steps_per_epoch, self.config.epochs)
             values["lr"] = spec.lr * relative
-        for start in sorted(spec.after_epochs):
-            if step >= start * self.steps_per_epoch:
-                values.update(spec.after_epochs[start])
-        return values
+        return values | spec.changed_options(step // self.steps_per_epoch)
 
 
 def build_plateau(config: Config, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:

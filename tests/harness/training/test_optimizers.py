@@ -69,6 +69,11 @@ def test_after_epochs_sets_entries_of_the_parameter_groups():
             "after_epochs.5: unknown key 'momentun'; did you mean 'momentum'?",
         ),
         (
+            "optimizers.adahessian.after_epochs={3: {update_interval: 4}, 5: {eps: -1}}",
+            "adahessian",
+            "optimizers.adahessian.after_epochs.5: .*eps",
+        ),
+        (
             "optimizers.adahessian.after_epochs={0: {last_refresh: 3}}",  # a counter, no option
             "adahessian",
             "after_epochs.0: unknown key 'last_refresh'",
