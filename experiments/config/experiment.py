@@ -251,7 +251,7 @@ class Config(Section):
         assert LOSS in cls.metrics and cls.headline in cls.metrics, cls.metrics
 
     @model_validator(mode="after")
-    def _check(self) -> "Config":
+    def _check_splits_and_metrics(self) -> "Config":  # by this name a subclass would replace it
         split = self.best_epoch_split
         if split not in self.evaluation_splits:
             refuse(f"best_epoch_split '{split}' {self._why_not(split)}")

@@ -1,7 +1,7 @@
 """Images in memory: one uint8 tensor on the training device.
 
-Cropping and flipping happen for a whole batch at once there, with a single gather, instead of image
-by image in worker processes.
+A whole batch is cropped and flipped at once there, with a single gather, instead of image by image
+in worker processes.
 """
 
 from collections.abc import Iterator
@@ -83,7 +83,7 @@ class ImagesInMemory:
 def draw_crops_and_flips(
     count: int, padding: int, flip: bool, generator: torch.Generator
 ) -> Tensor:
-    """For each image, where its window begins in the padded image and whether it is mirrored.
+    """Draw for each image where its window begins in the padded image and whether it is mirrored.
 
     Returns:
         `(count, 3)`, int64: row and column in [0, 2 padding], flip in {0, 1}.
@@ -94,7 +94,7 @@ def draw_crops_and_flips(
 
 
 def crop_and_flip(pixels: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """Pad images with zeros, cut a window of the old size out of each, mirror where asked.
+    """Pad images with zeros, cut a window of the old size out of each, mirror where drawn.
 
     With the draws of `draw_crops_and_flips` this is RandomCrop(size, padding) followed by
     RandomHorizontalFlip, for a whole batch in one gather.

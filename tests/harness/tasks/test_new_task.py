@@ -250,11 +250,17 @@ def test_a_metric_that_is_declared_and_not_measured_is_noticed_at_once(path, tmp
         train(path, tmp_path)
 
 
-def test_runs_of_earlier_versions_have_their_result_on_the_test_split(path, tmp_path):
+def test_runs_of_earlier_versions_are_read_and_go_on(path, tmp_path):
+    """They recorded directions alone; their result is on the test split."""
     directory = train(path, tmp_path)
-    meta = read_json(directory.path / "meta.json")
-    del meta["result_split"]
+    new = read_json(directory.path / "meta.json")
+    meta = {key: value for key, value in new.items() if key != "result_split"}
     meta["metrics"] = {"loss": "min", "mae": "min"}
     (directory.path / "meta.json").write_text(json.dumps(meta))
     read = read_run(directory.path)
     assert read.test_key == "test/mae" and read.headline.direction == "min"
+    (directory.path / "DONE").unlink()
+    train(path, tmp_path)
+    again = read_json(directory.path / "meta.json")
+    assert len(again.pop("sessions")) == 2
+    assert again.items() <= new.items()
