@@ -31,14 +31,14 @@ class DatasetSection(Section):
     """Base of a task's `dataset`."""
 
     name: FolderName
-    """Of the data set; the first folder of a run's path."""
+    """The data set; the first folder of a run's path."""
 
 
 class ModelSection(Section):
     """Base of a task's `model`."""
 
     name: FolderName
-    """Of the architecture."""
+    """The architecture."""
 
     @property
     def label(self) -> str:
@@ -63,7 +63,7 @@ class Schedule(Section):
     drops: list[Fraction]
     """Where in the training, as fractions of `epochs`."""
     factor: Annotated[float, Field(gt=0, le=1)]
-    """By which the learning rate is multiplied."""
+    """The learning rate is multiplied by it."""
     stepped_at_epoch_start: bool
     """Whether each drop acts one epoch early, as in the released code.
 
@@ -106,7 +106,7 @@ class Optimizer(Section):
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """The initial learning rate."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """Passed to the constructor, see also the next key."""
+    """The constructor's argument, see also the next key."""
     weight_decay_divided_by_lr: bool
     """Whether `weight_decay` is divided by `lr` first.
 
@@ -116,7 +116,7 @@ class Optimizer(Section):
     after_epochs: dict[NotNegative, dict[str, Any]] = {}
     """Options that change: `{5: {update_interval: 4}}` sets it to 4 after 5 epochs."""
     schedule: Schedule | None = None
-    """In place of the experiment's."""
+    """The schedule of this optimizer, in place of the experiment's."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
@@ -165,27 +165,27 @@ class SpectrumSettings(Section):
     """How the Hessian's spectrum is computed, in a training and by `experiments.spectrum`."""
 
     batches: Positive = 8
-    """Of the first training epoch, of the run's batch size."""
+    """Batches of the first training epoch, of the run's batch size."""
     mode: Literal["train", "eval"] = "train"
-    """Batch or running statistics, dropout on or off."""
+    """`train`: batch statistics and dropout; `eval`: running statistics and no dropout."""
     curvature: Literal["double_backward", "finite_difference"] = "double_backward"
     """How H·z is computed."""
     k: Positive = 5
-    """How many of the largest eigenvalues are computed."""
+    """Number of largest eigenvalues."""
     trace_matvecs: Annotated[int, Field(ge=4)] = 45
-    """Products for the trace."""
+    """Matrix-vector products for the trace."""
     num_lanczos_steps: Positive = 60
-    """Products of each repeat, for the density."""
+    """Matrix-vector products for the density, in each repeat."""
     num_repeats: Positive = 1
-    """Lanczos runs, each from a random vector of its own."""
+    """Lanczos runs for the density, each from another random vector."""
     max_matvecs: Positive = 300
-    """Limit of the products for the eigenvalues, which may converge slowly."""
+    """Most matrix-vector products for the eigenvalues, which may converge slowly."""
     keep_batches: NotNegative = 1
     """Batches whose graphs stay in memory between products."""
     on_host: bool = False
     """Whether Lanczos vectors are kept in the host's memory."""
     seed: NotNegative = 0
-    """Of the random vectors and of dropout."""
+    """Seed of the random vectors and of dropout."""
 
 
 class Config(Section):
@@ -204,47 +204,47 @@ class Config(Section):
     split_needs: ClassVar[Mapping[str, str]] = {}
 
     task: str
-    """The problem, by its name in `experiments.tasks.registry`."""
+    """The kind of problem, a name in `experiments.tasks.registry`."""
     dataset: DatasetSection
-    """The data: its keys belong to the task."""
+    """The data; the task defines the keys."""
     model: ModelSection
-    """The network: its keys belong to the task."""
+    """The network; the task defines the keys."""
     epochs: Positive
     """Passes over the training set."""
     batch_size: Positive
     """Examples per step, over all processes."""
     schedule: Schedule
-    """Of the learning rate, for every optimizer without one of its own."""
+    """The learning rate of every optimizer without a schedule of its own."""
     best_epoch_split: Literal["test", "val"]
     """The split whose headline metric names the best epoch."""
     optimizers: Annotated[dict[FolderName, Optimizer], Field(min_length=1)]
-    """By name, which is also the third folder of a run's path."""
+    """Optimizers by name; the third folder of a run's path."""
     seed: NotNegative = 1
-    """Of initialization, order of the data, augmentation, dropout and the optimizer's probes."""
+    """Seed of initialization, data order, augmentation, dropout and the optimizer's probes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` is the GPU where there is one."""
+    """Where the run is trained; `auto`: on the GPU where there is one."""
     dtype: Literal["float32", "float64"] = "float32"
-    """Of weights and real-valued inputs."""
+    """Type of weights and real-valued inputs."""
     autocast: Literal["bfloat16"] | None = None
-    """In which the network computes; weights keep `dtype`."""
+    """Type in which the network computes, by torch.autocast; weights keep `dtype`."""
     channels_last: bool = False
-    """Whether weights and images of four dimensions are `torch.channels_last` in memory."""
+    """Whether tensors of four dimensions are `torch.channels_last` in memory."""
     micro_batches: Positive = 1
-    """Parts of a batch, one in memory at a time; batch normalization sees a part alone."""
+    """Number of parts of a batch, one in memory at a time; batch norm sees one part."""
     workers: NotNegative | None = None
-    """Processes that read examples, where the task uses any; null: by the number of cores."""
+    """Number of processes that read examples, where the task uses any; null: by the cores."""
     checkpoint_every_epochs: Positive = 1
-    """How often the run is saved."""
+    """Epochs from one checkpoint to the next."""
     checkpoint_every_steps: NotNegative = 0
-    """Saves inside an epoch as well; 0: at the ends of epochs only."""
+    """Steps from one checkpoint to the next inside an epoch; 0: none inside."""
     curvature_error_every_epochs: NotNegative = 0
-    """Compares the optimizer's finite difference with double backward; 0: never."""
+    """Epochs between comparisons of the finite difference with double backward; 0: never."""
     curvature_statistics: bool = False
     """Whether rows hold statistics of the optimizer's own H·z."""
     spectrum_every_epochs: NotNegative = 0
-    """Computes the Hessian's spectrum, at initialization too; 0: never."""
+    """Epochs between spectra of the Hessian, the first at initialization; 0: never."""
     spectrum: SpectrumSettings = SpectrumSettings()
-    """How it is computed."""
+    """How the spectrum is computed."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:

@@ -13,21 +13,21 @@ class Dataset(DatasetSection):
     """Which images, how they are split, augmented and scaled."""
 
     name: Literal["digits", "cifar10", "cifar100", "fashion-mnist", "imagenet"]
-    """Of the data set; the first folder of a run's path."""
+    """The data set; the first folder of a run's path."""
     validation_size: NotNegative
-    """Images taken from the training set, the same number per class; 0: no split `val`."""
+    """Images taken from the training set, equally many per class; 0: no split `val`."""
     crop_padding: NotNegative
-    """Random crops of the image padded by so many zeros; 0: no crop."""
+    """Zeros around an image before a random crop of its size; 0: no crop."""
     flip: bool
-    """Whether half of the images, at random, are mirrored."""
+    """Whether images are mirrored with probability 1/2."""
     mean: list[FiniteFloat]
-    """Per channel, of pixels scaled to [0, 1]; subtracted."""
+    """Mean per channel of pixels in [0, 1], which is subtracted."""
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-    """Per channel, of pixels scaled to [0, 1]; divided by."""
+    """Standard deviation per channel of pixels in [0, 1], by which they are divided."""
     image_size: NotNegative = 0
-    """ImageNet's: random crops of any size and shape are resized to it."""
+    """ImageNet: size to which random crops of any size and shape are resized."""
     resize_size: NotNegative = 0
-    """ImageNet's: for evaluation the shorter side is resized to it before the centre is cut out."""
+    """ImageNet: size of the shorter side before the centre is cut out for evaluation."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "Dataset":
@@ -48,9 +48,9 @@ class Model(ModelSection):
     """Which network."""
 
     name: Literal["resnet", "convnet", "imagenet-resnet"]
-    """`resnet` is CIFAR's."""
+    """The architecture; `resnet` is the small one for CIFAR."""
     depth: Positive
-    """Weighted layers."""
+    """Number of weighted layers."""
 
     @model_validator(mode="after")
     def _check_depth(self) -> "Model":
