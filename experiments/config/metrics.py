@@ -60,7 +60,8 @@ def result_key(meta: Mapping[str, Any]) -> str:
     Raises:
         KeyError, TypeError: its `meta.json` names no headline.
     """
-    return f"{meta.get('result_split', 'test')}/{meta['headline']}"
+    headline = meta["headline"]
+    return f"{meta.get('result_split', 'test')}/{headline}"
 
 
 def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
