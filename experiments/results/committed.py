@@ -21,10 +21,8 @@ DIVERGED = "diverged"
 DIGITS = 5  # significant ones
 
 
-META_ADDED = ("result_split",)  # not in the files of earlier versions
-
-
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
+META_ADDED = ("result_split",)  # not in the files of earlier versions
 
 
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
