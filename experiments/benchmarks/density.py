@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from adahessian import spectrum
 from experiments.plots.canvas import panels, save
 from experiments.spectrum import Settings
-from experiments.tasks import Task
+from experiments.tasks.task import Task
 from experiments.training.loop import _model_seed
 from experiments.training.restore import name_of, restore
 

@@ -188,7 +188,7 @@ class Trainee:
                     self.optimizer,
                 )
                 progress = Progress(self.method.label, self.steps, io.StringIO())
-                train_epoch(training, Position(), self.config.optimizer.lr, progress)
+                train_epoch(training, Position(), progress)
         # Graphs and gradients go: the next method needs the memory.
         self.optimizer.zero_grad(set_to_none=True)
         return watch

@@ -59,6 +59,16 @@ def dump(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     return [asdict(metric) for metric in metrics]
 
 
+def result_key(meta: Mapping[str, Any]) -> str:
+    """The key of a run's result in its rows: `test/accuracy`, say.
+
+    Raises:
+        KeyError, TypeError: its `meta.json` names no headline.
+    """
+    headline = meta["headline"]
+    return f"{meta.get('result_split', 'test')}/{headline}"
+
+
 def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics that a run's `meta.json` declares, by name.
 

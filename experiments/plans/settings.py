@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from experiments.config.experiment import WITHOUT_EFFECT, Config, Optimizer
+from experiments.errors import UserError
 from experiments.plans import experiments
+from experiments.tasks.registry import config_class
 
 MISSING = object()  # the value of a key that is neither set nor has a default
 
@@ -64,7 +66,7 @@ def changes(meta: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any
         return {}
     mine, theirs = config["optimizers"][optimizer], file["optimizers"][optimizer]
     found = _changes(flatten(mine), flatten(theirs), optimizer_defaults(mine.get("constructor")))
-    shared = _changes(protocol(config), protocol(file), schema_defaults(Config))
+    shared = _changes(protocol(config), protocol(file), protocol_defaults(config))
     others = tuple(["dataset."] * (place[0] != dataset) + ["model."] * (place[1] != model))
     return found | {key: value for key, value in shared.items() if not key.startswith(others)}
 
@@ -78,6 +80,17 @@ def _changes(
         if value is not MISSING and value != base.get(key, defaults.get(key, MISSING)):
             found[key] = value
     return found
+
+
+def protocol_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of what a configuration's optimizers share, flat: those of its task's keys.
+
+    Of a task that is not there any more they are those that all tasks have.
+    """
+    try:
+        return schema_defaults(config_class(config.get("task")))
+    except UserError:
+        return schema_defaults(Config)
 
 
 @cache

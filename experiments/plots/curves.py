@@ -52,7 +52,7 @@ def draw_training(
     limits: tuple[float, float],
     path: Path,
 ) -> None:
-    """Training loss and test metric over the epochs, a line per label.
+    """Training loss and another metric over the epochs, a line per label.
 
     Args:
         losses, metrics: curves by label, the same labels in both.

@@ -27,7 +27,7 @@ def table_plot(results: TableResults) -> TablePlot:
     return TablePlot(
         title=results.request.title,
         x_title=table.x,
-        y_title=f"last epoch, test {results.metric.title}",
+        y_title=f"last epoch, {results.split} {results.metric.title}",
         ticks={str(value): place for value, place in places.items()},
         logarithmic=table.axis == "log",
         series=[_metric(results, name, found) for name, found in series.items()],

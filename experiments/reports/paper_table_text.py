@@ -1,6 +1,6 @@
 """A table of the paper in words: means, differences with intervals, verdicts, costs, provenance.
 
-The unit is the seed, and the last epoch is what is judged: the best one is chosen on the test set.
+The unit is the seed. The last epoch is judged: the best one may be chosen on the test set.
 Everything that is shown, in whatever format, is made here as sections.
 """
 
@@ -239,9 +239,12 @@ def measurements(results: TableResults, block: str, found: list[CellResult]) -> 
         rows.append(row)
     metric = results.metric
     unit = f" in {metric.unit}" if metric.unit else ""
-    note = f"Test {metric.name}{unit}: mean ± sample std over n seeds."
-    if any(run.config["best_epoch_split"] == "test" for one in found for run in one.finished):
-        note += " The best epoch is chosen on the test set, which flatters it; the last is judged."
+    note = f"{results.split.capitalize()} {metric.name}{unit}: mean ± sample std over n seeds."
+    if any(
+        run.config["best_epoch_split"] == results.split for one in found for run in one.finished
+    ):
+        note += f" The best epoch is chosen on the {results.split} set, which flatters it; "
+        note += "the last is judged."
     if any(one.diverged for one in found):
         note += " Diverged: the loss became infinite or no number; such a run is in no mean."
     return Grid(f"{block}: {metric.name}, {_where(results)}", columns, rows, note)

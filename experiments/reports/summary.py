@@ -65,20 +65,20 @@ def grid(table: ComparisonTable) -> Grid:
         ]
         for row in summarize(table, paper_figures())
     ]
-    note = f"test {table.metric.title}: mean ± sample std over n seeds; step: median"
+    note = f"{table.result_title}: mean ± sample std over n seeds; step: median"
     return Grid("", columns, rows, note)
 
 
 def draw(table: ComparisonTable, folder: Path) -> Path:
-    """Training loss and test metric over the epochs: mean line, band of one std over seeds."""
+    """Training loss and result over the epochs: mean line, band of one std over seeds."""
     metric, path = table.metric, folder / f"{table.name}.png"
     losses, metrics = (
         {
             f"{label} (n={len(runs)})": curve(runs, key, scale)
             for label, runs in table.groups.items()
         }
-        for key, scale in (("train/loss", 1), (f"test/{metric.name}", metric.scale))
+        for key, scale in (("train/loss", 1), (table.result_key, metric.scale))
     )
     limits = late_limits(metric, table.runs)
-    draw_training(table.title, losses, metrics, f"test {metric.title}", limits, path)
+    draw_training(table.title, losses, metrics, table.result_title, limits, path)
     return path

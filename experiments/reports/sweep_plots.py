@@ -21,7 +21,7 @@ def draw(results: SweepResults, path: Path) -> Path | None:
 
 
 def sweep_plot(results: SweepResults) -> LinePlot | HeatMaps | None:
-    """The last epoch's test metric over one swept number, or over two keys; else nothing."""
+    """The last epoch's result over one swept number, or over two keys; else nothing."""
     if not results.tables:
         return None
     if len(results.keys) == 1 and all(map(is_number, axis(results, results.keys[0]))):
@@ -55,7 +55,7 @@ def _lines(results: SweepResults) -> LinePlot:
     return LinePlot(
         results.title,
         short(key),
-        f"last epoch, test {results.tables[0].metric.title}",
+        f"last epoch, {results.tables[0].result_title}",
         [_line(name, points, key) for name, points in _by_optimizer(results).items()],
         (results.best.values[key], mean(results, results.best)),
         ticks,
@@ -85,7 +85,7 @@ def _maps(results: SweepResults) -> HeatMaps:
         results.title,
         short(first),
         short(second),
-        f"last epoch, test {results.tables[0].metric.title}",
+        f"last epoch, {results.tables[0].result_title}",
         [str(value) for value in axis(results, first)],
         [str(value) for value in axis(results, second)],
         (min(means), max(means)),

@@ -82,8 +82,8 @@ def caption(results: SweepResults) -> str:
     """What the figures are."""
     if not results.tables:
         return "No run is finished yet"
-    metric = results.tables[0].metric
-    return f"test {metric.title}, last epoch: mean ± sample std over n seeds"
+    title = results.tables[0].result_title
+    return f"{title}, last epoch: mean ± sample std over n seeds"
 
 
 def verdict(results: SweepResults) -> str:
@@ -94,8 +94,8 @@ def verdict(results: SweepResults) -> str:
     _, others = compare(table)
     ahead = sum(other.certain for other in others)
     text = (
-        f"{BEST} {results.best.label}: best of {len(others) + 1} combinations by the mean test "
-        f"{table.metric.name} of the last epoch. It was chosen among many by the same runs, so its "
+        f"{BEST} {results.best.label}: best of {len(others) + 1} combinations by the mean "
+        f"{table.result_name} of the last epoch. It was chosen among many by the same runs, so its "
         "mean is flattered: new seeds tell by how much. It is ahead for certain "
         f"({CONFIDENCE:.0%}, all pairs at once) of {ahead} of the other {len(others)}."
     )

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[2] / "results"
 DIVERGED = "diverged"
 DIGITS = 5  # significant ones
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
+META_ADDED = ("result_split",)  # not in the files of earlier versions
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
 
 
@@ -42,7 +43,7 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
         config = members[0].config
         content = {
             "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
-            "meta": {key: members[0].meta[key] for key in META},
+            "meta": {k: members[0].meta[k] for k in META + META_ADDED if k in members[0].meta},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)

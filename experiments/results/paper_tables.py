@@ -45,12 +45,12 @@ class CellResult:
 
     @property
     def last(self) -> list[float]:
-        """The test metric of the last epoch as it is shown, one value per finished run."""
+        """The result of the last epoch as it is shown, one value per finished run."""
         return [run.headline.scale * run.last() for run in self.finished]
 
     @property
     def best(self) -> list[float]:
-        """The test metric of the best epoch as it is shown, one value per finished run."""
+        """The result of the best epoch as it is shown, one value per finished run."""
         return [run.headline.scale * run.best() for run in self.finished]
 
     @property
@@ -79,15 +79,17 @@ class TableResults:
 
     @cached_property
     def metric(self) -> Metric:
-        """What the table compares, on the test set.
+        """What the table compares, once a run is there; see also `split`."""
+        return self._any.headline
 
-        Raises:
-            ValueError: no run has recorded anything yet.
-        """
-        for one in self.members:
-            if one.record is not None:
-                return one.record.headline
-        raise ValueError(f"{self.request.name}: no run tells what it measures")
+    @property
+    def split(self) -> str:
+        """On which split the table compares it, usually `test`."""
+        return self._any.result_split
+
+    @cached_property
+    def _any(self) -> Run:
+        return next(one.record for one in self.members if one.record is not None)
 
     @property
     def blocks(self) -> dict[str, list[CellResult]]:

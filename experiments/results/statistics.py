@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
         label: of the group.
-        last, best: the test metric of the last and of the best epoch, one value per seed.
+        last, best: the result of the last and of the best epoch, one value per seed.
         step_seconds: the median over the runs; nan where no time was recorded.
         ratio: of the step times to those of the table's reference; None without a reference, or
             where a time is not known.

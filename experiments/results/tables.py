@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.experiment import Config
 from experiments.config.metrics import Metric
 from experiments.errors import UserError
 from experiments.plans.experiments import optimizer_order
@@ -21,7 +20,7 @@ from experiments.plans.settings import (
     flatten,
     optimizer_defaults,
     protocol,
-    schema_defaults,
+    protocol_defaults,
 )
 from experiments.runs.reading import Run, read_run
 from experiments.runs.states import STATES, State
@@ -50,8 +49,23 @@ class ComparisonTable:
 
     @property
     def metric(self) -> Metric:
-        """What the table compares, on the test set."""
+        """What the table compares."""
         return self.runs[0].headline
+
+    @property
+    def result_key(self) -> str:
+        """The key of what the table compares, in a run's rows."""
+        return self.runs[0].test_key
+
+    @property
+    def result_name(self) -> str:
+        """Split and metric, as a sentence names them: `test accuracy`."""
+        return f"{self.runs[0].result_split} {self.metric.name}"
+
+    @property
+    def result_title(self) -> str:
+        """Split, metric and unit, as an axis names them: `test accuracy (%)`."""
+        return f"{self.runs[0].result_split} {self.metric.title}"
 
 
 # What reading damaged files raises, whatever is in them.
@@ -128,7 +142,7 @@ def make_tables(runs: list[Run]) -> list[ComparisonTable]:
         protocols = _group(same, lambda r: r.meta["protocol"])
         settings = [protocol(members[0].config) for _, members in protocols]
         for (name, members), own in zip(protocols, settings, strict=True):
-            words = differences(own, settings, schema_defaults(Config))
+            words = differences(own, settings, protocol_defaults(members[0].config))
             groups = _rows(members)
             tables.append(
                 ComparisonTable(

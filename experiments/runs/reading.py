@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.metrics import Metric, read
+from experiments.config.metrics import Metric, read, result_key
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
@@ -49,8 +49,14 @@ class Run:
         return self.metrics[self.meta["headline"]]
 
     @property
+    def result_split(self) -> str:
+        """The split whose headline metric is the run's result, usually `test`."""
+        return self.test_key.partition("/")[0]
+
+    @property
     def test_key(self) -> str:
-        return f"test/{self.headline.name}"
+        """The key of the result in the rows."""
+        return result_key(self.meta)
 
     def last(self) -> float:
         """The test metric of the last epoch: chosen before the training, so free of selection."""

@@ -47,13 +47,13 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
                 pass
         workspace = workspace or workspaces.Workspace(entity=entity, project=project)
         workspace.name = "Optimizers side by side"
-        declared, headlines = read_metas(runs)
+        declared, results = read_metas(runs)
         workspace.sections = make_sections(metric_keys(runs), declared)
         workspace.settings = workspaces.WorkspaceSettings(x_axis="epoch", max_runs=100)
         workspace.runset_settings = workspaces.RunsetSettings(
             groupby=[expr.Metric("Group")],  # the seeds of one configuration: mean and spread
             pinned_columns=[
-                f"summary:{prefix}test/{name}" for name in headlines for prefix in ("best/", "")
+                f"summary:{prefix}{key}" for key in results for prefix in ("best/", "")
             ],
         )
         workspace.save()
@@ -65,17 +65,17 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
 
 
 def read_metas(runs: Iterable[Path]) -> tuple[dict[str, Metric], list[str]]:
-    """The metrics that any run declares, by name, and the names of the headline metrics."""
+    """The metrics that any run declares, by name, and the keys of the runs' results."""
     declared: dict[str, Metric] = {}
-    headlines: list[str] = []
+    results: list[str] = []
     for run in runs:
         try:
             meta = read_json(run / "meta.json")
             declared |= metrics.read(meta)
-            headlines.append(meta["headline"])
+            results.append(metrics.result_key(meta))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged run has no say in how the others are shown
-    return declared, list(dict.fromkeys(headlines))
+    return declared, list(dict.fromkeys(results))
 
 
 def metric_keys(runs: Iterable[Path]) -> list[str]:

@@ -5,9 +5,8 @@ import pytest
 from support.harness import REPOSITORY, finish_run, small_config
 
 from experiments import export, report
-from experiments.config.experiment import Config
-from experiments.config.sections import validate
 from experiments.config.signature import signature
+from experiments.plans.load import parse
 from experiments.plans.settings import protocol
 from experiments.results import committed
 from experiments.results.committed import DIVERGED, diverged, read
@@ -70,7 +69,7 @@ def signed_name(path):
     document = json.loads(path.read_text())["config"]
     for options in document["optimizers"].values():  # JSON has no whole numbers as keys
         options["after_epochs"] = {int(k): v for k, v in options["after_epochs"].items()}
-    config = validate(Config, document, path)
+    config = parse(document, path)
     return f"{config.optimizer_name}-{signature(config)}"
 
 

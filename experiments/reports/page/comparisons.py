@@ -27,6 +27,7 @@ from experiments.results.statistics import (
 )
 from experiments.results.tables import ComparisonTable, Results
 
+NAMES = {"val": "validation"}  # of splits, where the word is another one
 NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 
@@ -62,7 +63,7 @@ def _overview_grid(every: list[ComparisonTable]) -> Grid:
                 len(table.runs),
             ]
         )
-    columns = ("experiment", "best", "last epoch, test", "next best", "behind by", "runs")
+    columns = ("experiment", "best", "last epoch", "next best", "behind by", "runs")
     caption = f"Best mean of the last epoch; behind by: with simultaneous {CONFIDENCE:.0%} interval"
     return Grid(caption, columns, rows)
 
@@ -76,11 +77,11 @@ def tables(results: Results) -> Iterator[Section]:
         spread = figures.spread_note(table)
         shown = [
             Figure(
-                f"Last epoch by seed: test {table.metric.name}",
+                f"Last epoch by seed: {table.result_name}",
                 figures.seeds(table),
                 f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
             ),
-            Figure(f"Test {table.metric.name}", figures.headline(table), spread),
+            Figure(_title(table), figures.headline(table), spread),
         ]
         if any(run.series("train/loss") for run in table.runs):
             plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
@@ -88,7 +89,7 @@ def tables(results: Results) -> Iterator[Section]:
         if any(run.series("time/epoch_seconds") for run in table.runs):
             shown.append(
                 Figure(
-                    f"Test {table.metric.name} for the time spent",
+                    f"{_title(table)} for the time spent",
                     figures.headline_by_time(table),
                     "Times compare only where runs had the same machine to themselves.",
                 )
@@ -120,7 +121,7 @@ def verdict(table: ComparisonTable) -> list[str]:
     certain = [other for other in others if other.certain]
     unclear = [other for other in others if other.interval and not other.certain]
     single = [other for other in others if other.interval is None]
-    sentences = [f"{words} test {table.metric.name}: {measured} (n = {n})."] + [
+    sentences = [f"{words} {table.result_name}: {measured} (n = {n})."] + [
         f"{lead} {_named(table, chosen)}."
         for chosen, lead in (
             (certain, "It is ahead of"),
@@ -147,6 +148,11 @@ def _difference(table: ComparisonTable, other: Difference) -> str:
 
 def _measured(table: ComparisonTable, values: list[float]) -> str:
     return f"{mean_and_std(table.metric, values)} {table.metric.unit}".strip()
+
+
+def _title(table: ComparisonTable) -> str:
+    """The result as a heading: `Test accuracy`."""
+    return table.result_name[0].upper() + table.result_name[1:]
 
 
 def _list(items: list[str]) -> str:
@@ -179,19 +185,20 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
         "optimizer", "n", "last epoch", unit, "best epoch", "step, ms", f"× {table.reference}",
         "training, all seeds", "paper",
     ]  # fmt: skip
-    caption = f"Test {table.metric.name}: mean ± sample standard deviation over n seeds"
+    caption = f"{_title(table)}: mean ± sample standard deviation over n seeds"
     return Grid(caption, columns, lines)
 
 
 def _statistics(table: ComparisonTable) -> Text:
     """What the intervals are, and what flatters the best epoch."""
     repeated = sum(len(runs) > 1 for runs in table.groups.values())
-    split = table.runs[0].config["best_epoch_split"]
+    chosen, judged = table.runs[0].config["best_epoch_split"], table.runs[0].result_split
     text = (
-        "The best epoch is chosen on the test set itself, which flatters every row; the comparison "
-        "uses the last epoch, which is fixed beforehand."
-        if split == "test"
-        else "The best epoch is chosen on the validation set; the comparison uses the last epoch."
+        f"The best epoch is chosen on the {judged} set itself, which flatters every row; the "
+        "comparison uses the last epoch, which is fixed beforehand."
+        if chosen == judged
+        else f"The best epoch is chosen on the {NAMES.get(chosen, chosen)} set; the comparison "
+        "uses the last epoch."
     )
     if repeated > 1:
         pairs = math.comb(repeated, 2)

@@ -87,7 +87,7 @@ def seeds(table: ComparisonTable) -> Any:
     rows = len(table.groups)
     height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
     plot = figure(
-        f"last epoch, test {table.metric.title}", "", height, hovermode="closest", showlegend=False
+        f"last epoch, {table.result_title}", "", height, hovermode="closest", showlegend=False
     )
     names = []
     for place, (name, runs) in enumerate(table.groups.items()):
@@ -152,23 +152,19 @@ def curves(
 
 
 def headline(table: ComparisonTable) -> Any:
-    """The test metric over the epochs, with limits that show how the last epochs differ."""
-    plot = curves(
-        table, f"test/{table.metric.name}", f"test {table.metric.title}", scale=table.metric.scale
-    )
+    """The result over the epochs, with limits that show how the last epochs differ."""
+    plot = curves(table, table.result_key, table.result_title, scale=table.metric.scale)
     plot.update_yaxes(range=late_limits(table.metric, table.runs))
     return plot
 
 
 def headline_by_time(table: ComparisonTable) -> Any:
-    """The test metric over the time spent training, evaluation not counted."""
+    """The result over the time spent training, evaluation not counted."""
     longest = max(run.training_seconds() for run in table.runs)
     unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
-    plot = figure(
-        f"training time per run ({unit})", f"test {table.metric.title}", hovermode="closest"
-    )
+    plot = figure(f"training time per run ({unit})", table.result_title, hovermode="closest")
     for place, (name, runs) in enumerate(table.groups.items()):
-        mean = curve(runs, f"test/{table.metric.name}", table.metric.scale)
+        mean = curve(runs, table.result_key, table.metric.scale)
         seconds = curve(runs, "time/epoch_seconds")
         passed, times = 0.0, []
         spent = dict(zip(seconds.x, seconds.means, strict=True))

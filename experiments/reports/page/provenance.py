@@ -119,7 +119,7 @@ def _runs_grid(every: list[Run]) -> Grid:
             ]
         )
     columns = (
-        "run", "experiment", "directory", "state", "epochs", "last test value", "training",
+        "run", "experiment", "directory", "state", "epochs", "last result", "training",
         "sessions", "commit", "host", "device", "threads", "torch", "python", "started",
     )  # fmt: skip
     caption = "All runs; host, device and versions are those of the last session"

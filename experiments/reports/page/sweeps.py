@@ -57,7 +57,7 @@ def _plots(results: SweepResults) -> Iterator[Figure]:
     plot = sweep_plot(results)
     if plot is None:
         return
-    title = f"Last epoch: test {results.tables[0].metric.title}"
+    title = f"Last epoch: {results.tables[0].result_title}"
     if isinstance(plot, LinePlot):
         note = "Line: mean; band: one sample standard deviation over the seeds; dots: the seeds; "
         yield Figure(title, lines(plot), f"{note}ring: the best mean.")

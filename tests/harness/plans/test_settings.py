@@ -3,7 +3,6 @@
 import pytest
 from support.harness import DIGITS, small_config
 
-from experiments.config.experiment import Config
 from experiments.plans import experiments
 from experiments.plans.experiments import optimizer_order
 from experiments.plans.settings import (
@@ -12,7 +11,7 @@ from experiments.plans.settings import (
     flatten,
     optimizer_defaults,
     protocol,
-    schema_defaults,
+    protocol_defaults,
 )
 
 
@@ -38,17 +37,22 @@ def test_a_key_added_later_is_no_difference_where_it_has_its_default():
     old = older(new, "channels_last", "micro_batches", "autocast", "image_size", "resize_size")
     assert old != new
     settings = [protocol(old), protocol(new), protocol({**new, "micro_batches": 4})]
-    words = [differences(own, settings, schema_defaults(Config)) for own in settings]
+    words = [differences(own, settings, protocol_defaults(new)) for own in settings]
     assert words == [[], [], ["micro_batches=4"]]
 
 
 def test_every_key_with_a_default_is_among_the_defaults():
     """A configuration that leaves out what it may has the defaults, whatever keys there are."""
-    full, defaults = protocol(plain()), schema_defaults(Config)
+    full, defaults = protocol(plain()), protocol_defaults(plain())
     without = {key: value for key, value in full.items() if value != defaults.get(key, object())}
     rest = {key: defaults[key] for key in full if key not in without}
     assert without | rest == full
     assert {"dataset.image_size", "channels_last", "schedule.plateau"} <= rest.keys()
+
+
+def test_a_task_that_is_not_there_has_the_defaults_of_all_tasks():
+    defaults = protocol_defaults({"task": "cooking"})
+    assert defaults["channels_last"] is False and "dataset.image_size" not in defaults
 
 
 def test_an_argument_left_out_is_the_constructors_default():

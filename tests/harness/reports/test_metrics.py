@@ -146,8 +146,8 @@ def test_exported_runs_come_back_with_their_metric(metric, root, tmp_path, monke
 def test_the_workspace_has_the_metrics_panels_and_columns(metric, root):
     runs = [path.parent for path in root.glob("*/*/*/*/meta.json")]
     (runs[0] / "meta.json").write_text("{")  # a damaged run takes nothing away
-    declared, headlines = read_metas(runs)
-    assert declared[metric.name] == metric and headlines == [metric.name]
+    declared, results = read_metas(runs)
+    assert declared[metric.name] == metric and results == [f"test/{metric.name}"]
     keys = [f"test/{metric.name}", "time/step_seconds", "hessian/trace"]
     panels = {panel.title: panel for part in make_sections(keys, declared) for panel in part.panels}
     panel = panels[f"Test: {metric.name}"]
@@ -171,12 +171,28 @@ def test_metas_of_earlier_versions_mean_the_same(root, metric):
         assert table.metric == Metric(metric.name, metric.direction)
 
 
+def test_without_a_test_set_the_result_is_that_of_another_split(metric, root, capsys):
+    for path in root.glob("*/*/*/*/meta.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"result_split": "val"}))
+        rows = path.with_name("metrics.jsonl")
+        rows.write_text(rows.read_text().replace('"test/', '"val/'))
+        config = path.with_name("config.yaml")
+        config.write_text(config.read_text().replace("split: test", "split: val"))
+    write_report(results := read_results(root), root / "report")
+    (table,) = results.tables
+    words = "".join(verdict(table))
+    assert f"has the best mean last-epoch val {metric.name}: " in words
+    out, page = capsys.readouterr().out, (root / "report.html").read_text()
+    assert f"val {metric.title}: mean" in out and f"test {metric.name}" not in out
+    assert f"Test {metric.name}" not in page and f"test {metric.name}" not in page
+    assert f"last epoch, val {metric.title}" in page and "chosen on the val set itself" in page
+
+
 # ---------------------------------------------------------------------------------- who knows what
 
 # Who may know what an image's task measures: the task, its metric, and the figures of a paper.
 KNOW_ACCURACY = {
     "config/metrics.py",
-    "config/experiment.py",  # the metrics that a plateau may watch
     "results/published.py",
 }
 ROOMS_THAT_KNOW = ("tasks", "benchmarks", "ports")
