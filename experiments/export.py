@@ -20,6 +20,7 @@ from pathlib import Path
 from experiments.errors import UserError
 from experiments.results import committed
 from experiments.results.tables import Results
+from experiments.runs.layout import find
 from experiments.runtime.paths import runs_root
 
 
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=committed.FOLDER, help="not results/")
     folder = parser.parse_args(arguments).to
     results = Results(root := runs_root())
-    for meta in sorted(root.glob("*/*/*/*/meta.json")):
-        results.add(meta.parent)
+    for directory in find(root, holding="meta.json"):
+        results.add(directory)
     try:
         written = committed.export(results.runs, folder)
     except UserError as error:

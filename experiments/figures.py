@@ -7,7 +7,6 @@ what is seen on each with its path.
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from experiments.results.published import (
     our_runs,
     paper_curves,
 )
+from experiments.runtime.paths import runs_root
 
 
 def bowl(path: Path) -> str:
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__)
     parser.parse_args(arguments)
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     drawings: dict[str, Callable[[Path], str]] = {
         **{f"paper_{f.name}": lambda path, f=f: curves(f, root, path) for f in FIGURES},
         "fig1": bowl,

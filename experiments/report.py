@@ -6,10 +6,8 @@ sweep it says which combination is best, and how every run is, those included th
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.plans import sweeps
@@ -17,6 +15,7 @@ from experiments.reports.summary import write_report
 from experiments.results import committed
 from experiments.results.sweeps import read_sweep
 from experiments.results.tables import read_results
+from experiments.runtime.paths import runs_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parsed = parser.parse_args(arguments)
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     try:
         if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
             raise UserError(

@@ -10,7 +10,6 @@ and the trace with their errors, and writes into the run's directory:
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +22,8 @@ from experiments.config.experiment import SpectrumSettings
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 from experiments.plots.spectrum import _what, draw
+from experiments.runs.layout import find
+from experiments.runtime.paths import runs_root
 from experiments.runtime.progress import Progress
 from experiments.training.curvature import Spectrum, compute_spectrum
 from experiments.training.restore import name_of, restore
@@ -92,11 +93,11 @@ def find_run(words: Sequence[str]) -> Path:
         if not (directory / "config.yaml").is_file():
             raise UserError(f"{directory} is no run's directory: it has no config.yaml")
     else:
-        root = Path(os.environ.get("RUNS_ROOT") or "runs")
-        done = sorted(root.glob("*/*/*/*/DONE"), key=lambda path: path.stat().st_mtime)
+        root = runs_root()
+        done = find(root, holding="DONE")
         if not done:
             raise UserError(f"no finished run below {root}: name a run's directory")
-        directory = done[-1].parent
+        directory = max(done, key=lambda run: (run / "DONE").stat().st_mtime)
     return directory
 
 

@@ -17,6 +17,7 @@ import torch
 
 from experiments.reports.text_table import Table, make_console, show
 from experiments.runs.provenance import git_state
+from experiments.runtime.paths import runs_root
 
 
 def provenance(device: str, **more: Any) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def publish(
     console = make_console()
     show(tables, console)
     console.print(sentence(origin), markup=False)
-    folder = Path(os.environ.get("RUNS_ROOT") or "runs") / "benchmarks"
+    folder = runs_root() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     markdown = "\n".join([*(table.markdown() for table in tables), sentence(origin) + "\n"])
     (folder / f"{name}.md").write_text(markdown)

@@ -13,8 +13,10 @@ from typing import Any
 
 from experiments.config.signature import signature
 from experiments.plans import sweeps
+from experiments.plans.planned_run import PlannedRun
 from experiments.results.statistics import compare
 from experiments.results.tables import Results, Table
+from experiments.runs.directory import RunDirectory
 from experiments.runs.reading import Run, flatten
 from experiments.runs.states import State, read_state
 
@@ -25,12 +27,14 @@ class Member:
 
     Attributes:
         run: what the sweep's file asks for.
+        directory: where it is recorded, whether it was begun or not.
         record: what its files say; None where there are none, or none that can be read.
         state: see `experiments.runs.states`.
         problem: why it has no result, as far as its files tell.
     """
 
-    run: sweeps.Run
+    run: PlannedRun
+    directory: Path
     record: Run | None
     state: State
     problem: str = ""
@@ -38,7 +42,7 @@ class Member:
     @property
     def missing(self) -> bool:
         """Whether submitting the sweep again sends this run."""
-        return not self.run.directory.done and self.state != "running"
+        return not (self.directory / "DONE").exists() and self.state != "running"
 
 
 @dataclass
@@ -121,7 +125,7 @@ class SweepResults(Results):
     @property
     def command(self) -> str:
         """What sends the runs that are missing, and no others."""
-        return f"python -m slurm.submit {self.path} --profile local"
+        return f"make sweep SWEEP={self.path}"
 
 
 def read_sweep(path: Path, root: Path) -> SweepResults:
@@ -131,7 +135,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         UserError: something in the file is wrong.
     """
     results = SweepResults(root, path=path)
-    runs = sweeps.expand(path, root)
+    runs = sweeps.expand(path)
     named = dict.fromkeys(key for run in runs for key in run.settings)
     keys = [key for key in named if key not in ("optimizer", "seed")]
     values = [_effective(run, keys) for run in runs]
@@ -153,7 +157,7 @@ def short(key: str) -> str:
     return key.removeprefix("optimizer.")
 
 
-def _effective(run: sweeps.Run, keys: list[str]) -> dict[str, Any]:
+def _effective(run: PlannedRun, keys: list[str]) -> dict[str, Any]:
     """The values of keys in a run, also where only other runs of the sweep set them."""
     resolved = flatten(run.config.model_dump(mode="json"))
     name = run.config.optimizer_name
@@ -161,16 +165,18 @@ def _effective(run: sweeps.Run, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def member(run: sweeps.Run, results: Results) -> Member:
+def member(run: PlannedRun, results: Results) -> Member:
     """Read one run of a sweep into the results, if it was begun."""
-    path = run.directory.path
+    path = RunDirectory(results.root, run.config).path
+    state, reason = read_state(path)
+    if state == "unreadable":
+        return Member(run, path, None, state, reason)
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:
-        return Member(run, record, record.state, record.problem)
-    state, reason = read_state(path)
-    if state == "done":
-        return Member(run, None, "unreadable", results.unreadable[path])
-    return Member(run, None, state, reason)
+        return Member(run, path, record, record.state, record.problem)
+    if path in results.unreadable:
+        return Member(run, path, None, "unreadable", results.unreadable[path])
+    return Member(run, path, None, state, reason)
 
 
 # ------------------------------------------------------------------------------------- the table

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.runs.layout import find
 from experiments.runs.reading import Run, flatten, read_run
 from experiments.runs.states import STATES, State
 
@@ -111,8 +112,8 @@ def read_results(
         UserError: there is no finished run.
     """
     results = Results(root)
-    for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
-        results.add(meta_path.parent)
+    for directory in find(root, dataset, model, holding="meta.json"):
+        results.add(directory)
     here = {run.directory for run in results.having("done")}
     for run in more:
         chosen = dataset in (None, run.meta["dataset"]) and model in (None, run.meta["model"])

@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config import metrics
 from experiments.config.experiment import WITHOUT_EFFECT
-from experiments.config.yaml_reader import read_yaml
+from experiments.config.metrics import Metric
+from experiments.config.metrics import read as read_declared
+from experiments.config.yaml_reader import read_yaml_file
 from experiments.runs.jsonlines import read_rows
+from experiments.runs.labels import flatten
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.states import State, read_state
 
@@ -46,12 +48,12 @@ class Run:
         return flatten({key: value for key, value in self.config.items() if key not in own})
 
     @cached_property
-    def metrics(self) -> dict[str, metrics.Metric]:
+    def metrics(self) -> dict[str, Metric]:
         """What the run's task measures, by name."""
-        return metrics.read(self.meta)
+        return read_declared(self.meta)
 
     @property
-    def headline(self) -> metrics.Metric:
+    def headline(self) -> Metric:
         """The metric that reports show."""
         return self.metrics[self.meta["headline"]]
 
@@ -67,8 +69,7 @@ class Run:
         """The test metric of the epoch that is best on the split that the configuration names."""
         key = f"{self.config['best_epoch_split']}/{self.meta['headline']}"
         rows = [row for row in self.evaluated if key in row]
-        direction = self.meta["metrics"][self.meta["headline"]]
-        return best_row(rows, key, direction)[self.test_key]
+        return best_row(rows, key, self.headline.direction)[self.test_key]
 
     @property
     def evaluated(self) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def read_run(directory: Path) -> Run:
         OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
     """
     state, reason = read_state(directory)  # first: what is done has all its rows
-    config = read_yaml((directory / "config.yaml").read_text())
+    config = read_yaml_file(directory / "config.yaml")
     rows, damage = read_rows(directory / "metrics.jsonl")
     problem = "; ".join(text for text in (reason, damage) if text)
     run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)
@@ -147,7 +148,7 @@ def _check(run: Run) -> None:
     for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
         if key not in run.meta:
             raise KeyError(key)
-    run.optimizer.items(), run.meta["metrics"][run.meta["headline"]]
+    run.optimizer.items(), run.headline
     run.config["best_epoch_split"]
 
 
@@ -171,14 +172,3 @@ def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
     for number, value in enumerate(spectrum["eigenvalues"], 1):
         row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
     return row
-
-
-def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths."""
-    flat = {}
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from experiments.config.signature import signature
 from experiments.plans import paper_tables as plans_paper_tables
 from experiments.reports import paper_table_text
 from experiments.reports.page.blocks import Grid, Section, Text
@@ -40,9 +41,7 @@ def tables(results: Results) -> Iterator[Section]:
 def _signatures(name: str, variant: str) -> frozenset[tuple[str, str]]:
     """Data set and signature of each cell of a table."""
     configs = [cell.runs[0] for cell in plans_paper_tables.find(name, variant).cells]
-    return frozenset(
-        (run.config.dataset.name, run.directory.name.rpartition("-s")[0]) for run in configs
-    )
+    return frozenset((run.config.dataset.name, signature(run.config)) for run in configs)
 
 
 def section(results: TableResults, picture: Path | None) -> Section:
