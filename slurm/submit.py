@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import time
+import types
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -94,10 +95,7 @@ def submit(
     Raises:
         UserError: a run cannot work, or the cluster does not answer or refuses.
     """
-    for run in runs:
-        if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
-            build_device(run.config)
-        build.check_optimizer(run.config)
+    check(runs, profile)
     last, problems = jobs.submissions(run.path for run in runs if not run.done)
     for path, problem in problems.items():
         print(f"taken for not submitted: {path} ({problem})", file=sys.stderr)
@@ -117,6 +115,41 @@ def submit(
             show(chunk, profile)
         else:
             send(chunk, profile)
+
+
+def check(runs: Sequence[RunDirectory], profile: Profile) -> None:
+    """Refuse at once what would fail only when a job begins.
+
+    Raises:
+        UserError: naming what an optimizer does not take, or the device that is not here.
+    """
+    if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
+        for run in runs:
+            build_device(run.config)
+    try:
+        with _without_compiler():
+            for run in runs:
+                build.check_optimizer(run.config)
+    except (ImportError, AttributeError):  # an optimizer that needs it
+        for run in runs:
+            build.check_optimizer(run.config)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Spare the import of torch's compiler, which takes as long as that of torch.
+
+    The first optimizer of a process imports it to have its own methods left uncompiled; nothing is
+    compiled here.
+    """
+    stand_in: Any = types.ModuleType("torch._dynamo")
+    stand_in.disable = lambda function, *options, **named: function
+    added = sys.modules.setdefault("torch._dynamo", stand_in) is stand_in
+    try:
+        yield
+    finally:
+        if added:
+            del sys.modules["torch._dynamo"]
 
 
 def why_not(

@@ -126,8 +126,8 @@ def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(number, tmp_pat
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
     assert errors.endswith(f"stopped by {number.name}; the same command goes on from here\n")
-    for run in runs[:2]:
-        assert checkpoint.stamp(run.path) and read_state(run.path)[0] == "stopped"
+    for one in runs[:2]:
+        assert checkpoint.stamp(one.path) and read_state(one.path)[0] == "stopped"
     assert not runs[2].path.exists(), "none is begun any more"
 
 
