@@ -218,3 +218,14 @@ def test_interrupting_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(session, "train", interrupt)
     assert main("optimizer=sgd") == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_each_process_sees_the_gpu_of_its_slot(monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "train_unless_done", lambda *_, **__: seen.append(
+        os.environ["CUDA_VISIBLE_DEVICES"]) or 0)  # fmt: skip
+    monkeypatch.setattr(run.Progress, "bars", True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    job = run.Job(small_config(), "a run", run._gpus(), bar=False)
+    assert [run._train_one(job, slot) for slot in (0, 1, 2)] == [0, 0, 0]
+    assert seen == ["4", "7", "4"]

@@ -152,7 +152,8 @@ def test_a_frozen_training_is_taken_over_and_stops_when_it_wakes(tmp_path):
     overrides = ("epochs=12", "checkpoint_every_steps=4")
     arguments = [str(DIGITS), *SMALL, *overrides, "optimizer=adahessian"]
     script = (
-        "import sys; from experiments import lease, run; lease.HEARTBEAT_SECONDS = 0.1\n"
+        "import sys; from experiments import run; from experiments.runs import lease\n"
+        "lease.HEARTBEAT_SECONDS = 0.1\n"
         f"lease.STALE_SECONDS = 3.0; sys.exit(run.main({arguments!r}))"
     )
     environment = {**os.environ, "RUNS_ROOT": str(tmp_path / "runs"), "OMP_NUM_THREADS": "1"}
