@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -76,50 +77,76 @@ def _run(parsed: argparse.Namespace) -> int:
         if distributed.world_size() > 1 or not say_if_done(RunDirectory(runs_root(), config))
     ]
     if len(todo) < 2 or distributed.world_size() > 1:
+        _say_what_is_idle(todo)
         return max([train_unless_done(config, title=title) for config, title in todo], default=0)
     return _train_in_processes(todo, parsed.jobs)
 
 
+def _say_what_is_idle(todo: Sequence[tuple[Config, str]]) -> None:
+    """That a single run on a CPU leaves cores alone, where nobody has decided on its threads."""
+    alone = len(todo) == 1 and distributed.world_size() == 1 and VARIABLE not in os.environ
+    if alone and cores() > 1 and build_device(todo[0][0]).type == "cpu":
+        print(
+            f"one run with one thread, of {cores()} cores; {VARIABLE}=N trains it with N, "
+            "with results that differ by rounding",
+            file=sys.stderr,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to know of its run.
+
+    Attributes:
+        config, title: of the run.
+        gpus: what CUDA_VISIBLE_DEVICES may be, by slot; empty on a CPU.
+        bar: whether the terminal is the process's own.
+    """
+
+    config: Config
+    title: str
+    gpus: Sequence[str]
+    bar: bool
+
+
 def _train_in_processes(todo: Sequence[tuple[Config, str]], jobs: int | None) -> int:
-    gpus = any(build_device(config).type == "cuda" for config, _ in todo)
+    gpus = _gpus() if any(build_device(config).type == "cuda" for config, _ in todo) else []
     threads = threads_per_run()
-    room = torch.cuda.device_count() if gpus else cores() // threads
-    jobs = min(jobs or max(room, 1), len(todo))
+    jobs = min(jobs or len(gpus) or max(cores() // threads, 1), len(todo))
     each = "" if gpus else f", {threads} thread{'s' if threads > 1 else ''} each"
     print(f"{len(todo)} runs, {jobs} at a time{each}", file=sys.stderr, flush=True)
-    items = [(config, title, jobs == 1) for config, title in todo]
+    items = [Job(config, title, gpus, bar=jobs == 1) for config, title in todo]
     # torch imports its compiler, as long as itself, when the first optimizer is made.
     preload = ["experiments.training.session", "torch._dynamo"]
     return max(run_each(_train_one, items, jobs, preload, _say_if_killed))
 
 
-def _train_one(item: tuple[Config, str, bool], slot: int) -> int:
+def _gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",")]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _train_one(job: Job, slot: int) -> int:
     """Train in a process of its own, on the GPU of its slot; returns the exit code."""
-    config, title, alone = item
-    if build_gpus := _visible_gpus():
-        os.environ["CUDA_VISIBLE_DEVICES"] = build_gpus[slot % len(build_gpus)]
-    Progress.bars = alone
+    if job.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = job.gpus[slot % len(job.gpus)]
+    Progress.bars = job.bar
 
     def train() -> int:
         try:
-            return train_unless_done(config, title=title)
+            return train_unless_done(job.config, title=job.title)
         except Stopped as stop:  # the parent says it, once
             return stop.exit_code
 
     return cli.guarded(train)
 
 
-def _visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name; asks the driver nothing that would start CUDA here."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [name for name in named.split(",") if name]
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
-def _say_if_killed(item: tuple[Config, str, bool], code: int) -> None:
+def _say_if_killed(job: Job, code: int) -> None:
     if code < 0:
-        print(f"error: {item[1]}: killed by {signal.Signals(-code).name}", file=sys.stderr)
+        print(f"error: {job.title}: killed by {signal.Signals(-code).name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

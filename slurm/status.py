@@ -122,7 +122,8 @@ def _config(path: Path) -> dict[str, Any]:
         (_,) = config["optimizers"]
         config["dataset"]["name"], config["model"], int(config["epochs"])
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"it is no run's configuration ({type(error).__name__}: {error})") from None
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"config.yaml is no run's configuration ({what})") from None
     return config
 
 

@@ -61,6 +61,7 @@ def test_a_reader_that_leaves_is_no_error():
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+    with process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 0

@@ -112,7 +112,9 @@ def test_results_do_not_depend_on_how_many_are_trained_at_a_time(tmp_path, monke
         assert_equal(one, other)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(number, tmp_path):
     settings = ("optimizer=sgd", "seed=1-3", "epochs=60", "checkpoint_every_epochs=60", "--jobs=2")
     process = start(tmp_path / "runs", *settings)
@@ -131,6 +133,7 @@ def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(number, tmp_pat
     assert not runs[2].path.exists(), "none is begun any more"
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path):
     process = start(tmp_path / "runs", "optimizer=sgd", "seed=1-2", "epochs=20", "--jobs=2")
     runs = [RunDirectory(tmp_path / "runs", small_config("epochs=20", seed=s)) for s in (1, 2)]
@@ -144,6 +147,7 @@ def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path):
     assert [run.done for run in runs] == [False, True]
 
 
+@pytest.mark.slow
 def test_without_their_parent_they_stop_as_well(tmp_path):
     settings = ("optimizer=sgd", "seed=1-2", "epochs=200", "checkpoint_every_epochs=200")
     process = start(tmp_path / "runs", *settings)
@@ -176,6 +180,7 @@ def test_a_sweep_in_the_foreground(tmp_path):
     }
 
 
+@pytest.mark.filterwarnings("default:.* was trained with 1 thread")
 def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
     config = small_config("epochs=2", "checkpoint_every_epochs=1")
     monkeypatch.setattr(loop, "evaluate", interrupted(loop.evaluate, lambda call: call == 2))
@@ -189,6 +194,7 @@ def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, 
     assert "OMP_NUM_THREADS=1 goes on as before" in said
 
 
+@pytest.mark.filterwarnings("default:.*meta.json is damaged")
 @pytest.mark.parametrize("text", ["", "{", "[]"])
 def test_what_is_done_and_describes_itself_no_more_is_done(text, tmp_path, capsys):
     run_directory = finish_run(tmp_path / "runs", small_config(), [0.5])
@@ -212,3 +218,14 @@ def test_interrupting_says_how_to_go_on(capsys, monkeypatch):
     monkeypatch.setattr(session, "train", interrupt)
     assert main("optimizer=sgd") == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_each_process_sees_the_gpu_of_its_slot(monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "train_unless_done", lambda *_, **__: seen.append(
+        os.environ["CUDA_VISIBLE_DEVICES"]) or 0)  # fmt: skip
+    monkeypatch.setattr(run.Progress, "bars", True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    job = run.Job(small_config(), "a run", run._gpus(), bar=False)
+    assert [run._train_one(job, slot) for slot in (0, 1, 2)] == [0, 0, 0]
+    assert seen == ["4", "7", "4"]
