@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.config.signature import signature
 from experiments.plans import sweeps
-from experiments.plans.settings import flatten
+from experiments.plans.differences import flatten
 from experiments.results.statistics import compare
 from experiments.results.tables import ComparisonTable, Results, find_reference
 from experiments.runs.reading import Run

@@ -14,14 +14,14 @@ from typing import Any
 
 from experiments.config.metrics import Metric
 from experiments.errors import UserError
-from experiments.plans.experiments import optimizer_order
-from experiments.plans.settings import (
+from experiments.plans.differences import (
     differences,
     flatten,
     optimizer_defaults,
     protocol,
     protocol_defaults,
 )
+from experiments.plans.experiments import optimizer_order
 from experiments.runs.reading import Run, read_run
 from experiments.runs.states import STATES, State
 
