@@ -330,7 +330,7 @@ def run_script(text: str, folder: Path) -> str:
 WITH_A_DEATH = """
 import os, signal, subprocess, time
 from pathlib import Path
-from experiments.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 from support.wandb_cases import new_run, row, wait_for
 
 directory = new_run(Path("."))

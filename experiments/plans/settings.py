@@ -1,0 +1,95 @@
+"""The settings of a command line: `key=value` words, the same for every kind of plan."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.config.yaml_reader import read_yaml
+from experiments.errors import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the settings of a command line say, whatever file they are for.
+
+    Attributes:
+        optimizers, seeds, dataset: None where nothing is said.
+        overrides: values by their `key.path`.
+    """
+
+    optimizers: list[str] | None = None
+    seeds: list[int] | None = None
+    dataset: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def split_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files and the settings among a command line's words.
+
+    A word with `=` in it is a setting, unless there is a file of that name.
+    """
+    files, settings = [], []
+    for word in words:
+        (settings if "=" in word and not os.path.exists(word) else files).append(word)
+    return files, settings
+
+
+def parse_choice(settings: Iterable[str]) -> Choice:
+    """The settings of a command line, sorted by what they are.
+
+    Raises:
+        UserError: one is malformed.
+    """
+    texts: dict[str, str] = {}
+    others = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key not in ("optimizer", "seed", "dataset"):
+            others.append(setting)
+        elif value.strip():
+            texts[key] = value.strip()
+        else:
+            raise UserError(f"'{setting}' has no value: write {key}=VALUE")
+    names = texts.get("optimizer")
+    seeds = texts.get("seed")
+    return Choice(
+        [name.strip() for name in names.split(",")] if names else None,
+        parse_seeds(seeds) if seeds else None,
+        texts.get("dataset"),
+        parse_overrides(others),
+    )
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """`key.path=value`, the value in YAML, as values by their `key.path`.
+
+    Raises:
+        UserError: one is nothing of the kind.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{setting}' is no setting: write key.path=value")
+        found[key] = read_yaml(text)
+    return found
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds as people write them: `1-5`, `1,2,7`, `1-3,10`; each once.
+
+    Raises:
+        UserError: it is nothing of the kind.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        if not found:
+            raise UserError(f"seed = '{text}': write whole numbers, 0 or more: 1-5 or 1,2,7")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UserError(f"seed = '{text}': {last} is below {first}")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
