@@ -55,12 +55,12 @@ class ComparisonTable:
 
     @property
     def result_name(self) -> str:
-        """Split and metric, as a sentence names them: `test accuracy`."""
+        """Split and metric, as a sentence names them: `test loss`."""
         return f"{self.runs[0].result_split} {self.metric.name}"
 
     @property
     def result_title(self) -> str:
-        """Split, metric and unit, as an axis names them: `test accuracy (%)`."""
+        """Split, metric and unit, as an axis names them: `test error (K)`."""
         return f"{self.runs[0].result_split} {self.metric.title}"
 
 

@@ -330,7 +330,7 @@ def run_script(text: str, folder: Path) -> str:
 WITH_A_DEATH = """
 import os, signal, subprocess, time
 from pathlib import Path
-from experiments.tracking import Tracker
+from experiments.tracking.tracker import Tracker
 from support.wandb_cases import new_run, row, wait_for
 
 directory = new_run(Path("."))
@@ -370,7 +370,7 @@ def test_a_second_tracker_of_a_run_stays_out(tmp_path, monkeypatch, capsys):
 IMPATIENT = """
 import time
 from pathlib import Path
-from experiments import tracking
+from experiments.tracking import tracker as tracking
 from support.wandb_cases import new_run, session
 
 tracking.SETTINGS |= {"init_timeout": 2, "finish_timeout": 2}
