@@ -1,4 +1,4 @@
-"""A run as its files tell it."""
+"""A run, read from its files."""
 
 import math
 import statistics
@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config import metrics
 from experiments.config.experiment import WITHOUT_EFFECT
+from experiments.config.metrics import Metric, read
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
@@ -18,7 +18,7 @@ from experiments.runs.states import State, read_state
 
 @dataclass
 class Run:
-    """A run as its files tell it.
+    """A run, read from its files.
 
     Attributes:
         directory: where its files are.
@@ -46,18 +46,18 @@ class Run:
         return flatten({key: value for key, value in self.config.items() if key not in own})
 
     @cached_property
-    def metrics(self) -> dict[str, metrics.Metric]:
+    def metrics(self) -> dict[str, Metric]:
         """What the run's task measures, by name."""
-        return metrics.read(self.meta)
+        return read(self.meta)
 
     @property
-    def headline(self) -> metrics.Metric:
+    def headline(self) -> Metric:
         """The metric that reports show."""
         return self.metrics[self.meta["headline"]]
 
     @property
     def test_key(self) -> str:
-        return f"test/{self.meta['headline']}"
+        return f"test/{self.headline.name}"
 
     def last(self) -> float:
         """The test metric of the last epoch: chosen before the training, so free of selection."""
@@ -65,10 +65,9 @@ class Run:
 
     def best(self) -> float:
         """The test metric of the epoch that is best on the split that the configuration names."""
-        key = f"{self.config['best_epoch_split']}/{self.meta['headline']}"
+        key = f"{self.config['best_epoch_split']}/{self.headline.name}"
         rows = [row for row in self.evaluated if key in row]
-        direction = self.meta["metrics"][self.meta["headline"]]
-        return best_row(rows, key, direction)[self.test_key]
+        return best_row(rows, key, self.headline.direction)[self.test_key]
 
     @property
     def evaluated(self) -> list[dict[str, Any]]:
@@ -132,7 +131,7 @@ def read_run(directory: Path) -> Run:
         OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
     """
     state, reason = read_state(directory)  # first: what is done has all its rows
-    config = read_yaml((directory / "config.yaml").read_text())
+    config = read_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
     rows, damage = read_rows(directory / "metrics.jsonl")
     problem = "; ".join(text for text in (reason, damage) if text)
     run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)
@@ -147,7 +146,7 @@ def _check(run: Run) -> None:
     for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
         if key not in run.meta:
             raise KeyError(key)
-    run.optimizer.items(), run.meta["metrics"][run.meta["headline"]]
+    run.optimizer.items(), run.headline
     run.config["best_epoch_split"]
 
 

@@ -1,5 +1,6 @@
 """A small experiment for the tests of the harness, and the command that runs it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Config
+from experiments.config.metrics import ACCURACY, LOSS, Metric, dump
 from experiments.plans.load import load, resolve
 from experiments.runs.directory import RunDirectory
+from experiments.runs.metrics import read_json
 
 REPOSITORY = Path(__file__).parents[2]
 DIGITS = REPOSITORY / "configs" / "digits" / "resnet20.yaml"
@@ -43,18 +46,32 @@ def complete(runs_root: Path, *arguments: str) -> None:
     assert process.returncode == 0, errors
 
 
-def finish_run(root: Path, config: Config, accuracies, step_seconds=0.01, **more) -> RunDirectory:
-    """The files of a finished run, without the training; `more` goes into every row."""
+def finish_run(
+    root: Path, config: Config, values, step_seconds=0.01, metric: Metric = ACCURACY, **more
+) -> RunDirectory:
+    """The files of a finished run, without the training.
+
+    Args:
+        root, config: where and which.
+        values: of the headline metric on training and test set, one per epoch.
+        step_seconds: of the median step.
+        metric: the headline metric; `meta.json` declares it beside the loss.
+        more: goes into every row.
+    """
     directory = RunDirectory(root, config)
     directory.path.mkdir(parents=True)
     session = {"commit": "c" * 40, "dirty": False, "host": "node1", "device": "cpu"}
-    directory.describe(session, {"loss": "min", "accuracy": "max"}, "accuracy")
-    for epoch, accuracy in enumerate(accuracies, 1):
+    directory.describe(session, {"loss": "min", metric.name: metric.direction}, metric.name)
+    if metric is not ACCURACY:
+        meta = read_json(directory.path / "meta.json") | {"metrics": dump((LOSS, metric))}
+        (directory.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    for epoch, value in enumerate(values, 1):
         row = {"step": epoch, "epoch": epoch, "learning_rate": 0.1}
-        row |= {"train/loss": 1 / epoch, "train/accuracy": accuracy}
-        row |= {"test/loss": 1 / epoch, "test/accuracy": accuracy, **more}
-        directory.append({**row, "time/epoch_seconds": 1.0, "time/step_seconds": step_seconds})
-    directory.finish("accuracy", "max")
+        for split in ("train", "test"):
+            row |= {f"{split}/loss": 1 / epoch, f"{split}/{metric.name}": value}
+        row |= {**more, "time/epoch_seconds": 1.0, "time/step_seconds": step_seconds}
+        directory.append(row)
+    directory.finish(metric.name, metric.direction)
     return directory
 
 
