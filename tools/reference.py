@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from experiments.config.experiment import Config
 from experiments.config.metrics import Metric, read
-from experiments.tasks.registry import TASKS
+from experiments.tasks import registry
 from tools.docstrings import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -155,36 +155,51 @@ def _models_in(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
 
 
 def meanings(schema: type[BaseModel]) -> dict[str, str]:
-    """What the source says beside each field of a schema: a comment behind it or above it."""
+    """What the source says of each field of a schema, in its own class or in a base."""
     found: dict[str, str] = {}
     for base in reversed(schema.__mro__):
         if base is not BaseModel and inspect.isclass(base) and issubclass(base, BaseModel):
-            found |= _comments(textwrap.dedent(inspect.getsource(base)))
+            told = _told(textwrap.dedent(inspect.getsource(base)))
+            found |= {name: text for name, text in told.items() if text or name not in found}
     return {
-        name: field.description or found.get(name, "")
+        name: " ".join((field.description or found.get(name, "")).split())
         for name, field in schema.model_fields.items()
     }
 
 
-def _comments(source: str) -> dict[str, str]:
+def _told(source: str) -> dict[str, str]:
+    """Of each field in a class's source: the string below it, else the comments beside it."""
     lines = source.splitlines()
     found = {}
     (definition,) = ast.parse(source).body
-    for node in definition.body:
+    for node, following in zip(definition.body, [*definition.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            behind = lines[node.end_lineno - 1][node.end_col_offset :].strip()
-            above, at = [], node.lineno - 2
-            while lines[at].strip().startswith("#"):
-                above.insert(0, lines[at].strip())
-                at -= 1
-            text = " ".join(part.lstrip("#").strip() for part in [*above, behind])
-            found[node.target.id] = text.partition("fmt: ")[0].strip()
+            found[node.target.id] = _string(following) or _comments(lines, node)
     return found
+
+
+def _string(node: ast.stmt | None) -> str:
+    """A string that stands alone, on one line."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        return " ".join(str(node.value.value).split())
+    return ""
+
+
+def _comments(lines: list[str], node: ast.AnnAssign) -> str:
+    """The comment lines right above a field, and the one behind it."""
+    behind = lines[node.end_lineno - 1][node.end_col_offset :].strip()
+    above, at = [], node.lineno - 2
+    while lines[at].strip().startswith("#"):
+        above.insert(0, lines[at].strip())
+        at -= 1
+    text = " ".join(part.lstrip("#").strip() for part in [*above, behind])
+    return text.partition("fmt: ")[0].strip()
 
 
 def schemas() -> dict[str, type[BaseModel]]:
     """The configuration's schema of each task."""
-    return {name: getattr(task, "Config", Config) for name, task in TASKS.items()}
+    find = getattr(registry, "config_class", lambda name: Config)
+    return {name: find(name) for name in registry.TASKS}
 
 
 def _config_page() -> str:
@@ -334,9 +349,9 @@ def _metrics_page() -> str:
 
 def task_metrics() -> dict[str, tuple[Metric, ...]]:
     """What each task measures."""
-    return {
-        name: tuple(read({"metrics": task.metrics}).values())
-        if isinstance(task.metrics, Mapping)
-        else tuple(task.metrics)
-        for name, task in TASKS.items()
-    }
+    found = {}
+    for name, schema in schemas().items():
+        declared = getattr(schema, "metrics", None) or registry.TASKS[name].metrics
+        old = isinstance(declared, Mapping)
+        found[name] = tuple(read({"metrics": declared}).values() if old else declared)
+    return found
