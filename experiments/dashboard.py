@@ -1,4 +1,4 @@
-"""A look at all runs: `python -m experiments.dashboard` (`make dashboard`).
+"""All runs side by side: `python -m experiments.dashboard` (`make dashboard`).
 
 With a key and a server that answers: writes the project's workspace on the server, one panel for
 each metric that the runs below `RUNS_ROOT` (default `runs`) have, seeds grouped, and prints its
@@ -7,12 +7,11 @@ of the HTML report.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.runtime.paths import runs_root
 from experiments.tracking.upload import check_server, find_runs
 from experiments.tracking.workspace import show_locally, write_workspace
 
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m experiments.dashboard", description=__doc__).parse_args(
         arguments
     )
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     try:
         runs = list(find_runs(root))
         try:
@@ -35,12 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-# --------------------------------------------------------------------------------- on the server
-
-
-# ---------------------------------------------------------------------------------- without one
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ what is seen on each with its path.
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +18,17 @@ from experiments.landscapes import illustrations, pictures, quadratics
 from experiments.landscapes.descent import descend
 from experiments.landscapes.functions import LANDSCAPES, Landscape
 from experiments.landscapes.search import NEAR, SPACES, found
-from experiments.reports.paper_curves_plot import draw_paper_curves
+from experiments.plots import paper_curves as paper_curves_plot
 from experiments.results.published import (
     FIGURES,
     OPTIMIZERS,
+    QUANTITIES,
     PaperFigure,
     our_curves,
     our_runs,
     paper_curves,
 )
+from experiments.runtime.paths import runs_root
 
 
 def bowl(path: Path) -> str:
@@ -91,14 +92,20 @@ def turned_quadratics(path: Path) -> str:
 
 def curves(figure: PaperFigure, root: Path, path: Path) -> str:
     """The paper's curves, and over them the finished runs of its protocol below a root."""
-    quantities = ("train_loss", "test_acc")
     runs = our_runs(figure, root)
-    paper = {quantity: paper_curves(figure, quantity) for quantity in quantities}
-    ours = {q: {name: our_curves(r, q) for name, r in runs.items()} for q in quantities}
+    panels = [
+        paper_curves_plot.Panel(
+            f"{'training' if split == 'train' else split} {metric.title}",
+            metric.direction == "min",
+            paper_curves(figure, quantity),
+            {name: our_curves(found, quantity) for name, found in runs.items()},
+        )
+        for quantity, (split, metric) in QUANTITIES.items()
+    ]
     count = ", ".join(f"{OPTIMIZERS[name]} n={len(r)}" for name, r in runs.items())
     note = f"ours: {count}" if runs else "the paper's curves alone: no finished run of ours"
     title = f"{figure.title}: paper's Fig. {figure.source[0]}.{figure.source[1:]} (dashed); {note}"
-    draw_paper_curves(title, paper, ours, path)
+    paper_curves_plot.draw(title, panels, OPTIMIZERS, path)
     return title
 
 
@@ -113,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__)
     parser.parse_args(arguments)
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     drawings: dict[str, Callable[[Path], str]] = {
         **{f"paper_{f.name}": lambda path, f=f: curves(f, root, path) for f in FIGURES},
         "fig1": bowl,

@@ -2,21 +2,20 @@
 
 Prints one table per protocol (see `experiments.results.tables`), writes them as `report/report.md`
 with a picture each below `RUNS_ROOT`, and everything as one page, `RUNS_ROOT/report.html`. Of a
-sweep it says which combination is best, and how every run is, those included that were never begun.
+sweep it says which combination is best, and the state of every run, those never begun included.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.plans import sweeps
-from experiments.reports.summary import write_report
+from experiments.reports.summary import write_report, write_sweep_report
 from experiments.results import committed
 from experiments.results.sweeps import read_sweep
 from experiments.results.tables import read_results
+from experiments.runtime.paths import runs_root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,22 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parsed = parser.parse_args(arguments)
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     try:
         if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
             raise UserError(
                 "--sweep names its runs itself: leave out --dataset, --model and --committed"
             )
-        more = committed.read(committed.FOLDER, root).values() if parsed.committed else ()
-        results = (
-            read_sweep(sweeps.find(parsed.sweep), root)
-            if parsed.sweep
-            else read_results(root, parsed.dataset, parsed.model, more)
-        )
+        if parsed.sweep:
+            write_sweep_report(read_sweep(sweeps.find(parsed.sweep), root), root / "report")
+        else:
+            more = committed.read(committed.FOLDER, root).values() if parsed.committed else ()
+            results = read_results(root, parsed.dataset, parsed.model, more)
+            write_report(results, root / "report")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_report(results, root / "report")
     return 0
 
 

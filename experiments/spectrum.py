@@ -10,7 +10,6 @@ and the trace with their errors, and writes into the run's directory:
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,10 @@ from pydantic import ValidationError
 from experiments.config.experiment import SpectrumSettings
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
-from experiments.plots.spectrum import _what, draw
+from experiments.plots.spectrum import SpectrumPlot, draw
+from experiments.reports.render import terminal
+from experiments.reports.sections import Grid, Section, Text
+from experiments.runtime.paths import runs_root
 from experiments.runtime.progress import Progress
 from experiments.training.curvature import Spectrum, compute_spectrum
 from experiments.training.restore import name_of, restore
@@ -92,7 +94,7 @@ def find_run(words: Sequence[str]) -> Path:
         if not (directory / "config.yaml").is_file():
             raise UserError(f"{directory} is no run's directory: it has no config.yaml")
     else:
-        root = Path(os.environ.get("RUNS_ROOT") or "runs")
+        root = runs_root()
         done = sorted(root.glob("*/*/*/*/DONE"), key=lambda path: path.stat().st_mtime)
         if not done:
             raise UserError(f"no finished run below {root}: name a run's directory")
@@ -152,30 +154,52 @@ class Meter:
 
 def write(directory: Path, result: Spectrum) -> None:
     """Print the figures; write them and the picture into the run's directory."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     numbers, picture = directory / "spectrum.npz", directory / "spectrum.png"
     result.save(numbers)
-    draw(result, name_of(directory), picture)
-
-    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
-    table = Table("largest eigenvalues", "residual", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns:
-        column.justify = "right"
-    for value, residual, converged in zip(
-        result.top.eigenvalues, result.top.residuals, result.top.converged, strict=True
-    ):
-        table.add_row(f"{value:.6g}", f"{residual:.1g}{'' if converged else ' (not converged)'}")
-    console.print(f"Hessian of the training loss after epoch {result.epoch}")
-    console.print(_what(result))
-    console.print(table)
-    if not result.top.converged.all():
-        console.print(f"after {result.settings.max_matvecs} products; max_matvecs=N allows more")
-    console.print(f"trace {result.trace.value:.6g} ± {result.trace.standard_error:.2g}")
-    console.print(f"smallest node of the density {float(result.quadrature.nodes.min()):.4g}")
+    draw(plot(name_of(directory), result), picture)
+    console = terminal.make_console()
+    terminal.show(section(result), console)
     console.print(f"numbers: {numbers}\npicture: {picture}", soft_wrap=True)
+
+
+def plot(name: str, result: Spectrum) -> SpectrumPlot:
+    """What is drawn of a spectrum."""
+    return SpectrumPlot(
+        f"{name}\nafter epoch {result.epoch}, {_describe(result)}",
+        result.grid.numpy(),
+        result.density.numpy(),
+        result.top.eigenvalues.numpy(),
+        result.quadrature.nodes.numpy(),
+        result.quadrature.weights.numpy(),
+        result.num_params,
+    )
+
+
+def section(result: Spectrum) -> Section:
+    """What is printed of a spectrum."""
+    top = result.top
+    rows = [
+        [f"{value:.6g}", f"{residual:.1g}{'' if converged else ' (not converged)'}"]
+        for value, residual, converged in zip(
+            top.eigenvalues, top.residuals, top.converged, strict=True
+        )
+    ]
+    lines = []
+    if not top.converged.all():
+        lines.append(f"after {result.settings.max_matvecs} products; max_matvecs=N allows more")
+    lines.append(f"trace {result.trace.value:.6g} ± {result.trace.standard_error:.2g}")
+    smallest = float(result.quadrature.nodes.min())
+    lines.append(f"smallest node of the density {smallest:.4g}")
+    title = f"Hessian of the training loss after epoch {result.epoch}"
+    grid = Grid("", ("largest eigenvalues", "residual"), rows)
+    return Section(title, [Text(_describe(result)), grid, Text("\n".join(lines), "lines")])
+
+
+def _describe(result: Spectrum) -> str:
+    return (
+        f"{result.num_params} parameters, {result.num_images} images, {result.settings.mode} mode, "
+        f"{result.seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

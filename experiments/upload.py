@@ -5,12 +5,11 @@ files hold beyond what the server has; see `experiments.tracking.tracker`.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.runtime.paths import runs_root
 from experiments.tracking.upload import check_server, find_runs, is_uploaded, upload
 
 
@@ -19,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(prog="python -m experiments.upload", description=__doc__).parse_args(
         arguments
     )
-    root = Path(os.environ.get("RUNS_ROOT") or "runs")
+    root = runs_root()
     try:
         check_server(root)
         waiting = [run for run in find_runs(root) if not is_uploaded(run)]

@@ -28,7 +28,7 @@ from adahessian.curvature.precision import STEP_SIZES
 from experiments.benchmarks import zoo
 from experiments.models.transformer import Transformer
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 
 EXACT, FAST = "double_backward", "finite_difference"
 # A tensor whose exact curvature, in float64, is below this part of the network's has none: what is
@@ -324,7 +324,7 @@ def percent(error: float) -> str:
     return f"{100 * error:.2g}".replace("e-0", "e-")
 
 
-def accuracy_table(precision: str, records: list[dict[str, Any]], num_probes: int) -> Table:
+def accuracy_table(precision: str, records: list[dict[str, Any]], num_probes: int) -> Grid:
     """A row for each network and state."""
     rows = []
     for record in records:
@@ -348,10 +348,10 @@ def accuracy_table(precision: str, records: list[dict[str, Any]], num_probes: in
         "itself, measured against float64."
     )
     columns = ("network", "step", "median", "worst", "tensor", "ratio", "zero", "exact")
-    return Table(f"Accuracy of the finite difference, {precision}", columns, rows, note)
+    return Grid(f"Accuracy of the finite difference, {precision}", columns, rows, note)
 
 
-def sweep_table(precision: str, records: list[dict[str, Any]], num_probes: int) -> Table:
+def sweep_table(precision: str, records: list[dict[str, Any]], num_probes: int) -> Grid:
     steps = sorted({record["h"] for record in records})
     rows: dict[tuple[str, str], dict[float, str]] = {}
     for record in records:
@@ -361,7 +361,7 @@ def sweep_table(precision: str, records: list[dict[str, Any]], num_probes: int) 
     note = f"Median and worst error of a tensor in %, at each step size h; n = {num_probes} probes."
     columns = ("network", "step", *(f"{h:.0e}".replace("e-0", "e-") for h in steps))
     lines = [(*key, *(cells[h] for h in steps)) for key, cells in rows.items()]
-    return Table(f"Step sizes, {precision}", columns, lines, note)
+    return Grid(f"Step sizes, {precision}", columns, lines, note)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from adahessian import spectrum
+from experiments.plots.canvas import panels, save
 from experiments.spectrum import Settings
-from experiments.tasks import Task
+from experiments.tasks.task import Task
 from experiments.training.loop import _model_seed
 from experiments.training.restore import name_of, restore
 
@@ -113,12 +114,7 @@ def compare(name: str, mine: spectrum.Quadrature, other: spectrum.Quadrature) ->
 
 
 def draw(found: dict[str, tuple], num_params: int, title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, all_axes = pyplot.subplots(1, len(found), figsize=(11, 4), layout="constrained")
+    figure, all_axes = panels(len(found), (11, 4))
     for axes, (name, (mine, other)) in zip(all_axes, found.items(), strict=True):
         low, high = float(mine.nodes.min()), float(mine.nodes.max())
         width = (high - low) / 100
@@ -131,8 +127,7 @@ def draw(found: dict[str, tuple], num_params: int, title: str, path: Path) -> No
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    save(figure, path, dpi=120)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from experiments.benchmarks import zoo
 from experiments.benchmarks.harness import Method, Stepper, median_ratio, ours, times
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 
 INTERVALS = (1, 2, 3, 4, 5)
 DOORS = {"exact": "double_backward", "finite difference": "finite_difference"}
@@ -47,7 +47,7 @@ def problem(depth: int, options: argparse.Namespace) -> zoo.Problem:
     return made
 
 
-def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: str) -> Table:
+def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: str) -> Grid:
     """For each network, door and unit a row with a column for each interval."""
     rows: list[Sequence[str]] = []
     for network, seconds in results.items():
@@ -62,7 +62,7 @@ def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: s
         "of the ratios within a repetition."
     )
     columns = ("network", "curvature", "unit", *(f"k = {k}" for k in INTERVALS))
-    return Table(title, columns, rows, note)
+    return Grid(title, columns, rows, note)
 
 
 def measure(depth: int, options: argparse.Namespace) -> dict[str, list[float]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from experiments.config.experiment import Config
 from experiments.plans.load import load, resolve
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 from experiments.tasks.image_classification import folder as image_folder
 from experiments.tasks.image_classification.task import ImageClassification
 
@@ -164,12 +164,12 @@ def _synchronize(device: torch.device) -> None:
 # ------------------------------------------------------------------------------------- results
 
 
-def tables(results: dict[str, Any]) -> list[Table]:
+def tables(results: dict[str, Any]) -> list[Grid]:
     """Decoding, and the loader beside the network."""
     repetitions = results["repetitions"]
     rates = {name: median(values) for name, values in results["decoding"].items()}
     slowest = rates[next(iter(WAYS))]
-    decoded = Table(
+    decoded = Grid(
         f"{results['images']} JPEG files, {WIDTH} x {HEIGHT}, {results['kilobytes']:.0f} kB",
         ("in one process", "images/s", "ms", "x"),
         [
@@ -196,7 +196,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         f"as long for an image) does not wait for {CORES} such cores, if they scale; this one "
         f"takes {fastest:.0f}."
     )
-    beside = Table("The loader and the network", ("", "images/s", "per core"), rows, note)
+    beside = Grid("The loader and the network", ("", "images/s", "per core"), rows, note)
     return [decoded, beside]
 
 

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 from adahessian import AdaHessian
 from experiments.benchmarks import zoo
 from experiments.models.resnet_cifar import ResNetCifar
+from experiments.plots.canvas import panels, save
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 from experiments.results.statistics import mean_interval
 
 EXACT, FAST = "double_backward", "finite_difference"
@@ -203,7 +204,7 @@ def evaluate(model: torch.nn.Module, test: tuple[Tensor, Tensor]) -> tuple[float
     return float(F.cross_entropy(logits, test[1])), float(accuracy)
 
 
-def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table, bool]:
+def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid, bool]:
     """The table of the differences, and whether both intervals are where they must be."""
     rows, passed = [], True
     for key, label, bound in (
@@ -238,17 +239,12 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Table
         f"{100 * ACCURACY_BOUND:g} points of accuracy."
     )
     columns = ("of the last step", "exact", "finite", "difference", "95 % interval", "holds")
-    return Table("Paired trainings through both doors", columns, rows, note), passed
+    return Grid("Paired trainings through both doors", columns, rows, note), passed
 
 
 def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> None:
     """Draw the training losses, each pair's thin and their mean thick, smoothed over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, (axes,) = panels(1, (8, 4.5))
     for door, label, style in ((EXACT, "double backward", "-"), (FAST, "finite difference", "--")):
         curves = [_smoothed(doors[door]["losses"]) for doors in pairs.values()]
         color = axes.plot([], [])[0].get_color()
@@ -265,9 +261,7 @@ def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> No
     )  # fmt: skip
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

@@ -30,7 +30,7 @@ from adahessian import spectrum
 from experiments.benchmarks.harness import median_ratio
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 
 K = 5
 
@@ -227,17 +227,17 @@ def peak_mib() -> float:
 
 def make_table(
     title: str, seconds: dict[str, list[float]], more: dict[str, Callable[[str], str]], note: str
-) -> Table:
+) -> Grid:
     """A row for each candidate: times, ratios to ours, and the columns of `more`."""
     rows = []
     for name, times in seconds.items():
         spread = f"{median(times):.2f} ({min(times):.2f} to {max(times):.2f})"
         ratio = f"{median_ratio(times, seconds['ours']):.2f}"
         rows.append((name, spread, ratio, *(column(name) for column in more.values())))
-    return Table(title, ("candidate", "seconds", "x ours", *more), rows, note)
+    return Grid(title, ("candidate", "seconds", "x ours", *more), rows, note)
 
 
-def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Table, Any]:
+def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Grid, Any]:
     seconds, _ = take_turns(SEQUENCES, problem, arguments.products, 2, arguments)
     more = {"MiB": lambda name: f"{memory(name, arguments):.0f}"}
     note = (
@@ -248,7 +248,7 @@ def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Tab
     return make_table(title, seconds, more, note), seconds
 
 
-def bench_eigenvalues(problem: Problem, arguments: argparse.Namespace) -> tuple[Table, Any]:
+def bench_eigenvalues(problem: Problem, arguments: argparse.Namespace) -> tuple[Grid, Any]:
     truth, _ = top_ours()(problem, 1e-5)
     say(f"{K} eigenvalues: {truth.tolist()}")
     try:

@@ -29,7 +29,7 @@ from experiments.benchmarks.harness import (
 )
 from experiments.models.transformer import Transformer
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 
 INTERVALS = (1, 2, 3, 4, 5, 10)
 PACKAGES = ("torch_optimizer", "pytorch_optimizer", "timm")
@@ -140,7 +140,7 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def cost_table(result: dict[str, Any], repetitions: int) -> Table:
+def cost_table(result: dict[str, Any], repetitions: int) -> Grid:
     """A row for each method: times, ratios and memory."""
     seconds, memory = result["seconds"], result["memory"]
     rows = []
@@ -158,10 +158,10 @@ def cost_table(result: dict[str, Any], repetitions: int) -> Table:
         "MiB, and relative to SGD's."
     )
     columns = ("optimizer", "ms", "x SGD", "MiB", "x SGD")
-    return Table(result["title"], columns, rows, note)
+    return Grid(result["title"], columns, rows, note)
 
 
-def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Table:
+def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Grid:
     """The cost of both doors at each interval, beside what 1 + c/k predicts from every step."""
     rows = []
     for result in results:
@@ -181,7 +181,7 @@ def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Table
         "with c from k = 1, what refreshing the curvature at every k-th step should cost."
     )
     columns = ("network", "curvature", *(f"k = {k}" for k in INTERVALS))
-    return Table("Curvature at every k-th step", columns, rows, note)
+    return Grid("Curvature at every k-th step", columns, rows, note)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,7 +40,7 @@ from experiments.benchmarks.watch import PHASES, Watch
 from experiments.config.experiment import Config
 from experiments.plans.load import load, resolve
 from experiments.reports.publish import provenance, publish
-from experiments.reports.text_table import Table
+from experiments.reports.sections import Grid
 from experiments.runs.directory import RunDirectory
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root
@@ -188,7 +188,7 @@ class Trainee:
                     self.optimizer,
                 )
                 progress = Progress(self.method.label, self.steps, io.StringIO())
-                train_epoch(training, Position(), self.config.optimizer.lr, progress)
+                train_epoch(training, Position(), progress)
         # Graphs and gradients go: the next method needs the memory.
         self.optimizer.zero_grad(set_to_none=True)
         return watch
@@ -225,7 +225,7 @@ def measure(
 
 def speed_table(
     found: dict[str, dict[str, list[Any]]], steps_per_epoch: float, title: str, note: str
-) -> Table:
+) -> Grid:
     """A row for each method: time of a step and what follows from it for epochs."""
     rows, unit = [], found["SGD"]["step"]
     for label, row in found.items():
@@ -237,10 +237,10 @@ def speed_table(
              f"{PAPER_EPOCHS * epoch / 60:.1f}")
         )  # fmt: skip
     columns = ("loop", "ms/step", "x SGD", "epochs/min", f"{PAPER_EPOCHS} epochs, min")
-    return Table(title, columns, rows, note)
+    return Grid(title, columns, rows, note)
 
 
-def split_table(found: dict[str, dict[str, list[Any]]], shares: bool, note: str) -> Table:
+def split_table(found: dict[str, dict[str, list[Any]]], shares: bool, note: str) -> Grid:
     """A row for each method: the phases of a step, in milliseconds or as shares of their sum."""
     rows = []
     for label, row in found.items():
@@ -253,7 +253,7 @@ def split_table(found: dict[str, dict[str, list[Any]]], shares: bool, note: str)
             cells.append(f"{cell:.1f}" if cell else "")
         rows.append((label, *cells))
     title = "Where a step goes, " + ("% of the step" if shares else "milliseconds")
-    return Table(title, ("loop", *PHASES), rows, note)
+    return Grid(title, ("loop", *PHASES), rows, note)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,7 +305,7 @@ def make_tables(
     steps_per_epoch: float,
     images: str,
     options: argparse.Namespace,
-) -> list[Table]:
+) -> list[Grid]:
     """What is published."""
     title = f"ResNet-{config.model.depth}, {images}, batch {config.batch_size}, 32 x 32 x 3"
     n = f"n = {options.repetitions} interleaved repetitions"

@@ -1,96 +1,99 @@
-"""What a configuration file holds: an experiment, its optimizers side by side."""
+"""What every experiment's configuration holds, whatever its task.
+
+A task adds its `dataset` and `model` sections, its metrics and further keys in a subclass of
+`Config`; `experiments.tasks.registry` finds it by `task`. Nothing here imports torch, except
+through the constructor that an optimizer names.
+"""
 
 import importlib
 import inspect
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from experiments.config.sections import (
-    FiniteFloat,
-    Fraction,
-    NotNegative,
-    Positive,
-    Section,
-    _refuse,
-)
+from experiments.config.metrics import LOSS, Metric
+from experiments.config.sections import Fraction, NotNegative, Positive, Section, refuse
 from experiments.errors import nearest
 
 
-class Dataset(Section):
-    """Which images, how they are split, augmented and scaled."""
-
-    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist", "imagenet"]
-    validation_size: NotNegative  # images taken from the training set, the same number per class
-    crop_padding: NotNegative  # random crop of the image padded by so many zeros; 0: no crop
-    flip: bool  # random horizontal flip
-    mean: list[FiniteFloat]  # per channel, of pixels scaled to [0, 1]
-    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-    # ImageNet only: random crops of every size and shape are resized to image_size; evaluated is
-    # the centre after the shorter side was resized to resize_size.
-    image_size: NotNegative = 0
-    resize_size: NotNegative = 0
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> "Dataset":
-        if self.name != "imagenet":
-            if self.image_size or self.resize_size:
-                _refuse(f"image_size and resize_size are imagenet's: {self.name} keeps its size")
-        elif not 0 < self.image_size <= self.resize_size:
-            _refuse(
-                f"image_size {self.image_size}, resize_size {self.resize_size}: imagenet needs "
-                "both, the first above 0 and no larger than the second (224 and 256)"
-            )
-        elif self.crop_padding:
-            _refuse("crop_padding is for images in memory: set 0 for imagenet")
-        return self
+def _check_folder_name(name: str) -> str:
+    if not name or name.startswith(".") or set(name) & set("/\\\0"):
+        refuse("names a folder: it must not be empty, begin with '.', or contain '/' or '\\'")
+    return name
 
 
-class Model(Section):
-    """Which network."""
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 
-    name: Literal["resnet", "convnet", "imagenet-resnet"]  # resnet: CIFAR's
-    depth: Positive
 
-    @model_validator(mode="after")
-    def _check_depth(self) -> "Model":
-        if self.name == "convnet" and self.depth < 2:
-            _refuse(f"depth {self.depth}: a convnet has 2 layers or more")
-        if self.name == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
-            _refuse(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, ...)")
-        if self.name == "imagenet-resnet" and self.depth not in (18, 34, 50):
-            _refuse(f"depth {self.depth}: an ImageNet ResNet has 18, 34 or 50 layers")
-        return self
+class DatasetSection(Section):
+    """Base of a task's `dataset`."""
+
+    name: FolderName
+    """The data set; the first folder of a run's path."""
+
+
+class ModelSection(Section):
+    """Base of a task's `model`."""
+
+    name: FolderName
+    """The architecture."""
 
     @property
     def label(self) -> str:
-        return f"{self.name.removeprefix('imagenet-')}{self.depth}"
+        """Names architecture and size, as in `resnet20`; the second folder of a run's path."""
+        return self.name
 
 
 class Plateau(Section):
     """A metric that has stopped improving: `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
 
-    metric: Literal["train/loss", "val/loss", "val/accuracy", "test/loss", "test/accuracy"]
-    patience: NotNegative  # epochs without an improvement that are let pass
-    threshold: Annotated[float, Field(ge=0, lt=1)]  # relative to the best: less is none
+    metric: str
+    """`train/loss`, or `<split>/<metric>` of a split that is evaluated."""
+    patience: NotNegative
+    """Epochs without an improvement that are tolerated."""
+    threshold: Annotated[float, Field(ge=0, lt=1)]
+    """An improvement by less, relative to the best value, is none."""
 
 
 class Schedule(Section):
     """The learning rate: multiplied by `factor` at each of the `drops`, or at each plateau."""
 
-    drops: list[Fraction]  # where in the training, as fractions of `epochs`
+    drops: list[Fraction]
+    """Where in the training, as fractions of `epochs`."""
     factor: Annotated[float, Field(gt=0, le=1)]
-    # The released code steps its scheduler before it trains an epoch, so each drop acts one
-    # epoch early: milestones 80 and 120 begin after 79 and 119 epochs.
+    """The learning rate is multiplied by it."""
     stepped_at_epoch_start: bool
+    """Whether each drop acts one epoch early, as in the released code.
+
+    That code steps its scheduler before it trains an epoch: of its milestones 80 and 120, the first
+    acts after 79 epochs and the second after 119.
+    """
     plateau: Plateau | None = None
+    """In place of `drops`: wait for a metric to stop improving."""
 
     @model_validator(mode="after")
     def _check_plateau(self) -> "Schedule":
         if self.plateau and (self.drops or self.stepped_at_epoch_start or self.factor == 1):
-            _refuse("a plateau needs drops [], stepped_at_epoch_start false and a factor below 1")
+            refuse("a plateau needs drops [], stepped_at_epoch_start false and a factor below 1")
         return self
+
+    def relative_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The learning rate at a step, divided by the optimizer's `lr`; without the plateau.
+
+        A pure function: a schedule has no state to save or lose. Any other shape of the learning
+        rate (warm-up, cosine) is a section with this method.
+
+        Args:
+            step: optimizer steps before this one, from the start of the training.
+            steps_per_epoch: in one pass over the training set.
+            epochs: of the whole training.
+        """
+        early = 1 if self.stepped_at_epoch_start else 0
+        # The first epoch always has the full rate, however short the training.
+        starts = [max(1, round(drop * epochs) - early) for drop in self.drops]
+        return self.factor ** sum(step // steps_per_epoch >= start for start in starts)
 
 
 class Optimizer(Section):
@@ -98,41 +101,59 @@ class Optimizer(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    constructor: str  # dotted path of a torch.optim.Optimizer, such as torch.optim.SGD
+    constructor: str
+    """Dotted path of a `torch.optim.Optimizer`, such as `torch.optim.SGD`."""
     lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """The initial learning rate."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    # The released code divides the weight decay of decoupled optimizers by the initial learning
-    # rate, so that one number shrinks the weights equally under every optimizer.
+    """The constructor's argument, see also the next key."""
     weight_decay_divided_by_lr: bool
-    # {5: {update_interval: 4}}: after 5 epochs, that entry of every parameter group becomes 4.
+    """Whether `weight_decay` is divided by `lr` first.
+
+    The released code does so for optimizers with decoupled weight decay: one number then shrinks
+    the weights equally under every optimizer.
+    """
     after_epochs: dict[NotNegative, dict[str, Any]] = {}
-    schedule: Schedule | None = None  # in place of the experiment's
+    """Options that change: `{5: {update_interval: 4}}` sets it to 4 after 5 epochs."""
+    schedule: Schedule | None = None
+    """The schedule of this optimizer, in place of the experiment's."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
         if self.weight_decay_divided_by_lr and self.lr == 0:
-            _refuse("weight_decay_divided_by_lr needs lr > 0")
+            refuse("weight_decay_divided_by_lr needs lr > 0")
         known = set(inspect.signature(self.load_constructor()).parameters) - {"self", "params"}
         for key in self.model_extra or {}:
             if key not in known:
                 choices = sorted(known | set(Optimizer.model_fields))
-                _refuse(f"unknown key '{key}', no argument of {self.constructor}; "
-                        + nearest(key, choices))  # fmt: skip
+                refuse(f"unknown key '{key}', no argument of {self.constructor}; "
+                       + nearest(key, choices))  # fmt: skip
         for values in self.after_epochs.values():
             if "lr" in values:
-                _refuse("after_epochs: lr belongs to the schedule, it cannot be set here")
+                refuse("after_epochs: lr belongs to the schedule, it cannot be set here")
         return self
 
     def load_constructor(self) -> type:
         """Import the class that `constructor` names."""
         module, _, name = self.constructor.rpartition(".")
         try:
-            return getattr(importlib.import_module(module), name)
+            found = getattr(importlib.import_module(module), name)
         except (ImportError, ValueError, AttributeError) as error:
-            _refuse(f"constructor '{self.constructor}' cannot be imported: {error}")
+            refuse(f"constructor '{self.constructor}' cannot be imported: {error}")
+        if not isinstance(found, type):
+            refuse(f"constructor '{self.constructor}' is no class")
+        return found
+
+    def changed_options(self, epoch: int) -> dict[str, Any]:
+        """The options that `after_epochs` has changed once so many epochs are done."""
+        changed: dict[str, Any] = {}
+        for start in sorted(self.after_epochs):
+            if epoch >= start:
+                changed.update(self.after_epochs[start])
+        return {key: _tuples(value) for key, value in changed.items()}
 
     def arguments(self) -> dict[str, Any]:
-        """What the constructor is called with beside the parameters."""
+        """The constructor's arguments except the parameters."""
         decay = (
             self.weight_decay / self.lr if self.weight_decay_divided_by_lr else self.weight_decay
         )
@@ -143,55 +164,129 @@ class Optimizer(Section):
 class SpectrumSettings(Section):
     """How the Hessian's spectrum is computed, in a training and by `experiments.spectrum`."""
 
-    batches: Positive = 8  # of the first training epoch, of the run's own batch size
-    mode: Literal["train", "eval"] = "train"  # batch or running statistics, dropout on or off
+    batches: Positive = 8
+    """Batches of the first training epoch, of the run's batch size."""
+    mode: Literal["train", "eval"] = "train"
+    """`train`: batch statistics and dropout; `eval`: running statistics and no dropout."""
     curvature: Literal["double_backward", "finite_difference"] = "double_backward"
-    k: Positive = 5  # eigenvalues from the top
+    """How H·z is computed."""
+    k: Positive = 5
+    """Number of largest eigenvalues."""
     trace_matvecs: Annotated[int, Field(ge=4)] = 45
+    """Matrix-vector products for the trace."""
     num_lanczos_steps: Positive = 60
+    """Matrix-vector products for the density, in each repeat."""
     num_repeats: Positive = 1
-    max_matvecs: Positive = 300  # for the eigenvalues, should they be slow to converge
-    keep_batches: NotNegative = 1  # whose graphs stay in memory between products
-    on_host: bool = False  # whether Lanczos vectors are kept in the host's memory
+    """Lanczos runs for the density, each from another random vector."""
+    max_matvecs: Positive = 300
+    """Most matrix-vector products for the eigenvalues, which may converge slowly."""
+    keep_batches: NotNegative = 1
+    """Batches whose graphs stay in memory between products."""
+    on_host: bool = False
+    """Whether Lanczos vectors are kept in the host's memory."""
     seed: NotNegative = 0
+    """Seed of the random vectors and of dropout."""
 
 
 class Config(Section):
-    """An experiment; with a single optimizer, a run."""
+    """An experiment; with a single optimizer, a run.
 
-    task: Literal["image_classification"]
-    dataset: Dataset
-    model: Model
+    A task's subclass narrows `task`, `dataset` and `model`, and declares:
+
+    Attributes:
+        metrics: what is measured on every evaluated split, `loss` among it.
+        headline: the metric that reports show and that names the best epoch.
+        split_needs: by split, the setting without which the split does not exist.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)
+    headline: ClassVar[Metric] = LOSS
+    split_needs: ClassVar[Mapping[str, str]] = {}
+
+    task: str
+    """The kind of problem, a name in `experiments.tasks.registry`."""
+    dataset: DatasetSection
+    """The data; the task defines the keys."""
+    model: ModelSection
+    """The network; the task defines the keys."""
     epochs: Positive
-    batch_size: Positive  # images per step over all processes
+    """Passes over the training set."""
+    batch_size: Positive
+    """Examples per step, over all processes."""
     schedule: Schedule
-    best_epoch_split: Literal["test", "val"]  # which accuracy names the best epoch
-    optimizers: Annotated[dict[str, Optimizer], Field(min_length=1)]
+    """The learning rate of every optimizer without a schedule of its own."""
+    best_epoch_split: Literal["test", "val"]
+    """The split whose headline metric names the best epoch."""
+    optimizers: Annotated[dict[FolderName, Optimizer], Field(min_length=1)]
+    """Optimizers by name; the third folder of a run's path."""
     seed: NotNegative = 1
+    """Seed of initialization, data order, augmentation, dropout and the optimizer's probes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["float32", "float64"] = "float32"  # of weights and images
-    autocast: Literal["bfloat16"] | None = None  # in which the network computes, weights apart
-    channels_last: bool = False  # the order of weights and images in memory
-    micro_batches: Positive = 1  # parts of a batch, one in memory at a time, each normalized alone
-    workers: NotNegative | None = None  # processes that decode images; null: by the cores
+    """Where the run is trained; `auto`: on the GPU where there is one."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type of weights and real-valued inputs."""
+    autocast: Literal["bfloat16"] | None = None
+    """Type in which the network computes, by torch.autocast; weights keep `dtype`."""
+    channels_last: bool = False
+    """Whether tensors of four dimensions are `torch.channels_last` in memory."""
+    micro_batches: Positive = 1
+    """Number of parts of a batch, one in memory at a time; batch norm sees one part."""
+    workers: NotNegative | None = None
+    """Number of processes that read examples, where the task uses any; null: by the cores."""
     checkpoint_every_epochs: Positive = 1
-    checkpoint_every_steps: NotNegative = 0  # also inside an epoch; 0: at the end of epochs only
-    curvature_error_every_epochs: NotNegative = 0  # compare the finite difference; 0: never
-    curvature_statistics: bool = False  # from the optimizer's own H·z, each epoch
-    spectrum_every_epochs: NotNegative = 0  # and at initialization; 0: never
+    """Epochs from one checkpoint to the next."""
+    checkpoint_every_steps: NotNegative = 0
+    """Steps from one checkpoint to the next inside an epoch; 0: none inside."""
+    curvature_error_every_epochs: NotNegative = 0
+    """Epochs between comparisons of the finite difference with double backward; 0: never."""
+    curvature_statistics: bool = False
+    """Whether rows hold statistics of the optimizer's own H·z."""
+    spectrum_every_epochs: NotNegative = 0
+    """Epochs between spectra of the Hessian, the first at initialization; 0: never."""
     spectrum: SpectrumSettings = SpectrumSettings()
+    """How the spectrum is computed."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        assert LOSS in cls.metrics and cls.headline in cls.metrics, cls.metrics
 
     @model_validator(mode="after")
-    def _check(self) -> "Config":
-        if self.best_epoch_split == "val" and self.dataset.validation_size == 0:
-            _refuse("best_epoch_split 'val' needs dataset.validation_size > 0")
-        for spec in (self, *self.optimizers.values()):
-            plateau = spec.schedule and spec.schedule.plateau
-            if plateau and plateau.metric.startswith("val/") and not self.dataset.validation_size:
-                _refuse(f"plateau.metric '{plateau.metric}' needs dataset.validation_size > 0")
+    def _check_splits_and_metrics(self) -> "Config":  # by this name a subclass would replace it
+        split = self.best_epoch_split
+        if split not in self.evaluation_splits:
+            refuse(f"best_epoch_split '{split}' {self._why_not(split)}")
+        owners = {f"optimizers.{name}.": spec for name, spec in self.optimizers.items()}
+        for path, owner in {"": self, **owners}.items():
+            if owner.schedule and owner.schedule.plateau:
+                self._check_metric(f"{path}schedule.plateau.metric", owner.schedule.plateau.metric)
         if self.autocast and self.dtype != "float32":
-            _refuse(f"autocast '{self.autocast}' needs dtype float32")
+            refuse(f"autocast '{self.autocast}' needs dtype float32")
         return self
+
+    def _check_metric(self, path: str, key: str) -> None:
+        names, splits = [metric.name for metric in self.metrics], self.evaluation_splits
+        known = ["train/loss", *(f"{split}/{name}" for split in splits for name in names)]
+        split, _, name = key.partition("/")
+        if key not in known and split in self.split_needs and name in names:
+            refuse(f"{path} '{key}' {self._why_not(split)}")
+        if key not in known:
+            refuse(f"{path} '{key}': no such metric; {nearest(key, known)}")
+
+    def _why_not(self, split: str) -> str:
+        if split in self.split_needs:
+            return f"needs {self.split_needs[split]}"
+        return f"is not evaluated: known splits are {', '.join(self.evaluation_splits)}"
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """The splits evaluated after each epoch, such as `("val", "test")`."""
+        return ("test",)
+
+    @property
+    def result_split(self) -> str:
+        """The split whose headline metric is the run's result: `test` where there is one."""
+        splits = self.evaluation_splits
+        return "test" if "test" in splits else splits[-1]
 
     @property
     def optimizer_name(self) -> str:
@@ -204,7 +299,7 @@ class Config(Section):
 
     @property
     def learning_rate_schedule(self) -> Schedule:
-        """The one of the run: its optimizer's, or else the experiment's."""
+        """The run's: its optimizer's, or else the experiment's."""
         return self.optimizer.schedule or self.schedule
 
 
@@ -223,7 +318,7 @@ WITHOUT_EFFECT = {
 
 
 def _tuples(value: Any) -> Any:
-    """YAML has lists only; optimizers expect `betas` as a tuple."""
+    """Lists as tuples: YAML has lists only, and optimizers expect `betas` as a tuple."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

@@ -37,6 +37,11 @@ class Metric:
         """1 where larger is better, else -1: `sign * value` is always to be maximized."""
         return 1 if self.direction == "max" else -1
 
+    @property
+    def difference_unit(self) -> str:
+        """What a difference of two values as they are shown is in; empty where there is no unit."""
+        return "percentage points" if self.unit == "%" else self.unit
+
     def text(self, value: float) -> str:
         """A recorded value as it is shown, without its unit."""
         return f"{self.scale * value:.{self.digits}f}"
@@ -52,6 +57,16 @@ _OF_EARLIER_VERSIONS = {metric.name: metric for metric in (LOSS, ACCURACY)}
 def dump(metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """The metrics as `meta.json` holds them."""
     return [asdict(metric) for metric in metrics]
+
+
+def result_key(meta: Mapping[str, Any]) -> str:
+    """The key of a run's result in its rows: `test/accuracy`, say.
+
+    Raises:
+        KeyError, TypeError: its `meta.json` names no headline.
+    """
+    headline = meta["headline"]
+    return f"{meta.get('result_split', 'test')}/{headline}"
 
 
 def read(meta: Mapping[str, Any]) -> dict[str, Metric]:

@@ -1,22 +1,25 @@
-"""Configurations: one YAML file per experiment, validated, and resolved to one run.
+"""The base of every section of a configuration, and the errors of its validation.
 
-A file describes an experiment (dataset x model) with its optimizers side by side. `load` reads
-it, applies `key.path=value` overrides and validates everything; `resolve` picks one optimizer and
-one seed. The result is again a `Config`, with a single optimizer, so a run's own `config.yaml` is
-a configuration file like any other.
+A YAML file describes an experiment (dataset x model) with its optimizers side by side.
+`experiments.plans.load.load` reads it, applies `key.path=value` overrides and validates it by the
+`Config` of its task; `resolve` picks one optimizer and one seed. The result is again a `Config`,
+with a single optimizer, so a run's own `config.yaml` is a configuration file like any other.
 
-Two rules for whoever adds a key:
+Two rules for whoever adds a key, to `experiments.config.experiment` or to a task's `config.py`:
 
-- A key of the first version has no default: the files are complete. A key added later has one,
-  and that default must be the value that reproduces what was done before the key existed,
-  because the signature (`experiments.config.signature`) leaves out every key that equals its
-  default. So finished runs keep their directories. Such a default must never change afterwards.
+- A key of the first version (of the harness, or of a new task) has no default: the files are
+  complete. A key added later has one, and that default must be the value that reproduces what was
+  done before the key existed: the signature (`experiments.config.signature`) leaves out every key
+  that equals its default, so finished runs keep their directories. Such a default must never change
+  afterwards.
 - A key that cannot change a result (where, how fast, how often it is saved) belongs to
   `WITHOUT_EFFECT`, and so never enters the signature.
+
+The text below a key is its description, in the documentation too.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -34,7 +37,9 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 class Section(BaseModel):
     """Base of every section: no unknown key, no silent conversion (`"1"` is not 1), immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -42,11 +47,11 @@ class Section(BaseModel):
         if isinstance(values, dict) and cls.model_config["extra"] == "forbid":
             for key in values:
                 if key not in cls.model_fields:
-                    _refuse(f"unknown key '{key}'; {nearest(str(key), cls.model_fields)}")
+                    refuse(f"unknown key '{key}'; {nearest(str(key), cls.model_fields)}")
         return values
 
 
-def _refuse(message: str) -> None:
+def refuse(message: str) -> NoReturn:
     """Refuse a value inside a validator, with pydantic's key path but without its preamble."""
     raise PydanticCustomError("refused", "{message}", {"message": message})
 
@@ -69,7 +74,7 @@ def validate(schema: type[Section], document: Any, path: Path) -> Any:
 def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
-        # A constructor's mistake lies in a mapping: repeating the whole mapping helps nobody.
+        # An error about a mapping does not repeat the whole mapping.
         value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
         where = ".".join(str(part) for part in item["loc"] if part != "[key]")
         message = item["msg"].removeprefix("Value error, ")

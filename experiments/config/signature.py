@@ -1,4 +1,4 @@
-"""What names a run: eight digits for all that it computes, apart from its seed."""
+"""The signature that names a run: a hash of everything that determines its result but the seed."""
 
 import hashlib
 import inspect
@@ -9,17 +9,17 @@ from experiments.config.experiment import WITHOUT_EFFECT, Config, Optimizer
 
 
 def signature(config: Config) -> str:
-    """Eight hex digits that name what a run computes, apart from its seed.
+    """Eight hex digits of a hash of the resolved configuration.
 
-    A hash of the resolved configuration without `WITHOUT_EFFECT`, without keys that equal their
-    default (`experiments.config.sections` says why), without constructor arguments that equal the
-    constructor's default, and blind to spelling: 1 or 1.0, key order, comments.
+    The hash leaves out `WITHOUT_EFFECT`, keys that equal their default and constructor arguments
+    that equal the constructor's default; `experiments.config.sections` says why. It is blind to
+    spelling: 1 or 1.0, the order of keys, comments.
     """
     return _digest({**_effective(config), "optimizer": _effective_optimizer(config.optimizer)})
 
 
 def protocol(config: Config) -> str:
-    """The signature of what all optimizers of an experiment share: what may stand in one table."""
+    """The signature of what all optimizers of an experiment share: one table per protocol."""
     return _digest(_effective(config))
 
 
@@ -42,7 +42,7 @@ def _digest(value: Any) -> str:
 
 
 def _canonical(value: Any) -> str:
-    """One text per meaning: keys sorted, 1.0 as 1, tuples as lists."""
+    """JSON that is the same for equal values: keys sorted, 1.0 as 1, tuples as lists."""
 
     def plain(item: Any) -> Any:
         if isinstance(item, dict):

@@ -1,4 +1,4 @@
-"""YAML as people expect it: the plain words of version 1.2, and no key twice."""
+"""YAML by the rules of version 1.2 for plain scalars; a repeated key is an error."""
 
 import re
 from typing import Any
@@ -9,9 +9,10 @@ from experiments.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the 1.2 rules for plain words, and no key twice.
+    """YAML with the 1.2 rules for plain scalars, and no repeated key.
 
-    By the 1.1 rules, PyYAML's, `5e-4` is a string, `no` is False, `010` is 8 and `1:30` is 90.
+    By the 1.1 rules, which PyYAML follows, `5e-4` is a string, `no` is False, `010` is 8 and `1:30`
+    is 90.
     """
 
     yaml_implicit_resolvers: dict = {}
@@ -42,7 +43,11 @@ for _tag, _pattern, _first in (
 
 
 def read_yaml(text: str) -> Any:
-    """Parse YAML; a syntax error is the user's."""
+    """Parse YAML.
+
+    Raises:
+        UserError: it is no valid YAML.
+    """
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:

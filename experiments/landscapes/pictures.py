@@ -8,21 +8,9 @@ from torch import Tensor
 
 from experiments.landscapes import illustrations, quadratics
 from experiments.landscapes.functions import Landscape, quadratic, ripples
+from experiments.plots.canvas import pyplot, save
 
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
-    _pyplot().close(figure)
+DPI = 100
 
 
 def _values(function: Any, limits: tuple[float, ...], number: int = 300) -> tuple[Tensor, ...]:
@@ -35,7 +23,7 @@ def _values(function: Any, limits: tuple[float, ...], number: int = 300) -> tupl
 
 def draw_bowl(paths: dict[str, Tensor], path: Path) -> None:
     """Fig. 1."""
-    figure, axes = _pyplot().subplots(figsize=(5.5, 5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(5.5, 5), layout="constrained")
     x, y, values = _values(quadratic(illustrations.BOWL), (-3, 9, -3, 9))
     axes.contour(x, y, values, levels=[1, 4, 16, 50, 120, 250, 450, 700], colors="0.8")
     for (label, points), marker in zip(paths.items(), ("o", "s"), strict=True):
@@ -45,12 +33,12 @@ def draw_bowl(paths: dict[str, Tensor], path: Path) -> None:
     axes.plot(0, 0, "k*", markersize=13, label="minimum")
     axes.set(xlabel="x", ylabel="y", title="Fig. 1: x² + 10 y² from (8, 8)", aspect="equal")
     axes.legend()
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def draw_ripples(paths: dict[str, Tensor], path: Path) -> None:
     """Fig. 3: on the curve, and step by step beside the points of the paper."""
-    figure, (left, right) = _pyplot().subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(11, 4.8), layout="constrained")
     x = torch.linspace(-1.6, 3.1, 2000, dtype=torch.float64)
     left.plot(x, ripples(x[:, None]), color="0.75", linewidth=1)
     published = torch.tensor(illustrations.PUBLISHED, dtype=torch.float64)
@@ -64,7 +52,7 @@ def draw_ripples(paths: dict[str, Tensor], path: Path) -> None:
     left.set(xlabel="x", ylabel="f", title="Fig. 3: x² + 0.1 x sin(20πx), the first 6 steps")
     right.set(xlabel="step", ylabel="x", title="30 steps; the global minimum is at 0")
     figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def draw_descents(
@@ -76,7 +64,7 @@ def draw_descents(
         paths: points (steps + 1, 2).
         captions: what stands above each panel, below the optimizer's name.
     """
-    figure, panels = _pyplot().subplots(
+    figure, panels = pyplot().subplots(
         1, len(paths), figsize=(4.4 * len(paths), 4.6), layout="constrained", sharey=True
     )
     x, y, values = _values(landscape.function, landscape.limits)
@@ -91,7 +79,7 @@ def draw_descents(
         axes.set_title(f"{name}\n{captions[name]}", fontsize=9)
     panels[0].set_ylabel("y")
     panels[0].legend(loc="lower left", fontsize=8)
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
@@ -100,7 +88,7 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
 
     columns = 3
     rows = -(-len(steps) // columns)
-    figure, panels = _pyplot().subplots(
+    figure, panels = pyplot().subplots(
         rows, columns, figsize=(14, 3.1 * rows), layout="constrained", sharex=True, sharey=True
     )
     for axes, (label, table) in zip(panels.flat, steps.items(), strict=True):
@@ -121,7 +109,7 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
     figure.supylabel("condition number", fontsize=10)
     label = f"steps to {quadratics.TOLERANCE:g} of the distance"
     figure.colorbar(image, ax=panels, label=label)
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def steps_text(steps: float) -> str:

@@ -1,1 +1,1 @@
-"""Networks that no library offers in the form the paper's code uses."""
+"""The networks."""

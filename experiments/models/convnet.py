@@ -7,12 +7,11 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """3x3 convolutions of 16 channels, the mean over positions, and a linear layer.
 
-    Its loss is a mean over images with nothing between them, so several processes can compute
-    exactly what one does. Takes images `(batch, in_channels, height, width)` and returns logits
-    `(batch, num_classes)`.
+    No layer mixes images, so several processes compute exactly what one does. Takes images
+    `(batch, in_channels, height, width)` and returns logits `(batch, num_classes)`.
 
     Args:
-        depth: weighted layers, 2 or more: one of them linear.
+        depth: weighted layers, 2 or more, the last one linear.
         num_classes: length of the output.
         in_channels: 3 for colour, 1 for grey images.
     """

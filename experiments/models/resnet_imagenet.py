@@ -11,10 +11,10 @@ def resnet_imagenet(depth: int, num_classes: int, in_channels: int = 3) -> nn.Mo
     Args:
         depth: 18, 34 or 50.
         num_classes: length of the output.
-        in_channels: 3; torchvision has no others.
+        in_channels: 3, torchvision's only choice.
 
     Raises:
-        ValueError: another depth, or other images than colour ones.
+        ValueError: another depth or number of channels.
     """
     from torchvision.models import resnet18, resnet34, resnet50
 

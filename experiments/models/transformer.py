@@ -1,4 +1,4 @@
-"""A small transformer."""
+"""A small causal transformer."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class TransformerBlock(nn.Module):
-    """Normalization first; causal attention by torch's fused kernel, then a GELU network."""
+    """Pre-norm: causal attention (`scaled_dot_product_attention`), then a GELU network."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -27,6 +27,8 @@ class TransformerBlock(nn.Module):
 
 class Transformer(nn.Module):
     """A decoder that predicts the next token at every position.
+
+    Takes tokens `(batch, length)`, int64, and returns logits `(batch, length, vocabulary)`.
 
     Args:
         width, heads, layers: its size.

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from experiments.config.experiment import Config
 from experiments.config.sections import validate
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
+from experiments.tasks import registry
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -27,7 +29,26 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise UserError(f"{path} holds no mapping of keys")
     for override in overrides:
         _override(document, override)
-    return validate(Config, document, path)
+    return parse(document, path)
+
+
+def parse(document: dict[str, Any], path: Path) -> Config:
+    """The configuration in a document, by the schema of its task.
+
+    Args:
+        document: keys and values, as in a configuration file.
+        path: where it is from, for messages.
+
+    Raises:
+        UserError: as `load`.
+    """
+    if "task" not in document:
+        raise UserError(f"{path}: task is missing; known: {', '.join(registry.TASKS)}")
+    try:
+        schema = registry.config_class(document["task"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return validate(schema, document, path)
 
 
 def _override(document: dict, override: str) -> None:

@@ -1,16 +1,17 @@
-"""A spectral density for the eye: as a histogram and as a picture.
+"""Pictures of a spectral density.
 
-Both take a file of the form `spectra/epoch-0010.npz`: arrays `grid` (ascending) and `density`, and
-`eigenvalues` where some were computed.
+`histogram` and `picture` take a file of the form `spectra/epoch-0010.npz`: arrays `grid` and
+`density`, the grid ascending, and `eigenvalues` where some were computed.
 """
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy
 
-from experiments.training.curvature import Spectrum
+from experiments.plots.canvas import panels, save
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,47 +54,53 @@ def picture(path: Path, epoch: int) -> "Image":
     return Image.open(png)
 
 
-def _what(result: Spectrum) -> str:
-    return (
-        f"{result.num_params} parameters, {result.num_images} images, {result.settings.mode} mode, "
-        f"{result.seconds:.0f} s"
-    )
+@dataclass(frozen=True)
+class SpectrumPlot:
+    """A spectrum in numbers.
+
+    Attributes:
+        title: of the picture.
+        grid, density: (points,), the grid ascending and even.
+        eigenvalues: the largest ones, (k,).
+        nodes, weights: of the quadratures, (repeats, nodes); the weights of each add up to 1.
+        num_params: the number of all eigenvalues.
+    """
+
+    title: str
+    grid: numpy.ndarray
+    density: numpy.ndarray
+    eigenvalues: numpy.ndarray
+    nodes: numpy.ndarray
+    weights: numpy.ndarray
+    num_params: int
 
 
-def draw(result: Spectrum, title: str, path: Path) -> None:
+def draw(plot: SpectrumPlot, path: Path) -> None:
     """The density on a logarithmic scale, and how many eigenvalues are how large."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    grid, density = result.grid, result.density
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    left.semilogy(grid, density, linewidth=1.2)
-    for value in result.top.eigenvalues:
-        left.axvline(float(value), color="C1", linewidth=0.8, alpha=0.8)
-    left.plot([], [], color="C1", label=f"{len(result.top.eigenvalues)} largest eigenvalues")
+    figure, (left, right) = panels(2, (11, 4.2))
+    left.semilogy(plot.grid, plot.density, linewidth=1.2)
+    for value in plot.eigenvalues:
+        left.axvline(value, color="C1", linewidth=0.8, alpha=0.8)
+    left.plot([], [], color="C1", label=f"{len(plot.eigenvalues)} largest eigenvalues")
     # A single eigenvalue's bump has the height 1 / (n · width · 2.5): two decades below is nothing.
-    width = float(grid[1] - grid[0]) * (len(grid) - 1) / 112
-    left.set_ylim(0.01 / (result.num_params * 2.5 * width), 2 * float(density.max()))
+    width = (plot.grid[1] - plot.grid[0]) * (len(plot.grid) - 1) / 112
+    left.set_ylim(0.01 / (plot.num_params * 2.5 * width), 2 * plot.density.max())
     left.set(xlabel="eigenvalue", ylabel="density (log)", title="whole spectrum")
     left.legend()
 
-    nodes, order = result.quadrature.nodes.flatten().sort()
-    counts = result.quadrature.weights.flatten()[order]
-    counts *= result.num_params / len(result.quadrature.nodes)
+    nodes, counts = plot.nodes.ravel(), plot.weights.ravel() * plot.num_params / len(plot.nodes)
     for sign, color, label in ((1, "C0", "positive"), (-1, "C3", "negative")):
         chosen = sign * nodes > 0
-        sizes, largest_first = (sign * nodes[chosen]).sort(descending=True)
+        sizes, of_these = sign * nodes[chosen], counts[chosen]
+        order = numpy.argsort(-sizes, kind="stable")
         right.step(
-            sizes, counts[chosen][largest_first].cumsum(0), where="post", color=color, label=label
-        )
-    right.set(xscale="log", yscale="log", ylim=(0.5, 2 * result.num_params))
+            sizes[order], of_these[order].cumsum(), where="post", color=color, label=label
+        )  # fmt: skip
+    right.set(xscale="log", yscale="log", ylim=(0.5, 2 * plot.num_params))
     right.set(xlabel="magnitude of the eigenvalue", ylabel="eigenvalues of at least that magnitude")
     right.set_title("how many are large")
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{title}\nafter epoch {result.epoch}, {_what(result)}", fontsize=9)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    figure.suptitle(plot.title, fontsize=9)
+    save(figure, path)

@@ -1,29 +1,67 @@
 """A table of the paper in words: means, differences with intervals, verdicts, costs, provenance.
 
-The unit is the seed, and the last epoch is what is judged: the best one is chosen on the test set.
-Everything that is shown in whatever format is made here, as `experiments.reports.publish.Table`.
+The unit is the seed. The last epoch is judged: the best one may be chosen on the test set.
+Everything that is shown, in whatever format, is made here as sections.
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
+from experiments.config.metrics import Metric
 from experiments.plans.paper_tables import FOLDER, Line, PaperTable, PaperValue, Request
-from experiments.reports.text_table import Table
-from experiments.results.paper_tables import COMMITTED, Found, TableResults, cost, sessions
+from experiments.reports.sections import Figure, Grid, Section, Text
+from experiments.results.paper_tables import COMMITTED, CellResult, TableResults, cost, sessions
 from experiments.results.statistics import CONFIDENCE, Sample, judgement, welch
 
 
-def measured(values: list[float]) -> str:
+def section(results: TableResults, picture: Path | None) -> Section:
+    """Everything that belongs to a table, with its picture where there is one."""
+    made = Section(results.request.title)
+    if results.request.table.note:
+        made.blocks.append(Text(results.request.table.note))
+    made.blocks += beforehand(results)
+    made.blocks += [Text(command, "command") for command in commands(results)]
+    if picture:
+        made.blocks.append(Figure(results.request.title, picture=picture))
+    made.blocks += ours(results)
+    if source := provenance(results):
+        made.blocks.append(Text(source, "note"))
+    return made
+
+
+def published_section(results: TableResults, picture: Path | None, paper: bool) -> Section:
+    """What belongs into a document: not which runs there are, and not how to get others.
+
+    Args:
+        picture: of the table, where there is one.
+        paper: whether the paper's figures are in it.
+    """
+    table = results.request.table
+    made = Section(results.request.title)
+    if table.note:
+        made.blocks.append(Text(table.note))
+    if paper and any(line.paper for line in table.lines):
+        made.blocks.append(papers_figures(results.request))
+    made.blocks += ours(results)
+    if picture:
+        made.blocks.append(Figure(results.request.title, picture=picture))
+    if source := provenance(results):
+        made.blocks.append(Text(source, "note"))
+    return made
+
+
+def measured(metric: Metric, values: list[float]) -> str:
     """Mean and sample standard deviation, without the latter for a single value."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
+    mean = f"{statistics.mean(values):.{metric.digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{metric.digits}f}"
 
 
-def shown(one: Found, values: list[float]) -> str:
+def shown(metric: Metric, one: CellResult, values: list[float]) -> str:
     """Mean and spread; what diverged is in words, never in the mean."""
-    parts = [measured(values) if values else "", one.divergence]
+    parts = [measured(metric, values) if values else "", one.divergence]
     return "; ".join(part for part in parts if part)
 
 
@@ -32,17 +70,18 @@ def _two(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.2f}"
 
 
-def signed(difference: float, interval: tuple[float, float] | None) -> str:
+def signed(metric: Metric, difference: float, interval: tuple[float, float] | None) -> str:
     """A difference with its interval."""
-    text = f"{_rounded(difference):+.2f}"
+    digits = metric.digits
+    text = f"{_rounded(difference, digits):+.{digits}f}"
     if interval is not None:
-        low, high = map(_rounded, interval)
-        text += f" ({low:.2f} to {high:.2f})"
+        low, high = (_rounded(bound, digits) for bound in interval)
+        text += f" ({low:.{digits}f} to {high:.{digits}f})"
     return text.replace("-", "−")
 
 
-def _rounded(value: float) -> float:
-    return round(value, 2) + 0.0  # no negative zero
+def _rounded(value: float, digits: int) -> float:
+    return round(value, digits) + 0.0  # no negative zero
 
 
 def provenance(results: TableResults) -> str:
@@ -66,7 +105,7 @@ def provenance(results: TableResults) -> str:
 
 
 def _machine(session: dict) -> str:
-    """What trained, without its name: a cpu's number of threads says more than `cpu`."""
+    """The kind of device, and the number of threads of a CPU."""
     device, threads = str(session.get("device")), session.get("threads")
     if device != "cpu" or threads is None:
         return device
@@ -74,7 +113,7 @@ def _machine(session: dict) -> str:
 
 
 def advice(results: TableResults) -> str:
-    """What is missing, in sentences; `commands` get it."""
+    """What is missing, in sentences; `commands` train it."""
     request, total = results.request, len(results.members)
     words = [
         f"{block}: {config} is not there, so this column has no runs."
@@ -109,14 +148,18 @@ def command(request: Request, profile: str) -> str:
 # ---------------------------------------------------------------------------------- the tables
 
 
-def beforehand(results: TableResults) -> list[Table]:
+def beforehand(results: TableResults) -> list[Grid]:
     """What can be said before any run: the paper's figures, and which runs there are."""
-    shown = [paper(results.request)] if any(x.paper for x in results.request.table.lines) else []
+    shown = (
+        [papers_figures(results.request)]
+        if any(x.paper for x in results.request.table.lines)
+        else []
+    )
     return [*shown, existing(results)]
 
 
-def ours(results: TableResults) -> list[Table]:
-    """What our runs say, block by block."""
+def ours(results: TableResults) -> list[Grid]:
+    """Our results, block by block."""
     return [
         table
         for block, found in results.blocks.items()
@@ -125,15 +168,15 @@ def ours(results: TableResults) -> list[Table]:
     ]
 
 
-def _block(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
-    yield accuracies(results, block, found)
+def _block(results: TableResults, block: str, found: list[CellResult]) -> Iterator[Grid]:
+    yield measurements(results, block, found)
     if results.request.comparable:
         yield against_paper(results, block, found)
     yield from comparisons(results, block, found)
     yield costs(results, block, found)
 
 
-def paper(request: Request) -> Table:
+def papers_figures(request: Request) -> Grid:
     """The paper's figures, costs among them."""
     table = request.table
     blocks = list(dict.fromkeys(name for line in table.lines for name in line.paper))
@@ -148,10 +191,10 @@ def paper(request: Request) -> Table:
     if not request.comparable:
         what = "Other data" if table.paper_dataset else "Another task and metric"
         note += f" {what} than below: nothing there may be compared with it."
-    return Table("The paper's figures", columns, rows, note)
+    return Grid("The paper's figures", columns, rows, note)
 
 
-def existing(results: TableResults) -> Table:
+def existing(results: TableResults) -> Grid:
     """How many runs of each line have a result."""
     request = results.request
     states = {(one.cell.block, one.label): one.states for one in results.found}
@@ -161,7 +204,7 @@ def existing(results: TableResults) -> Table:
 
     texts = {b: partial(text, block=b) for b in (*results.blocks, *request.absent)}
     columns, rows = _matrix(request.table, request.table.lines, texts)
-    return Table("What there is: runs with a result", columns, rows, advice(results))
+    return Grid("What there is: runs with a result", columns, rows, advice(results))
 
 
 def _matrix(
@@ -178,7 +221,7 @@ def _matrix(
     return [table.x, *series], [[str(x), *(found.get((x, s), "") for s in series)] for x in values]
 
 
-def accuracies(results: TableResults, block: str, found: list[Found]) -> Table:
+def measurements(results: TableResults, block: str, found: list[CellResult]) -> Grid:
     """Last and best epoch side by side, and the paper's figures where they may stand there."""
     comparable = results.request.comparable
     columns = ["optimizer", "n", "last epoch", "best epoch", *(["paper"] if comparable else [])]
@@ -186,20 +229,28 @@ def accuracies(results: TableResults, block: str, found: list[Found]) -> Table:
     for one in found:
         n, needed = len(one.finished), len(one.members)
         row = [one.label, str(n) if n + one.diverged == needed else f"{n} of {needed}"]
-        row += [shown(one, one.last), measured(one.best) if one.finished else ""]
+        row += [
+            shown(results.metric, one, one.last),
+            measured(results.metric, one.best) if one.finished else "",
+        ]
         if comparable:
             value = one.cell.line.paper.get(block)
             row.append("" if value is None else str(value))
         rows.append(row)
-    note = "Test accuracy in %: mean ± sample std over n seeds."
-    if any(run.config["best_epoch_split"] == "test" for one in found for run in one.finished):
-        note += " The best epoch is chosen on the test set, which flatters it; the last is judged."
+    metric = results.metric
+    unit = f" in {metric.unit}" if metric.unit else ""
+    note = f"{results.split.capitalize()} {metric.name}{unit}: mean ± sample std over n seeds."
+    if any(
+        run.config["best_epoch_split"] == results.split for one in found for run in one.finished
+    ):
+        note += f" The best epoch is chosen on the {results.split} set, which flatters it; "
+        note += "the last is judged."
     if any(one.diverged for one in found):
         note += " Diverged: the loss became infinite or no number; such a run is in no mean."
-    return Table(f"{block}: accuracy, {_where(results)}", columns, rows, note)
+    return Grid(f"{block}: {metric.name}, {_where(results)}", columns, rows, note)
 
 
-def against_paper(results: TableResults, block: str, found: list[Found]) -> Table:
+def against_paper(results: TableResults, block: str, found: list[CellResult]) -> Grid:
     """Ours minus the paper's, for the last and the best epoch."""
     tolerance, rows = results.request.table.tolerance, []
     for one in found:
@@ -208,26 +259,26 @@ def against_paper(results: TableResults, block: str, found: list[Found]) -> Tabl
             continue
         theirs = Sample(value.mean, value.std, value.n)
         for epoch, values in (("last", one.last), ("best", one.best)):
-            rows.append([one.label, epoch, *_judged(Sample.of(values), theirs, tolerance)])
+            rows.append([one.label, epoch, *_judged(results, Sample.of(values), theirs)])
     note = (
-        f"Percentage points with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, std and "
-        f"n. Tolerance: {tolerance} points; within it: the whole interval is."
+        f"{_differences(results)} with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, "
+        f"std and n. Tolerance: {_amount(results, tolerance)}; within it: the whole interval is."
     )
     title = f"{block}: ours minus the paper's"
-    return Table(title, ["optimizer", "epoch", "difference", "verdict"], rows, note)
+    return Grid(title, ["optimizer", "epoch", "difference", "verdict"], rows, note)
 
 
-def _judged(mine: Sample, theirs: Sample, tolerance: float) -> tuple[str, str]:
+def _judged(results: TableResults, mine: Sample, theirs: Sample) -> tuple[str, str]:
     """The difference with its interval, and the verdict."""
     difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
-    verdict = judgement(interval, tolerance)
+    verdict = judgement(interval, results.request.table.tolerance)
     if interval is None:
         why = "no spread" if min(mine.n, theirs.n) > 1 else f"n = {mine.n} and {theirs.n}"
         verdict = f"{why}: {verdict}"
-    return signed(difference, interval), verdict
+    return signed(results.metric, difference, interval), verdict
 
 
-def comparisons(results: TableResults, block: str, found: list[Found]) -> Iterator[Table]:
+def comparisons(results: TableResults, block: str, found: list[CellResult]) -> Iterator[Grid]:
     """The subject minus the others, and every series compared with its own base."""
     table, tolerance = results.request.table, results.request.table.tolerance
     bases = {o.cell.line.series: o for o in found if o.cell.line.x == table.base}
@@ -236,34 +287,37 @@ def comparisons(results: TableResults, block: str, found: list[Found]) -> Iterat
         series, x = one.cell.line.series, one.cell.line.x
         for other in found if series == table.subject else []:
             if other.cell.line.series != series and other.cell.line.x in (x, None):
-                if difference := _difference(one, other, tolerance):
+                if difference := _difference(results, one, other):
                     against_others.append([one.label, other.label, *difference])
         if table.base is not None and series in bases and x != table.base:
-            if difference := _difference(one, bases[series], tolerance):
+            if difference := _difference(results, one, bases[series]):
                 against_base.append([one.label, *difference])
     note = (
-        f"Last epoch, percentage points with Welch's {CONFIDENCE:.0%} interval each: of twenty "
-        f"intervals one is expected to miss. Within tolerance: within {tolerance} points."
+        f"Last epoch, {_differences(results).lower()} with Welch's {CONFIDENCE:.0%} interval each: "
+        "of twenty intervals one is expected to miss. Within tolerance: within "
+        f"{_amount(results, tolerance)}."
     )
     if against_others:
         columns = ["optimizer", "minus", "difference", "verdict"]
-        yield Table(f"{block}: {table.subject} minus the others", columns, against_others, note)
+        yield Grid(f"{block}: {table.subject} minus the others", columns, against_others, note)
     if against_base:
         title = f"{block}: compared with the same at {table.x} = {table.base}"
-        yield Table(title, ["optimizer", "difference", "verdict"], against_base, note)
+        yield Grid(title, ["optimizer", "difference", "verdict"], against_base, note)
 
 
-def _difference(one: Found, other: Found, tolerance: float) -> tuple[str, str] | None:
+def _difference(
+    results: TableResults, one: CellResult, other: CellResult
+) -> tuple[str, str] | None:
     """One minus the other and the verdict; nothing where either has no result."""
     lost = [each.label for each in (one, other) if each.diverged]
     if lost:
         return "", "both diverge" if len(lost) == 2 else f"{lost[0]} diverges"
     if not one.finished or not other.finished:
         return None
-    return _judged(Sample.of(one.last), Sample.of(other.last), tolerance)
+    return _judged(results, Sample.of(one.last), Sample.of(other.last))
 
 
-def costs(results: TableResults, block: str, found: list[Found]) -> Table:
+def costs(results: TableResults, block: str, found: list[CellResult]) -> Grid:
     """Device-hours, steps per second and cost in steps of the reference."""
     table = results.request.table
     theory = any(one.cell.line.theory for one in found)
@@ -289,7 +343,17 @@ def costs(results: TableResults, block: str, found: list[Found]) -> Table:
     )
     if priced:
         note += " The paper's: one RTX Titan."
-    return Table(f"{block}: cost", columns, rows, note)
+    return Grid(f"{block}: cost", columns, rows, note)
+
+
+def _differences(results: TableResults) -> str:
+    """What a difference is in, as the start of a sentence."""
+    return results.metric.difference_unit.capitalize() or "Differences"
+
+
+def _amount(results: TableResults, difference: float) -> str:
+    unit = results.metric.difference_unit.split()
+    return f"{difference} {unit[-1]}" if unit else str(difference)
 
 
 def _where(results: TableResults) -> str:

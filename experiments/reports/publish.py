@@ -1,4 +1,4 @@
-"""How results are shown as tables: on the screen, as Markdown, LaTeX and JSON, and in `docs/`.
+"""The tables of a benchmark: on the screen, as Markdown and JSON, and in `docs/`.
 
 A page in `docs/` holds a pair of comments, `<!-- NAME:begin -->` and `<!-- NAME:end -->`, for each
 benchmark that it shows; what stands between them is written by the benchmark, never by hand.
@@ -9,14 +9,15 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.reports.text_table import Table, make_console, show
+from experiments.reports.render import markdown, terminal
+from experiments.reports.sections import Grid, Section, Text
 from experiments.runs.provenance import git_state
+from experiments.runtime.paths import runs_root
 
 
 def provenance(device: str, **more: Any) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def provenance(device: str, **more: Any) -> dict[str, Any]:
 def processor() -> str:
     """The processor's name; what the kernel calls the architecture where it has none."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -45,7 +46,7 @@ def processor() -> str:
 
 
 def sentence(origin: dict[str, Any]) -> str:
-    """The provenance as a reader of the table wants it."""
+    """The provenance as a sentence below the tables."""
     commit = (origin["commit"] or "unknown")[:10] + (" with changes" if origin["dirty"] else "")
     return (
         f"{origin['machine']}, {origin['threads']} of {origin['cores']} cores (load "
@@ -54,33 +55,36 @@ def sentence(origin: dict[str, Any]) -> str:
 
 
 def publish(
-    name: str, tables: Sequence[Table], origin: dict[str, Any], data: Any, docs: Path | None
+    name: str, tables: Sequence[Grid], origin: dict[str, Any], data: Any, docs: Path | None
 ) -> None:
     """Print the tables; write `NAME.md` and `NAME.json` below `RUNS_ROOT`, and into `docs`."""
-    console = make_console()
-    show(tables, console)
-    console.print(sentence(origin), markup=False)
-    folder = Path(os.environ.get("RUNS_ROOT") or "runs") / "benchmarks"
+    section = Section("", [*tables, Text(sentence(origin))])
+    console = terminal.make_console()
+    terminal.show(section, console)
+    folder = runs_root() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    markdown = "\n".join([*(table.markdown() for table in tables), sentence(origin) + "\n"])
-    (folder / f"{name}.md").write_text(markdown)
-    content = {"provenance": origin, "data": data, "tables": [asdict(t) for t in tables]}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    text = markdown.render([section])
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    shown = [
+        {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
+    ]
+    content = {"provenance": origin, "data": data, "tables": shown}
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console.print(f"written: {folder / name}.md and .json", soft_wrap=True)
     if docs is not None:
-        insert(docs, name, markdown)
+        insert(docs, name, text)
         console.print(f"written: {docs}", soft_wrap=True)
 
 
-def insert(page: Path, name: str, markdown: str) -> None:
+def insert(page: Path, name: str, text: str) -> None:
     """Replace what stands between the marks of `name` on a page.
 
     Raises:
         ValueError: the page has no such marks.
     """
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = page.read_text().partition(begin)
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{page} has no {begin} ... {end}")
-    page.write_text(f"{before}{begin}\n{markdown}\n{end}{after}")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")

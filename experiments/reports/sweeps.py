@@ -1,16 +1,39 @@
-"""How the results of a sweep are shown: columns, rows, words and axes."""
+"""A sweep in words: its table, what is best in it, every run's state, and what is missing."""
 
-import math
 import statistics
-from typing import Any
+from pathlib import Path
 
-from experiments.results.statistics import CONFIDENCE, Curve, compare, mean_and_std, std
+from experiments.reports.sections import Figure, Grid, Section, Text
+from experiments.results.statistics import CONFIDENCE, compare, mean_and_std
 from experiments.results.sweeps import Point, SweepResults, short
 
 BEST = "★"
 
 
-LOGARITHMIC_FROM = 10  # largest value by smallest, from which an axis is logarithmic
+def section(results: SweepResults, picture: Path | None, every_state: bool) -> Section:
+    """The sweep in short.
+
+    Args:
+        picture: of it, where there is one.
+        every_state: whether all runs are listed, rather than those that are not done.
+    """
+    blocks: list = [Grid("", columns(results), rows(results), caption(results))]
+    if words := verdict(results):
+        blocks.append(Text(words))
+    lines = [
+        f"{state}: {run} ({place}){f': {problem}' if problem else ''}"
+        for state, run, place, problem in states(results)
+        if state != "done"
+    ]
+    if lines and not every_state:
+        blocks.append(Text("\n".join(lines), "lines"))
+    if missing := advice(results):
+        blocks += [Text(missing), Text(results.command, "command")]
+    if picture:
+        blocks.append(Figure(results.title, picture=picture))
+    if every_state:
+        blocks.append(Grid("", ("state", "run", "directory", "problem"), states(results)))
+    return Section(results.title, blocks)
 
 
 def states(results: SweepResults) -> list[tuple[str, str, str, str]]:
@@ -45,16 +68,22 @@ def rows(results: SweepResults) -> list[list[str]]:
 def measured(results: SweepResults, point: Point) -> str:
     """Mean and spread of the last epoch over the seeds; nothing without a finished run."""
     values = [run.last() for run in point.finished]
-    return mean_and_std(results.tables[0], values) if values else ""
+    return mean_and_std(results.tables[0].metric, values) if values else ""
+
+
+def mean(results: SweepResults, point: Point | None) -> float:
+    """The mean of the last epoch as shown; nan where there is no result."""
+    if point is None or not point.finished:
+        return float("nan")
+    return results.tables[0].metric.scale * statistics.mean(run.last() for run in point.finished)
 
 
 def caption(results: SweepResults) -> str:
     """What the figures are."""
     if not results.tables:
         return "No run is finished yet"
-    (table,) = results.tables
-    unit = f", {table.unit}" if table.unit else ""
-    return f"test {table.headline}{unit}, last epoch: mean ± sample std over n seeds"
+    title = results.tables[0].result_title
+    return f"{title}, last epoch: mean ± sample std over n seeds"
 
 
 def verdict(results: SweepResults) -> str:
@@ -65,8 +94,8 @@ def verdict(results: SweepResults) -> str:
     _, others = compare(table)
     ahead = sum(other.certain for other in others)
     text = (
-        f"{BEST} {results.best.label}: best of {len(others) + 1} combinations by the mean test "
-        f"{table.headline} of the last epoch. It was chosen among many by the same runs, so its "
+        f"{BEST} {results.best.label}: best of {len(others) + 1} combinations by the mean "
+        f"{table.result_name} of the last epoch. It was chosen among many by the same runs, so its "
         "mean is flattered: new seeds tell by how much. It is ahead for certain "
         f"({CONFIDENCE:.0%}, all pairs at once) of {ahead} of the other {len(others)}."
     )
@@ -81,94 +110,3 @@ def advice(results: SweepResults) -> str:
         return ""
     count = f"{len(results.missing)} of {len(results.members)} runs"
     return f"{count} are missing; this sends them (--profile slurm: to a cluster):"
-
-
-def is_line(results: SweepResults) -> bool:
-    """Whether one swept key with numbers is what the plot is over."""
-    return len(results.keys) == 1 and all(
-        isinstance(value, int | float) and not isinstance(value, bool)
-        for point in results.points
-        for value in point.values.values()
-    )
-
-
-def is_map(results: SweepResults) -> bool:
-    """Whether two swept keys span the plot."""
-    return len(results.keys) == 2
-
-
-def logarithmic(results: SweepResults) -> bool:
-    """Whether the values of the one swept key spread over at least a decade."""
-    values = axis(results, results.keys[0])
-    return values[0] > 0 and values[-1] >= LOGARITHMIC_FROM * values[0]
-
-
-def axis(results: SweepResults, key: str) -> list[Any]:
-    """The values of a swept key, numbers by their size, anything else in the file's order."""
-    values = list({str(p.values[key]): p.values[key] for p in results.points}.values())
-    try:
-        return sorted(values)
-    except TypeError:
-        return values
-
-
-def by_optimizer(results: SweepResults) -> dict[str, list[Point]]:
-    """The points of each optimizer that has a result; those without one are gaps."""
-    groups: dict[str, list[Point]] = {}
-    for point in results.points:
-        groups.setdefault(point.optimizer, []).append(point)
-    return {name: points for name, points in groups.items() if any(p.finished for p in points)}
-
-
-def line(results: SweepResults, points: list[Point]) -> Curve:
-    """Mean and spread of the last epoch over the one swept key."""
-    (key,), scale = results.keys, results.tables[0].scale
-    points = sorted((p for p in points if p.finished), key=lambda point: point.values[key])
-    values = [[scale * run.last() for run in point.finished] for point in points]
-    spread = [std(v) if len(v) > 1 else 0.0 for v in values]
-    return Curve([p.values[key] for p in points], [statistics.mean(v) for v in values], spread)
-
-
-def cells(results: SweepResults, points: list[Point]) -> list[list[Point | None]]:
-    """The points of one optimizer: a row per value of the second key, a column per first."""
-    first, second = results.keys
-    found = {(str(p.values[second]), str(p.values[first])): p for p in points}
-    return [
-        [found.get((str(low), str(across))) for across in axis(results, first)]
-        for low in axis(results, second)
-    ]
-
-
-def mean(results: SweepResults, point: Point | None) -> float:
-    """The mean of the last epoch as shown; nan where there is no result."""
-    if point is None or not point.finished:
-        return math.nan
-    return results.tables[0].scale * statistics.mean(run.last() for run in point.finished)
-
-
-def dots(results: SweepResults, points: list[Point]) -> tuple[list[float], list[float]]:
-    """Each seed's last epoch over the one swept key: values of the key, metric as shown."""
-    (key,), scale = results.keys, results.tables[0].scale
-    pairs = [(p.values[key], scale * run.last()) for p in points for run in p.finished]
-    return [x for x, _ in pairs], [y for _, y in pairs]
-
-
-def limits(results: SweepResults) -> tuple[float, float]:
-    """The smallest and the largest mean: the colors of all heat maps lie between them."""
-    means = [mean(results, point) for point in results.points if point.finished]
-    return min(means), max(means)
-
-
-def cell_text(results: SweepResults, point: Point) -> str:
-    """What stands in a heat map's cell: the mean, and n where seeds are missing, or the states."""
-    if not point.finished:
-        return point.states.replace(", ", "\n")
-    text = f"{mean(results, point):.{results.tables[0].digits}f}"
-    return text if point.complete else f"{text}\nn = {len(point.finished)}"
-
-
-def ink(value: float, limits: tuple[float, float]) -> str:
-    """The color of a text that can be read on a cell of a heat map; nothing on a gap."""
-    if math.isnan(value):
-        return ""
-    return "black" if value >= statistics.mean(limits) else "white"

@@ -13,29 +13,22 @@ from experiments.runs.metrics import best_row, read_json
 from experiments.runs.reading import Run
 
 FOLDER = Path(__file__).parents[2] / "results"
-
-
 DIVERGED = "diverged"
-
-
 DIGITS = 5  # significant ones
-
-
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
-
-
+META_ADDED = ("result_split",)  # not in the files of earlier versions
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
 
 
 def diverged(run: Run) -> bool:
-    """Whether a run ended because its loss was no number."""
+    """Whether a run ended because its loss became infinite or not a number."""
     return run.state == DIVERGED or (
         run.state == "failed" and run.problem.startswith("NonFiniteLoss")
     )
 
 
 def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
-    """Write the runs that came to their end; returns how many went into which file.
+    """Write the runs that are done or diverged; returns how many went into which file.
 
     Raises:
         UserError: a file that is there cannot be read.
@@ -50,16 +43,16 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
         config = members[0].config
         content = {
             "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
-            "meta": {key: members[0].meta[key] for key in META},
+            "meta": {k: members[0].meta[k] for k in META + META_ADDED if k in members[0].meta},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_text(content))
+        path.write_text(_text(content), encoding="utf-8")
     return {path: len(members) for path, members in groups.items()}
 
 
 def read(folder: Path, root: Path) -> dict[Path, Run]:
-    """The runs of all files of a folder, by the directory that they would have below a root.
+    """The runs in all files of a folder, by the directory that each would have below a root.
 
     Raises:
         UserError: a file cannot be read.
@@ -94,15 +87,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _entry(run: Run) -> dict[str, Any]:
     rows = [row for row in run.rows if row.get("epoch", 0) > 0]
-    split = f"{run.config['best_epoch_split']}/{run.meta['headline']}"
+    split = f"{run.config['best_epoch_split']}/{run.headline.name}"
     keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
     entry: dict[str, Any] = {
         "state": DIVERGED if diverged(run) else "done",
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
     }
     if rows and run.evaluated:
-        direction = run.meta["metrics"][run.meta["headline"]]
-        best = best_row([row for row in rows if split in row], split, direction)
+        best = best_row([row for row in rows if split in row], split, run.headline.direction)
         for name, row in (("last", run.evaluated[-1]), ("best", best)):
             entry[name] = {"epoch": row["epoch"], run.test_key: row[run.test_key]}
     return entry | {
@@ -114,7 +106,7 @@ def _entry(run: Run) -> dict[str, Any]:
 
 
 def _run(content: dict[str, Any], seed: int, entry: dict[str, Any], directory: Path) -> Run:
-    """The run as its own files would tell it, but for what the export leaves out."""
+    """The run as read from its own files, without what the export leaves out."""
     curves = entry["curves"]
     epochs = max(map(len, curves.values()), default=0)
     rows = []
@@ -128,7 +120,7 @@ def _run(content: dict[str, Any], seed: int, entry: dict[str, Any], directory: P
 
 
 def _rounded(value: float | None) -> float | None:
-    """Five significant digits; nothing for what is no number."""
+    """Five significant digits; None for what is not finite."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{DIGITS}g}")

@@ -1,13 +1,15 @@
-"""What there is of a table of the paper: each cell's runs, how they are, and what they cost.
+"""The results of a table of the paper: each cell's runs, their states and their cost.
 
-Runs below `RUNS_ROOT` and the committed ones (`experiments.export`) count alike, a run that is in
-both once. A run that diverged has come to its end, too: it is not missing.
+Runs below `RUNS_ROOT` and the committed ones (`experiments.export`) count alike; a run that is in
+both counts once. A run that diverged is a result: it is not missing.
 """
 
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from experiments.config.metrics import Metric
 from experiments.plans.paper_tables import Cell, Request
 from experiments.results import committed
 from experiments.results.committed import DIVERGED
@@ -16,14 +18,13 @@ from experiments.results.tables import Results
 from experiments.runs.directory import RunDirectory
 from experiments.runs.reading import Run
 
-PERCENT = 100  # the tables' metric is the accuracy
 COMMITTED = "in results/"
 HAVE = ("done", COMMITTED, DIVERGED)
 
 
 @dataclass
-class Found:
-    """A cell of the table with what is there of its runs.
+class CellResult:
+    """A cell of the table with its runs.
 
     Attributes:
         label: of its line.
@@ -44,15 +45,17 @@ class Found:
 
     @property
     def last(self) -> list[float]:
-        return [PERCENT * run.last() for run in self.finished]
+        """The result of the last epoch as it is shown, one value per finished run."""
+        return [run.headline.scale * run.last() for run in self.finished]
 
     @property
     def best(self) -> list[float]:
-        return [PERCENT * run.best() for run in self.finished]
+        """The result of the best epoch as it is shown, one value per finished run."""
+        return [run.headline.scale * run.best() for run in self.finished]
 
     @property
     def states(self) -> str:
-        """How many runs have a result, and how the others are."""
+        """How many runs have a result, and the states of the others."""
         have = sum(one.state in HAVE for one in self.members)
         others = Counter(one.state for one in self.members if one.state not in HAVE)
         words = ", ".join(f"{count} {state}" for state, count in others.items())
@@ -69,14 +72,28 @@ class Found:
 
 @dataclass
 class TableResults:
-    """A table on one data set with what is there of it."""
+    """A table on one data set with its runs."""
 
     request: Request
-    found: list[Found] = field(default_factory=list)
+    found: list[CellResult] = field(default_factory=list)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What the table compares, once a run is there; see also `split`."""
+        return self._any.headline
 
     @property
-    def blocks(self) -> dict[str, list[Found]]:
-        blocks: dict[str, list[Found]] = {}
+    def split(self) -> str:
+        """On which split the table compares it, usually `test`."""
+        return self._any.result_split
+
+    @cached_property
+    def _any(self) -> Run:
+        return next(one.record for one in self.members if one.record is not None)
+
+    @property
+    def blocks(self) -> dict[str, list[CellResult]]:
+        blocks: dict[str, list[CellResult]] = {}
         for one in self.found:
             blocks.setdefault(one.cell.block, []).append(one)
         return blocks
@@ -87,7 +104,7 @@ class TableResults:
 
     @property
     def missing(self) -> list[RunDirectory]:
-        """What has to be trained: neither there nor being trained nor known to diverge."""
+        """What has to be trained: has no result, is not being trained, and did not diverge."""
         return [m.run.directory for m in self.members if m.missing and m.state not in HAVE]
 
     @property
@@ -96,7 +113,7 @@ class TableResults:
 
 
 def read(request: Request) -> TableResults:
-    """Read what there is of a table, below its root and in `results/`.
+    """Read the runs of a table, below its root and in `results/`.
 
     Raises:
         UserError: a configuration of the table, or a file in `results/`, is wrong.
@@ -106,7 +123,7 @@ def read(request: Request) -> TableResults:
     results = TableResults(request)
     for cell in request.cells:
         members = [_member(member(run, live), exported) for run in cell.runs]
-        results.found.append(Found(cell, request.table.label(cell.line), members))
+        results.found.append(CellResult(cell, request.table.label(cell.line), members))
     return results
 
 
@@ -127,14 +144,14 @@ def sessions(runs: list[Run]) -> list[dict]:
 
 @dataclass
 class Cost:
-    """What a line's steps cost: nan where no time is known."""
+    """What a line's training cost: nan where no time was recorded."""
 
     hours: float
     step_seconds: float
     ratio: float
 
 
-def cost(results: TableResults, one: Found) -> Cost:
+def cost(results: TableResults, one: CellResult) -> Cost:
     """Hours over all seeds, a mean step, and that in steps of the block's reference.
 
     The ratio needs the same kind of machine and number of threads on both sides.
@@ -150,7 +167,7 @@ def cost(results: TableResults, one: Found) -> Cost:
     return Cost(hours, seconds, ratio)
 
 
-def _step_seconds(one: Found) -> float:
+def _step_seconds(one: CellResult) -> float:
     """The 10 % quantile over epochs and seeds: whatever else the machine did can only add to it."""
     times = sorted(seconds for run in one.finished for seconds in run.mean_steps())
     return times[len(times) // 10] if times else math.nan

@@ -1,6 +1,6 @@
-"""The paper's curves, and beside them the runs of ours that follow its protocol.
+"""The paper's curves, and our finished runs that follow its protocol.
 
-Such a run has the signature of the named configuration, unchanged. Unfinished runs are left out.
+Such a run has the signature of the named configuration, unchanged.
 """
 
 import csv
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from experiments.config.metrics import ACCURACY, LOSS
 from experiments.config.signature import signature
 from experiments.errors import UserError
 from experiments.plans import paper_tables
@@ -17,10 +18,13 @@ from experiments.runs.jsonlines import read_rows
 
 REPOSITORY = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "paper_figures"
-# Our names of the optimizers, in the paper's order and spelling.
+# The paper's names of the optimizers by ours, in the paper's order.
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adahessian": "AdaHessian"}
 
-Curve = list[tuple[int, float]]  # (epoch, value)
+# Split and metric of each figure, by the word in the names of the CSV files.
+QUANTITIES = {"train_loss": ("train", LOSS), "test_acc": ("test", ACCURACY)}
+
+Points = list[tuple[int, float]]  # (epoch, value)
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class PaperFigure:
 
     Attributes:
         name: of the picture's file and of the CSV files.
-        config: what follows the protocol; no runs are looked for where this file is not there.
+        config: the file that follows the protocol; without it there are no runs of ours.
     """
 
     name: str
@@ -47,13 +51,17 @@ FIGURES = (
 )
 
 
-def paper_curves(figure: PaperFigure, quantity: str) -> dict[str, Curve]:
+def paper_curves(figure: PaperFigure, quantity: str) -> dict[str, Points]:
     """Read the paper's curves by our names of the optimizers.
 
     Args:
-        quantity: "train_loss", or "test_acc" in percent.
+        quantity: one of `QUANTITIES`.
+
+    Returns:
+        Values as they are shown.
     """
-    with (CURVES / f"{figure.source}_{quantity}_{figure.name}.csv").open(newline="") as file:
+    path = CURVES / f"{figure.source}_{quantity}_{figure.name}.csv"
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
         name: [(int(row["x"]), float(row[spelling])) for row in rows]
@@ -80,10 +88,13 @@ def our_runs(figure: PaperFigure, root: Path) -> dict[str, list[list[dict]]]:
     return runs
 
 
-def our_curves(runs: list[list[dict]], quantity: str) -> list[Curve]:
+def our_curves(runs: list[list[dict]], quantity: str) -> list[Points]:
     """The curves of the runs of one optimizer, in the paper's units."""
-    key, scale = {"train_loss": ("train/loss", 1), "test_acc": ("test/accuracy", 100)}[quantity]
-    return [[(row["epoch"], scale * row[key]) for row in rows if key in row] for rows in runs]
+    split, metric = QUANTITIES[quantity]
+    key = f"{split}/{metric.name}"
+    return [
+        [(row["epoch"], metric.scale * row[key]) for row in rows if key in row] for rows in runs
+    ]
 
 
 def _rows(path: Path) -> list[dict]:

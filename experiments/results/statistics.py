@@ -1,15 +1,16 @@
-"""The statistics of every report: what a group's runs show, and which group is better.
+"""The statistics of every report: what a group's runs measured, and which group is better.
 
 The unit is the seed: a run is one observation of its group.
 """
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.results.published import paper_figures
-from experiments.results.tables import Table
+from experiments.config.metrics import Metric
+from experiments.plots.curves import Curve
+from experiments.results.tables import ComparisonTable
 from experiments.runs.reading import Run
 
 CONFIDENCE = 0.95
@@ -17,15 +18,16 @@ CONFIDENCE = 0.95
 
 @dataclass
 class Row:
-    """What a table says about one group.
+    """One group of a table in numbers.
 
     Attributes:
         label: of the group.
-        last, best: the test metric of the last and of the best epoch, one value per seed.
+        last, best: the result of the last and of the best epoch, one value per seed.
         step_seconds: the median over the runs; nan where no time was recorded.
-        ratio: of the step times to SGD's; None without a single group of SGD.
+        ratio: of the step times to those of the table's reference; None without a reference, or
+            where a time is not known.
         hours: of training, over all runs of the group.
-        paper: the paper's figure for exactly this run, or nothing.
+        paper: the published figure for exactly this run, or nothing.
     """
 
     label: str
@@ -37,19 +39,25 @@ class Row:
     paper: str
 
 
-def summarize(table: Table) -> list[Row]:
-    """The table's rows as numbers."""
+def summarize(
+    table: ComparisonTable, published: Mapping[tuple[str, str], str] | None = None
+) -> list[Row]:
+    """The table's rows as numbers.
+
+    Args:
+        published: figures by data set and signature of the run that they are of.
+    """
     seconds = {label: _median_step(runs) for label, runs in table.groups.items()}
-    reference = seconds.get("sgd")
+    reference = seconds.get(table.reference, math.nan)
     return [
         Row(
             label,
             [run.last() for run in runs],
             [run.best() for run in runs],
             seconds[label],
-            seconds[label] / reference if reference else None,
+            None if math.isnan(ratio := seconds[label] / reference) else ratio,
             math.fsum(run.training_seconds() for run in runs) / 3600,
-            paper_figures().get((runs[0].meta["dataset"], runs[0].meta["signature"]), ""),
+            (published or {}).get((runs[0].meta["dataset"], runs[0].meta["signature"]), ""),
         )
         for label, runs in table.groups.items()
     ]
@@ -60,18 +68,20 @@ def _median_step(runs: list[Run]) -> float:
     return statistics.median(times) if times else math.nan
 
 
-def std(values: list[float]) -> float:
+def std(values: Sequence[float]) -> float:
     """The sample standard deviation; nan for a single value, or where one is not finite."""
     known = len(values) > 1 and all(map(math.isfinite, values))  # stdev raises on nan and inf
     return statistics.stdev(values) if known else math.nan
 
 
-def mean_and_std(table: Table, values: list[float]) -> str:
-    """`mean ± sample standard deviation` as shown, without the latter for a single value."""
-    mean = f"{table.scale * statistics.mean(values):.{table.digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {table.scale * std(values):.{table.digits}f}"
+def mean_and_std(metric: Metric, values: Sequence[float]) -> str:
+    """`mean ± sample standard deviation` as shown, without the latter for a single value.
+
+    Args:
+        values: as recorded.
+    """
+    mean = metric.text(statistics.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {metric.text(std(values))}"
 
 
 @dataclass
@@ -94,7 +104,7 @@ class Difference:
         return self.interval is not None and self.interval[0] > 0
 
 
-def compare(table: Table) -> tuple[str, list[Difference]]:
+def compare(table: ComparisonTable) -> tuple[str, list[Difference]]:
     """The group with the best mean of the last epoch, and how far the others lie behind it.
 
     The unit is the seed. Intervals are Welch's, for unequal variances. Which group is best was
@@ -108,7 +118,7 @@ def compare(table: Table) -> tuple[str, list[Difference]]:
         The best group's label, and the others from the nearest to the farthest.
     """
     values = {label: [run.last() for run in runs] for label, runs in table.groups.items()}
-    sign = 1 if table.maximize else -1
+    sign = table.metric.sign
     best = max(values, key=lambda label: sign * statistics.mean(values[label]))
     repeated = sum(len(group) > 1 for group in values.values())
     level = 1 - (1 - CONFIDENCE) / max(1, math.comb(repeated, 2))
@@ -182,33 +192,40 @@ def mean_interval(values: list[float]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-@dataclass
-class Curve:
-    """A metric over the epochs: mean and sample standard deviation over the runs that have it.
-
-    Over a swept key (`experiments.results.sweeps`) its values stand in for the epochs.
-    """
-
-    epochs: list[float]
-    means: list[float]
-    stds: list[float]  # 0 where a single run has the epoch
-
-    def band(self) -> tuple[list[float], list[float]]:
-        """One standard deviation to both sides; a positive mean keeps a positive lower edge.
-
-        A band that reaches zero has no lower edge on a logarithmic axis.
-        """
-        pairs = list(zip(self.means, self.stds, strict=True))
-        low = [max(m - s, m / 10) if m > 0 else m - s for m, s in pairs]
-        return low, [m + s for m, s in pairs]
-
-
 def curve(runs: Iterable[Run], key: str, scale: float = 1) -> Curve:
-    """The curve of a key, empty where no run has it. Runs can be of different lengths."""
+    """The curve of a key over the epochs, empty where no run has it.
+
+    Mean and sample standard deviation are over the runs that have an epoch: runs can be of
+    different lengths.
+    """
     values: dict[int, list[float]] = {}
     for run in runs:
         for epoch, value in run.series(key).items():
             values.setdefault(epoch, []).append(scale * value)
-    epochs = sorted(values)
-    spread = [std(values[epoch]) if len(values[epoch]) > 1 else 0.0 for epoch in epochs]
-    return Curve(epochs, [statistics.mean(values[epoch]) for epoch in epochs], spread)
+    return curve_through(values)
+
+
+def curve_through(values: Mapping[float, Sequence[float]]) -> Curve:
+    """Mean and sample standard deviation of the values at each place; 0 for a single value."""
+    places = sorted(values)
+    spread = [std(values[place]) if len(values[place]) > 1 else 0.0 for place in places]
+    return Curve(places, [statistics.mean(values[place]) for place in places], spread)
+
+
+def late_limits(metric: Metric, runs: Iterable[Run]) -> tuple[float, float]:
+    """Limits of an axis around the second half of the trainings, where groups differ little.
+
+    The start may leave the plot. On the side that is better there is less margin: the last epochs
+    are near the best values.
+    """
+    late = [
+        metric.scale * row[run.test_key]
+        for run in runs
+        for row in run.evaluated[len(run.evaluated) // 2 :]
+        if math.isfinite(row[run.test_key])
+    ]
+    low, high = min(late), max(late)
+    margin = high - low or 0.05 * abs(low) or 1.0
+    worse, better = 0.15 * margin, 0.03 * margin
+    below, above = (worse, better) if metric.direction == "max" else (better, worse)
+    return low - below, high + above

@@ -1,8 +1,10 @@
-"""What the runs of a sweep say together, from their files and the sweep's file.
+"""The results of a sweep, from its file and its runs' files.
 
-A combination of the swept keys is a `Point`, and its seeds are its runs: those that were never
-begun are there too. `SweepResults` is what every report takes, with one table for the sweep.
+A combination of the swept keys is a `Point`; its runs are its seeds, those never begun included.
+`SweepResults` are `Results` with one table for the whole sweep, so every report takes them.
 """
+
+from __future__ import annotations
 
 import re
 from collections import Counter
@@ -13,9 +15,10 @@ from typing import Any
 
 from experiments.config.signature import signature
 from experiments.plans import sweeps
+from experiments.plans.settings import flatten
 from experiments.results.statistics import compare
-from experiments.results.tables import Results, Table
-from experiments.runs.reading import Run, flatten
+from experiments.results.tables import ComparisonTable, Results, find_reference
+from experiments.runs.reading import Run
 from experiments.runs.states import State, read_state
 
 
@@ -27,10 +30,10 @@ class Member:
         run: what the sweep's file asks for.
         record: what its files say; None where there are none, or none that can be read.
         state: see `experiments.runs.states`.
-        problem: why it has no result, as far as its files tell.
+        problem: why it has no result, as far as its files say.
     """
 
-    run: sweeps.Run
+    run: sweeps.PlannedRun
     record: Run | None
     state: State
     problem: str = ""
@@ -74,7 +77,7 @@ class Point:
 
 @dataclass
 class SweepResults(Results):
-    """The runs of one sweep, as the results that a report is made of.
+    """The runs of one sweep.
 
     Attributes:
         path: the sweep's file.
@@ -104,11 +107,14 @@ class SweepResults(Results):
         return ""
 
     @cached_property
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[ComparisonTable]:
         """All combinations side by side, whatever the sweep changes; none without a result."""
         groups = {point.label: point.finished for point in self.points if point.finished}
         name = f"sweep-{self.path.stem}"
-        return [Table(f"{self.title}: all trainings", name, groups)] if groups else []
+        if not groups:
+            return []
+        title = f"{self.title}: all trainings"
+        return [ComparisonTable(title, name, groups, find_reference(groups))]
 
     @cached_property
     def best(self) -> Point | None:
@@ -153,7 +159,7 @@ def short(key: str) -> str:
     return key.removeprefix("optimizer.")
 
 
-def _effective(run: sweeps.Run, keys: list[str]) -> dict[str, Any]:
+def _effective(run: sweeps.PlannedRun, keys: list[str]) -> dict[str, Any]:
     """The values of keys in a run, also where only other runs of the sweep set them."""
     resolved = flatten(run.config.model_dump(mode="json"))
     name = run.config.optimizer_name
@@ -161,19 +167,11 @@ def _effective(run: sweeps.Run, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def member(run: sweeps.Run, results: Results) -> Member:
+def member(run: sweeps.PlannedRun, results: Results) -> Member:
     """Read one run of a sweep into the results, if it was begun."""
     path = run.directory.path
-    record = results.add(path) if (path / "meta.json").exists() else None
-    if record is not None:
-        return Member(run, record, record.state, record.problem)
-    state, reason = read_state(path)
-    if state == "done":
+    if not (path / "meta.json").exists():
+        return Member(run, None, *read_state(path))
+    if (record := results.add(path)) is None:
         return Member(run, None, "unreadable", results.unreadable[path])
-    return Member(run, None, state, reason)
-
-
-# ------------------------------------------------------------------------------------- the table
-
-
-# --------------------------------------------------------------------------------------- the plot
+    return Member(run, record, record.state, record.problem)

@@ -1,8 +1,8 @@
-"""What the runs below a root say: reading and grouping, shared by every report.
+"""The runs below a root, read and grouped for every report.
 
-Runs that share everything but the optimizer's settings and the seed (the protocol) stand in one
-`Table`; runs that differ in the seed alone make one of its rows, a group. Reports are made of
-finished runs; the others are listed, with the reason.
+Runs that share everything but the optimizer's settings and the seed (the protocol) are in one
+`ComparisonTable`; runs that differ in the seed alone are one of its rows, a group. Reports are made
+of finished runs; the others are listed, with the reason.
 """
 
 import re
@@ -12,55 +12,64 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.config.metrics import Metric
 from experiments.errors import UserError
-from experiments.runs.reading import Run, flatten, read_run
+from experiments.plans.experiments import optimizer_order
+from experiments.plans.settings import (
+    differences,
+    flatten,
+    optimizer_defaults,
+    protocol,
+    protocol_defaults,
+)
+from experiments.runs.reading import Run, read_run
 from experiments.runs.states import STATES, State
 
 
 @dataclass
-class Table:
+class ComparisonTable:
     """The finished runs of one data set, model and protocol.
 
     Attributes:
         title: data set, model, and what sets this protocol apart from others of the report.
         name: of its files and anchors.
         groups: runs by row label, one signature each.
+        reference: the group whose step is the unit of cost; none where no group, or more than one,
+            is of the experiment's first optimizer.
     """
 
     title: str
     name: str
     groups: dict[str, list[Run]]
+    reference: str | None = None
 
     @property
     def runs(self) -> list[Run]:
         return [run for runs in self.groups.values() for run in runs]
 
     @property
-    def headline(self) -> str:
-        return self.runs[0].meta["headline"]
+    def metric(self) -> Metric:
+        """What the table compares."""
+        return self.runs[0].headline
 
     @property
-    def maximize(self) -> bool:
-        return self.runs[0].meta["metrics"][self.headline] == "max"
+    def result_key(self) -> str:
+        """The key of what the table compares, in a run's rows."""
+        return self.runs[0].test_key
 
     @property
-    def scale(self) -> float:
-        """What the headline metric is multiplied with before it is shown."""
-        return 100 if self.headline == "accuracy" else 1
+    def result_name(self) -> str:
+        """Split and metric, as a sentence names them: `test accuracy`."""
+        return f"{self.runs[0].result_split} {self.metric.name}"
 
     @property
-    def unit(self) -> str:
-        return "%" if self.headline == "accuracy" else ""
+    def result_title(self) -> str:
+        """Split, metric and unit, as an axis names them: `test accuracy (%)`."""
+        return f"{self.runs[0].result_split} {self.metric.title}"
 
-    @property
-    def headline_title(self) -> str:
-        """The headline metric as an axis names it."""
-        return f"test {self.headline}{f' ({self.unit})' if self.unit else ''}"
 
-    @property
-    def digits(self) -> int:
-        """Decimals with which the headline metric is shown: about four significant digits."""
-        return 2 if max(abs(self.scale * run.last()) for run in self.runs) >= 10 else 4
+# What reading damaged files raises, whatever is in them.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError)
 
 
 @dataclass
@@ -75,7 +84,7 @@ class Results:
         """Read a run's directory; what cannot be read is noted with the reason."""
         try:
             self.runs.append(run := read_run(directory))
-        except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+        except DAMAGE as error:
             self.unreadable[directory] = f"{type(error).__name__}: {error}"
             return None
         return run
@@ -92,7 +101,7 @@ class Results:
         return f"{', '.join(found)} run(s) left out" if found else ""
 
     @cached_property
-    def tables(self) -> list[Table]:
+    def tables(self) -> list[ComparisonTable]:
         return make_tables(self.having("done"))
 
 
@@ -126,41 +135,71 @@ def read_results(
 # -------------------------------------------------------------------------------------- grouping
 
 
-def make_tables(runs: list[Run]) -> list[Table]:
+def make_tables(runs: list[Run]) -> list[ComparisonTable]:
     """Sort runs into tables (one protocol each) and rows (one signature each)."""
     tables = []
     for (dataset, model), same in _group(runs, lambda r: (r.meta["dataset"], r.meta["model"])):
         protocols = _group(same, lambda r: r.meta["protocol"])
-        for protocol, members in protocols:
-            others = [group[0].protocol for _, group in protocols]
-            differences = _differences(members[0].protocol, others)
-            title = " ".join([dataset, model, *differences])
-            tables.append(Table(title, f"{dataset}-{model}-{protocol}", _rows(members)))
+        settings = [protocol(members[0].config) for _, members in protocols]
+        for (name, members), own in zip(protocols, settings, strict=True):
+            words = differences(own, settings, protocol_defaults(members[0].config))
+            groups = _rows(members)
+            tables.append(
+                ComparisonTable(
+                    " ".join([dataset, model, *words]), f"{dataset}-{model}-{name}", groups,
+                    find_reference(groups),
+                )
+            )  # fmt: skip
     return tables
 
 
+def find_reference(groups: dict[str, list[Run]]) -> str | None:
+    """The one group of the experiment's first optimizer, if all groups share a protocol."""
+    runs = [members[0] for members in groups.values()]
+    if len({run.meta["protocol"] for run in runs}) != 1:
+        return None
+    order = optimizer_order(runs[0].meta["dataset"], runs[0].meta["model"])
+    found = [label for label, run in zip(groups, runs, strict=True) if _name(run) in order[:1]]
+    return found[0] if len(found) == 1 else None
+
+
 def _rows(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs by label: the optimizer's name, with its settings where one name has several."""
-    rows = {}
-    for name, same in _group(runs, lambda r: r.meta["optimizer"]):
-        signatures = _group(same, lambda r: r.meta["signature"])
-        others = [flatten(group[0].optimizer) for _, group in signatures]
-        for mark, members in signatures:
-            settings = _differences(flatten(members[0].optimizer), others)
-            label = " ".join([name, *settings])
-            # Settings that only the code's defaults tell apart have no words to show.
+    """Runs by label: the optimizer's name, with its settings where one name has several.
+
+    Optimizers are in the order of the experiment's file, unknown ones after them in alphabetical
+    order; settings are sorted by the size of their numbers.
+    """
+    order = optimizer_order(runs[0].meta["dataset"], runs[0].meta["model"])
+    rows: dict[str, list[Run]] = {}
+    for name, same in sorted(_group(runs, _name), key=lambda item: _place(item[0], order)):
+        signatures = [members for _, members in _group(same, lambda r: r.meta["signature"])]
+        settings = [flatten(members[0].optimizer) for members in signatures]
+        labels = [name] * len(signatures)
+        if len(signatures) > 1:
+            defaults = optimizer_defaults(signatures[0][0].optimizer.get("constructor"))
+            words = [differences(own, settings, defaults) for own in settings]
+            labels = [" ".join([name, *found]) for found in words]
+        for label, members in sorted(
+            zip(labels, signatures, strict=True), key=lambda item: _natural(item[0])
+        ):
+            # Signatures that differ by a default of the code alone have no words to show.
+            mark = members[0].meta["signature"]
             rows[f"{label} {mark}" if label in rows else label] = members
-    return dict(sorted(rows.items(), key=lambda item: _place(item[0])))
+    return rows
 
 
-def _place(label: str) -> tuple[int, list[str | float]]:
-    """Known optimizers in the order of the papers' tables; settings by their numbers' size."""
+def _name(run: Run) -> str:
+    return run.meta["optimizer"]
+
+
+def _place(name: str, order: list[str]) -> tuple[int, list[str | float]]:
+    return (order.index(name) if name in order else len(order)), _natural(name)
+
+
+def _natural(label: str) -> list[str | float]:
+    """A key that sorts numbers in a text by their size."""
     parts = re.split(r"(\d+\.?\d*(?:e[-+]?\d+)?)", label)
-    natural = [float(part) if place % 2 else part for place, part in enumerate(parts)]
-    return _ORDER.get(label.split()[0], 99), natural
-
-
-_ORDER = {name: place for place, name in enumerate(("sgd", "adam", "adamw", "adahessian"))}
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _group(runs: list[Run], key: Callable[[Run], Any]) -> list[tuple[Any, list[Run]]]:
@@ -168,12 +207,3 @@ def _group(runs: list[Run], key: Callable[[Run], Any]) -> list[tuple[Any, list[R
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.items())
-
-
-def _differences(settings: dict[str, Any], all_settings: list[dict[str, Any]]) -> list[str]:
-    """`key=value` for the settings in which this one and others differ."""
-    return [
-        f"{key}={value}"
-        for key, value in settings.items()
-        if any(other.get(key) != value for other in all_settings)
-    ]

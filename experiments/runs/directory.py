@@ -3,9 +3,9 @@
 A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
 
 - `config.yaml`: the resolved configuration; `experiments.run` takes it like any other.
-- `meta.json`: who this is (dataset, model, optimizer, signature, protocol, seed), the metrics
-  with their directions, the number of parameters, and one entry per session: command, commit,
-  versions, device.
+- `meta.json`: who this is (dataset, model, optimizer, signature, protocol, seed), the metrics (see
+  `experiments.config.metrics`), the `headline` among them and the split on which it is the run's
+  result, the number of parameters, and one entry per session: command, commit, versions, device.
 - `metrics.jsonl`: one line per epoch: `step` and `epoch` (both counted from the start of the
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
   `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
@@ -75,7 +75,7 @@ class RunDirectory:
     def describe(
         self,
         session: dict[str, Any],
-        metrics: dict[str, str],
+        metrics: Any,
         headline: str,
         parameters: int | None = None,
     ) -> None:
@@ -88,8 +88,9 @@ class RunDirectory:
             "signature": signature(config),
             "protocol": protocol(config),
             "seed": config.seed,
-            "metrics": dict(metrics),
+            "metrics": metrics,
             "headline": headline,
+            "result_split": config.result_split,
             "parameters": parameters,
             "sessions": [*(self.meta() or {}).get("sessions", []), session],
         }

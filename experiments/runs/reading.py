@@ -8,8 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.experiment import WITHOUT_EFFECT
-from experiments.config.metrics import Metric, read
+from experiments.config.metrics import Metric, read, result_key
 from experiments.config.yaml_reader import read_yaml
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
@@ -39,12 +38,6 @@ class Run:
     def optimizer(self) -> dict[str, Any]:
         return self.config["optimizers"][self.meta["optimizer"]]
 
-    @property
-    def protocol(self) -> dict[str, Any]:
-        """The settings that the runs of a table share, flat."""
-        own = WITHOUT_EFFECT | {"optimizers"}
-        return flatten({key: value for key, value in self.config.items() if key not in own})
-
     @cached_property
     def metrics(self) -> dict[str, Metric]:
         """What the run's task measures, by name."""
@@ -56,8 +49,14 @@ class Run:
         return self.metrics[self.meta["headline"]]
 
     @property
+    def result_split(self) -> str:
+        """The split whose headline metric is the run's result, usually `test`."""
+        return self.test_key.partition("/")[0]
+
+    @property
     def test_key(self) -> str:
-        return f"test/{self.headline.name}"
+        """The key of the result in the rows."""
+        return result_key(self.meta)
 
     def last(self) -> float:
         """The test metric of the last epoch: chosen before the training, so free of selection."""
@@ -128,7 +127,8 @@ def read_run(directory: Path) -> Run:
     """Read one run's files.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError, UserError: meta.json or config.yaml is damaged.
+        OSError, ValueError, KeyError, TypeError, AttributeError, UserError: `meta.json`,
+            `config.yaml` or `metrics.jsonl` is damaged.
     """
     state, reason = read_state(directory)  # first: what is done has all its rows
     config = read_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
@@ -146,8 +146,8 @@ def _check(run: Run) -> None:
     for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
         if key not in run.meta:
             raise KeyError(key)
-    run.optimizer.items(), run.headline
-    run.config["best_epoch_split"]
+    run.optimizer.items(), run.headline, run.config["dataset"].items()
+    run.config["best_epoch_split"], [session.items() for session in run.meta["sessions"]]
 
 
 def read_spectrum(path: Path) -> dict[str, Any] | None:
@@ -170,14 +170,3 @@ def _row_of_initialization(spectrum: dict[str, Any]) -> dict[str, Any]:
     for number, value in enumerate(spectrum["eigenvalues"], 1):
         row[f"hessian/top_eigenvalue{'' if number == 1 else f'_{number}'}"] = float(value)
     return row
-
-
-def flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted paths."""
-    flat = {}
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -17,6 +17,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from experiments.config import metrics
 from experiments.runs import attempts, lease
 from experiments.runs.jsonlines import read_rows
 
@@ -45,7 +46,7 @@ def read_state(directory: Path) -> tuple[State, str]:
 def _result(directory: Path) -> tuple[State, str]:
     try:
         meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
-        key = f"test/{meta['headline']}"
+        key = metrics.result_key(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return "unreadable", f"meta.json: {type(error).__name__}: {error}"
     rows, _ = read_rows(directory / "metrics.jsonl")

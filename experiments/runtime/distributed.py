@@ -1,17 +1,17 @@
-"""Several processes that train one run: each has a share of every batch, the first one writes.
+"""Several processes train one run: each computes a shard of every batch, rank 0 writes.
 
-Started by anything that sets torch's variables (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ...): by
-torchrun, or by `slurm.job` from Slurm's. Without them every function here does nothing.
+Whatever sets torch's variables (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, ...) starts them: torchrun, or
+`slurm.job` from Slurm's own. Without them there is one process, and every function here returns
+what it was given.
 
-What is computed is what one process computes on the whole batch: each loss is weighted by its share
-of the batch, gradients (and H·z, by the optimizer) are averaged, sums are added up. It differs by
-the order of additions.
+The result is that of one process on the whole batch, up to the order of additions: each loss is
+weighted by its shard's share of the batch, gradients (and H·z, by the optimizer) are averaged, and
+sums are added up.
 """
 
 import atexit
 import datetime
 import gc
-import inspect
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -24,24 +24,24 @@ from torch import Tensor, nn
 from adahessian.replicas import average_
 from experiments.errors import UserError
 
-# One process may have to wait for another run's lease; Slurm's time limit ends it before this.
-PATIENCE = datetime.timedelta(days=2)
+# Rank 0 may wait for another process's lease on the run; Slurm's time limit ends that earlier.
+TIMEOUT = datetime.timedelta(days=2)
 
 
 def start(device: torch.device) -> None:
-    """Join the other processes, if there are any; a second call does nothing."""
+    """Join the other processes where there are any; a second call does nothing."""
     if world_size() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         atexit.register(leave)
 
 
 def leave() -> None:
-    """Stop talking to the other processes, whatever they are doing.
+    """Leave the group, whatever the other processes are doing.
 
-    Before the interpreter ends: a communication thread of torch's that gives back a tensor while it
-    ends would take the whole process with it ("terminate called without an active exception").
+    It must happen before the interpreter exits: a communication thread of torch that frees a tensor
+    during the exit aborts the process ("terminate called without an active exception").
     """
     if dist.is_initialized():
         gc.collect()  # the threads end with the last reference to the group
@@ -57,17 +57,17 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is rank 0, the process that writes."""
     return rank() == 0
 
 
-def everybody() -> Any:
-    """The group of all processes, as an optimizer takes it; None before they have met."""
+def world_group() -> Any:
+    """The group of all processes, as an optimizer takes it; None before `start`."""
     return dist.group.WORLD if dist.is_initialized() else None
 
 
-def agree(value: Any) -> Any:
-    """The first process's value, on all of them; waits for all of them."""
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank; waits for all of them."""
     if world_size() == 1:
         return value
     values = [value]
@@ -75,25 +75,25 @@ def agree(value: Any) -> Any:
     return values[0]
 
 
-def share(indices: Tensor, parts: int = 1) -> Tensor:
-    """This process's part of the indices of a batch: a contiguous one of each of its `parts`."""
+def shard(indices: Tensor, parts: int = 1) -> Tensor:
+    """This rank's indices of a batch: of each of its `parts` a contiguous piece."""
     if parts == 1:
         return indices.tensor_split(world_size())[rank()]
-    return torch.cat([share(part) for part in indices.tensor_split(parts)])
+    return torch.cat([shard(part) for part in indices.tensor_split(parts)])
 
 
-def own(batches: Iterable[Any]) -> Iterator[Any]:
-    """This process's part of many batches: every so manieth whole one."""
+def rank_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """This rank's batches of a split: every `world_size()`-th one, whole."""
     return islice(batches, rank(), None, world_size())
 
 
 def weighted(loss: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
-    """The mean loss of this process's share, such that the mean over processes is the batch's.
+    """Scale this rank's mean loss so that the mean over ranks is the mean loss of the batch.
 
     Args:
-        loss: of the share, or of a part of it whose losses are to be added up.
-        weight: of what the loss is of.
-        share: the part's weight relative to that of the process's whole share.
+        loss: the mean loss of the rank's shard, or of one of its micro-batches.
+        weight: the weight of what `loss` is the mean of.
+        share: the micro-batch's weight divided by that of the whole shard.
     """
     if world_size() == 1:
         return loss if share == 1 else loss * share
@@ -102,20 +102,14 @@ def weighted(loss: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
     return loss * (weight.to(whole) * world_size() / whole)
 
 
-def average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the gradients, unless the optimizer does it, which has `process_group` then."""
-    if world_size() > 1 and not averages_itself(type(optimizer)):
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        average_([grad for grad in grads if grad is not None], dist.group.WORLD)
+def average_gradients(params: Iterable[Tensor]) -> None:
+    """Replace each gradient by its mean over the ranks."""
+    if world_size() > 1:
+        average_([p.grad for p in params if p.grad is not None], dist.group.WORLD)
 
 
-def averages_itself(constructor: type) -> bool:
-    """Whether an optimizer declares that it averages what it needs over processes."""
-    return "process_group" in inspect.signature(constructor).parameters
-
-
-def total(sums: dict[str, float]) -> dict[str, float]:
-    """Sums over all processes, also of those that had nothing to add up."""
+def sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
+    """Each sum added up over the ranks; a rank may lack any of them."""
     if world_size() == 1:
         return sums
     gathered: list[Any] = [None] * world_size()
@@ -127,11 +121,15 @@ def total(sums: dict[str, float]) -> dict[str, float]:
     return added
 
 
-def prepare_model(model: nn.Module, optimizer_needs_graph: bool) -> nn.Module:
-    """Let batch normalization see the whole batch.
+def prepare_model(model: nn.Module, needs_graph: bool) -> nn.Module:
+    """Let batch normalization see the whole batch: torch's SyncBatchNorm.
+
+    Args:
+        model: on its device.
+        needs_graph: whether the optimizer differentiates the gradient, which SyncBatchNorm forbids.
 
     Raises:
-        UserError: where that cannot be done.
+        UserError: SyncBatchNorm works neither on a CPU nor with `needs_graph`.
     """
     has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     if world_size() == 1 or not has_batch_norm:
@@ -141,7 +139,7 @@ def prepare_model(model: nn.Module, optimizer_needs_graph: bool) -> nn.Module:
             "batch normalization over several processes needs GPUs (torch's SyncBatchNorm); on "
             "CPUs use one process, or a network without it (model.name=convnet)"
         )
-    if optimizer_needs_graph:
+    if needs_graph:
         raise UserError(
             "torch's SyncBatchNorm has no second derivative: set curvature=finite_difference "
             "for this optimizer, or use one process"

@@ -1,16 +1,50 @@
-"""The tasks by name."""
+"""The tasks by name: a line here and a folder beside this file make one.
 
+The line holds the dotted paths of a task's configuration, which imports no torch, and of the task
+itself. Either is imported when it is needed.
+"""
+
+import importlib
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from experiments.config.experiment import Config
-from experiments.tasks import Task
-from experiments.tasks.image_classification.task import ImageClassification
+from experiments.errors import UserError, nearest
 
-TASKS = {"image_classification": ImageClassification}
+if TYPE_CHECKING:
+    import torch
+
+    from experiments.tasks.task import Task
+
+_HERE = "experiments.tasks"
+TASKS = {
+    "image_classification": (
+        f"{_HERE}.image_classification.config.ImageClassificationConfig",
+        f"{_HERE}.image_classification.task.ImageClassification",
+    ),
+}
 
 
-def build_task(config: Config, device: torch.device, data_root: Path) -> Task:
-    """The configured task with its data loaded."""
-    return TASKS[config.task](config, device, data_root)
+def config_class(name: Any) -> type[Config]:
+    """The class of a task's configurations.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"task = {name!r}: no such task; {nearest(str(name), TASKS)}")
+    return _import(TASKS[name][0])
+
+
+def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task":
+    """The configured task with its data loaded.
+
+    Raises:
+        UserError: the data cannot be had, or the configuration does not fit it.
+    """
+    return _import(TASKS[config.task][1])(config, device, data_root)
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

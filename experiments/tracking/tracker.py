@@ -1,9 +1,8 @@
 """Runs mirrored into wandb: the files first, wandb second.
 
-A run's directory holds all there is to know (`experiments.runs.directory`), and a `Tracker` copies
-it: whenever it opens, it sends the rows of `metrics.jsonl` that wandb does not have, and then each
-row as it is written. So nothing can be lost that a later opening does not send, and nothing is sent
-twice:
+A run's directory holds everything (`experiments.runs.directory`), and a `Tracker` copies it: when
+it opens, it sends the rows of `metrics.jsonl` that wandb does not have, and then each row as it is
+written. So whatever is lost, a later opening sends, and nothing is sent twice:
 
 - Online, the server says which epoch it has last; only later ones are sent.
 - Offline, a record is complete: every session writes a new one, from the first row on, and then
@@ -12,9 +11,9 @@ twice:
   not been uploaded to its end. It needs no record: it uploads runs that were trained without
   wandb, or whose server died, just as well.
 
-Training never fails for wandb, nor waits for it: a tracker works in a thread of its own (importing
-wandb and starting its service takes about 2 seconds), which is waited for at the end alone, and no
-longer than `END_SECONDS`. Whatever goes wrong is one line on stderr, and the tracker is off from
+Training never fails because of wandb, nor waits for it: a tracker works in a thread of its own
+(importing wandb and starting its service takes about 2 seconds), which is waited for only at the
+end, and no longer than `END_SECONDS`. An error is one line on stderr, and the tracker is off from
 then on.
 
 `WANDB_MODE` (online, offline, disabled) decides; where it is not set and wandb is installed: online
@@ -25,10 +24,8 @@ run's directory.
 
 import fcntl
 import functools
-import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -38,19 +35,24 @@ from threading import Thread
 from types import TracebackType
 from typing import IO, Any
 
+from experiments.config import metrics
+from experiments.config.metrics import Metric
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
 from experiments.plots import spectrum
 from experiments.runs.metrics import best_row, read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
+from experiments.tracking.identity import describe
 
 MODES = ("online", "offline", "disabled")
+# Other words that wandb takes. "shared" is for several processes that send; here only one does.
+ALIASES = {"run": "online", "shared": "online", "dryrun": "offline"}
 PROJECT = "adahessian"
 END_SECONDS = 45  # what a short training waits at its end for a server that does not answer
 EARLY_END_SECONDS = 15  # the same after an exception or a signal
 
-# Names that begin with `x_` may vanish from one version of wandb to the next, so unknown ones are
-# left out.
+# wandb may drop a setting that begins with `x_` in any version: settings it does not know are not
+# sent.
 SETTINGS = {
     "reinit": "create_new",  # no global run that a second training would finish
     "silent": True,
@@ -62,13 +64,13 @@ SETTINGS = {
     "finish_timeout_raises": True,
     "symlink": False,
     "x_save_requirements": False,
-    # wandb's 15 s lose the first 15 s of whatever is killed.
+    # By default the log is written every 15 s: a killed run would lose so much.
     "x_transaction_log_flush_interval": 1,
 }
 
 
 def never_fails(method: Callable) -> Callable:
-    """Turn whatever a tracker's method raises into one line, and the tracker off."""
+    """On any exception in a tracker's method: print one line and turn the tracker off."""
 
     @functools.wraps(method)
     def guarded(self: "Tracker", *arguments: Any) -> None:
@@ -151,18 +153,18 @@ class Tracker:
             self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
-        key = f"{self.config['best_epoch_split']}/{self.headline}"
+        name, direction = self.headline.name, self.headline.direction
+        key = f"{self.config['best_epoch_split']}/{name}"
         if key in row:
-            direction = self.meta["metrics"][self.headline]
             self.best = best_row([self.best or row, row], key, direction)
         if row["epoch"] <= self.sent:
             return
-        # Without `commit` the row would stay open, and be lost with us, until the next one.
+        # Without `commit` the row stays open until the next one, and is lost if the process dies.
         self.run.log({**row, **self._media(row["epoch"])}, step=row["epoch"], commit=True)
         self.sent = row["epoch"]
         if self.best:
-            # Not by define_metric(summary="max"): that hides the last value behind the best.
-            keys = ["epoch", *(k for k in self.best if k.endswith(f"/{self.headline}"))]
+            # Not define_metric(summary="max"): the best value would replace the last one.
+            keys = ["epoch", *(k for k in self.best if k.endswith(f"/{name}"))]
             self.run.summary.update({f"best/{k}": self.best[k] for k in keys})
 
     def _media(self, epoch: int) -> dict[str, Any]:
@@ -183,8 +185,8 @@ class Tracker:
             return {}
 
     @property
-    def headline(self) -> str:
-        return self.meta["headline"]
+    def headline(self) -> Metric:
+        return metrics.read(self.meta)[self.meta["headline"]]
 
     # --------------------------------------------------------------------------------- opening
 
@@ -194,7 +196,7 @@ class Tracker:
         if mode == "disabled" or not self._acquire_lock():
             return
         self.meta = read_json(self.directory / "meta.json")
-        self.config = read_yaml((self.directory / "config.yaml").read_text())
+        self.config = read_yaml((self.directory / "config.yaml").read_text(encoding="utf-8"))
         self.run = self._start(mode)
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
@@ -204,7 +206,7 @@ class Tracker:
         self._remove_older_records()
 
     def _usable_mode(self) -> str:
-        """What can be done of what was requested; loads wandb only where it will be used."""
+        """The mode that is possible, given the requested one; loads wandb only if it is used."""
         mode = self.requested
         if mode == "disabled":
             return mode
@@ -236,7 +238,7 @@ class Tracker:
 
     def _acquire_lock(self) -> bool:
         self.home.mkdir(exist_ok=True)
-        self.lock = (self.home / ".lock").open("w")
+        self.lock = (self.home / ".lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -254,7 +256,7 @@ class Tracker:
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
                 dir=self.directory,
                 mode=mode,
-                # Without `resume` a second record of an id overwrites the first on the server.
+                # Without `resume`, a second record of an id overwrites the first on the server.
                 resume="allow",
                 settings=wandb.Settings(
                     **{k: v for k, v in SETTINGS.items() if k in wandb.Settings.model_fields}
@@ -286,12 +288,12 @@ class Tracker:
         if self.run is None:
             return
         run, self.run = self.run, None
-        # Whatever is not done, by an exception or a signal, is not shown as finished.
+        # A run that an exception or a signal ended is not shown as finished.
         run.finish(exit_code=0 if (self.directory / "DONE").exists() else 1)
         if self.online:
             self.uploaded = True
             content = json.dumps({"epochs": self.sent, "url": self.url})
-            (self.home / "uploaded.json").write_text(content + "\n")
+            (self.home / "uploaded.json").write_text(content + "\n", encoding="utf-8")
 
     def _release(self) -> None:
         if self.lock:
@@ -311,39 +313,8 @@ class Tracker:
             pass
 
 
-# ------------------------------------------------------------------------- from a run's files
-
-
-def describe(directory: Path, meta: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Who a run is, as arguments of `wandb.init`.
-
-    The id is made of what stays the same over all sessions of a run's directory, and differs
-    where a directory was removed and trained anew, or trained by two people.
-    """
-    first, latest = meta["sessions"][0], meta["sessions"][-1]
-    optimizer = meta["optimizer"]
-    identity = json.dumps([directory.parts[-4:], first.get("started"), first.get("host")])
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    return {
-        "id": re.sub(r"[^\w-]", "-", f"{optimizer}-s{meta['seed']}-{digest}"),
-        "name": f"{optimizer} seed {meta['seed']}",
-        "group": "-".join([meta["dataset"], meta["model"], optimizer, meta["signature"]]),
-        "job_type": "train",
-        "tags": [meta["dataset"], meta["model"], optimizer],
-        "notes": latest.get("command"),
-        "config": {
-            **{key: value for key, value in config.items() if key != "optimizers"},
-            "optimizer": {"name": optimizer, **config["optimizers"][optimizer]},
-            "signature": meta["signature"],
-            "protocol": meta["protocol"],
-            "parameters": meta.get("parameters"),
-            "session": latest,  # commit, versions, device
-        },
-    }
-
-
 def records(directory: Path) -> list[Path]:
-    """wandb's own directories of a run, one for each session that has not been superseded."""
+    """wandb's own directories in a run's directory, one per session that is still of use."""
     return sorted((directory / "wandb").glob("*run-*-*"))
 
 
@@ -351,7 +322,7 @@ def records(directory: Path) -> list[Path]:
 
 
 def load_wandb(place: Path) -> Any:
-    """Import wandb without its messages; seconds of waiting, so only where it is used.
+    """Import wandb without its messages; it takes seconds, so only where it is used.
 
     Args:
         place: for the logs of wandb's service, which would else be in the user's home.
@@ -368,13 +339,18 @@ def load_wandb(place: Path) -> Any:
 
 
 def requested_mode() -> str:
-    """`WANDB_MODE`, or "auto" where it is not set.
+    """`WANDB_MODE`, or "auto" where it is not set or empty.
+
+    The variable then holds the mode, or is gone: wandb reads it again, and refuses an empty one.
 
     Raises:
-        UserError: it is none of `MODES`.
+        UserError: it is none of `MODES`, nor another word for one.
     """
-    mode = os.environ.get("WANDB_MODE") or "auto"
-    if mode not in ("auto", *MODES):
+    mode = os.environ.pop("WANDB_MODE", "")
+    if not mode:
+        return "auto"
+    os.environ["WANDB_MODE"] = mode = ALIASES.get(mode, mode)
+    if mode not in MODES:
         raise UserError(f"WANDB_MODE = '{mode}': {nearest(mode, MODES)}")
     return mode
 

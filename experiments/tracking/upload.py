@@ -10,7 +10,7 @@ from experiments.tracking import tracker as tracking
 
 
 def check_server(root: Path) -> None:
-    """See that an upload of runs below `root` has a chance.
+    """Check that runs below `root` can be uploaded.
 
     Raises:
         UserError: wandb is not installed, there is no key, or the server does not answer.
@@ -30,7 +30,7 @@ def check_server(root: Path) -> None:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """The directories of runs that have something to show.
+    """The directories of runs that have metrics.
 
     Raises:
         UserError: there is none.
@@ -42,13 +42,21 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 
 def is_uploaded(run: Path) -> bool:
-    """Whether an earlier session or upload of the run sent all its rows, to the last."""
-    marker, rows = run / "wandb" / "uploaded.json", read_metrics(run / "metrics.jsonl")
-    return not rows or (marker.exists() and read_json(marker)["epochs"] >= rows[-1]["epoch"])
+    """Whether an earlier session or upload sent all rows of the run.
+
+    A marker that cannot be read says nothing: asking the server again does no harm.
+    """
+    rows = read_metrics(run / "metrics.jsonl")
+    if not rows:
+        return True
+    try:
+        return read_json(run / "wandb" / "uploaded.json")["epochs"] >= rows[-1]["epoch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def upload(run: Path) -> bool:
-    """Send what is missing of one run, and say so; returns whether that worked."""
+    """Send what the server lacks of one run and print it; returns whether that worked."""
     with tracking.Tracker(run, mode="online") as tracker:
         pass  # opening sends everything
     if tracker.uploaded:

@@ -4,13 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from experiments.config import metrics
+from experiments.config.metrics import Metric
 from experiments.errors import UserError
-from experiments.runs.metrics import read_metrics
+from experiments.runs.metrics import read_json, read_metrics
 from experiments.tracking import tracker
 
 TITLES = {
@@ -20,9 +22,6 @@ TITLES = {
     "hessian": "Curvature",
     "time": "Time",
 }
-
-
-AXES = {"loss": "loss", "accuracy": "accuracy", "seconds": "seconds"}
 
 
 def write_workspace(root: Path, runs: Sequence[Path]) -> str:
@@ -41,38 +40,58 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
         workspace = None
         if address.exists():
             try:
-                workspace = workspaces.Workspace.from_url(address.read_text().strip())
+                workspace = workspaces.Workspace.from_url(
+                    address.read_text(encoding="utf-8").strip()
+                )
             except Exception:  # somebody deleted it
                 pass
         workspace = workspace or workspaces.Workspace(entity=entity, project=project)
         workspace.name = "Optimizers side by side"
-        workspace.sections = make_sections(metric_keys(runs))
+        declared, results = read_metas(runs)
+        workspace.sections = make_sections(metric_keys(runs), declared)
         workspace.settings = workspaces.WorkspaceSettings(x_axis="epoch", max_runs=100)
         workspace.runset_settings = workspaces.RunsetSettings(
             groupby=[expr.Metric("Group")],  # the seeds of one configuration: mean and spread
-            pinned_columns=["summary:best/test/accuracy", "summary:test/accuracy"],
+            pinned_columns=[
+                f"summary:{prefix}{key}" for key in results for prefix in ("best/", "")
+            ],
         )
         workspace.save()
     except Exception as error:
         raise UserError(f"the workspace was not written: {tracker.summarize(error)}") from None
     address.parent.mkdir(exist_ok=True)
-    address.write_text(workspace.url + "\n")
+    address.write_text(workspace.url + "\n", encoding="utf-8")
     return workspace.url
 
 
+def read_metas(runs: Iterable[Path]) -> tuple[dict[str, Metric], list[str]]:
+    """The metrics that any run declares, by name, and the keys of the runs' results."""
+    declared: dict[str, Metric] = {}
+    results: list[str] = []
+    for run in runs:
+        try:
+            meta = read_json(run / "meta.json")
+            declared |= metrics.read(meta)
+            results.append(metrics.result_key(meta))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged run has no say in how the others are shown
+    return declared, list(dict.fromkeys(results))
+
+
 def metric_keys(runs: Iterable[Path]) -> list[str]:
-    """The keys that any run's rows have, but for those that count or set the pace."""
+    """The keys in any run's rows, without counters and the learning rate."""
     keys = {key for run in runs for row in read_metrics(run / "metrics.jsonl") for key in row}
     if any((run / "spectra").exists() for run in runs):
         keys.add("hessian/density_plot")
     return sorted(key for key in keys if "/" in key)
 
 
-def make_sections(keys: Sequence[str]) -> list[Any]:
+def make_sections(keys: Sequence[str], declared: Mapping[str, Metric]) -> list[Any]:
     """One section for each split or kind, one panel for each metric, or family of metrics.
 
     Args:
         keys: of the metrics, sorted.
+        declared: by the runs, by name; what is to be minimized has a logarithmic axis.
     """
     from wandb_workspaces.reports import v2 as reports
     from wandb_workspaces.workspaces import Section
@@ -87,15 +106,17 @@ def make_sections(keys: Sequence[str]) -> list[Any]:
             if family == "hessian/density_plot":
                 panels.append(reports.MediaBrowser(title="Spectral density", media_keys=[family]))
                 continue
-            words = family.split("/")[1].replace("_", " ")
+            name_of_metric = family.split("/")[1]
+            metric = declared.get(name_of_metric)
+            words = name_of_metric.replace("_", " ")
             panels.append(
                 reports.LinePlot(
                     title=f"{TITLES.get(name, name)}: {words}",
                     x="epoch",
                     y=list(lines),
                     title_x="epoch",
-                    title_y=AXES.get(words.split()[-1]),
-                    log_y=words.endswith("loss"),
+                    title_y=words if metric else "seconds" if words.endswith("seconds") else None,
+                    log_y=metric is not None and metric.direction == "min",
                 )
             )
         sections.append(Section(name=TITLES.get(name, name), panels=panels, is_open=True))
@@ -107,7 +128,7 @@ def kind(key: str) -> str:
 
 
 def show_locally(root: Path, runs: Sequence[Path]) -> int:
-    """The terminal view of all runs, or on no terminal where the report is."""
+    """The terminal view of all runs; outside of a terminal, print where the report is."""
     report = root / "report.html"
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or not installed():
         print(report if report.exists() else f"`make report` writes {report}")

@@ -1,4 +1,4 @@
-"""When the parts of an optimizer's step begin and end, on the clock of the device that computes."""
+"""Times at which the parts of an optimizer's step begin and end, on the device's own clock."""
 
 import time
 from collections.abc import Callable
@@ -13,15 +13,15 @@ class Clock:
     """Moments and the seconds between them.
 
     Args:
-        device: what computes. On a GPU a moment is an event in its queue: nobody waits for it to
-            get there.
+        device: that computes. On a GPU a moment is an event in its queue, so that taking one does
+            not wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def now(self) -> Any:
-        """This moment, for `seconds` alone to read."""
+        """This moment, to be read by `seconds`."""
         if self._device.type == "cpu":
             return time.perf_counter()
         event = torch.Event(self._device, enable_timing=True)
@@ -29,7 +29,7 @@ class Clock:
         return event
 
     def synchronize(self) -> None:
-        """Wait for the device to have passed all moments that were taken."""
+        """Wait until the device has passed all moments taken."""
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
 

@@ -1,6 +1,6 @@
-"""Measuring the curvature at given weights, which leaves no trace in model and generators.
+"""The curvature at given weights; measuring it changes neither the model nor torch's generators.
 
-Two of the configuration's keys ask for it during a training, at the end of epochs:
+Two keys of the configuration ask for it at the end of epochs:
 
 - `curvature_error_every_epochs`: `hessian/relative_error_median`, `hessian/relative_error_largest`
   and `hessian/mean_ratio` of the optimizer's finite difference against double backward.
@@ -9,7 +9,7 @@ Two of the configuration's keys ask for it during a training, at the end of epoc
   `time/spectrum_seconds`. All of it is in `spectra/epoch-<epoch>.npz` (see `Spectrum.save`); that
   of the initialization, epoch 0, is there only.
 
-What an optimizer's own products tell along the way is `experiments.training.monitor`'s.
+The statistics of an optimizer's own products are in `experiments.training.monitor`.
 """
 
 import json
@@ -31,7 +31,7 @@ from experiments.config.experiment import Config, SpectrumSettings
 from experiments.errors import UserError
 from experiments.runs import checkpoint
 from experiments.runtime import distributed
-from experiments.tasks import Task
+from experiments.tasks.task import Task
 
 Progress = Callable[[int, int], None]
 
@@ -39,14 +39,11 @@ Progress = Callable[[int, int], None]
 def curvature_error(
     optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
 ) -> dict[str, float]:
-    """How well the optimizer's finite difference does on the closure's batch.
+    """The error of the optimizer's finite difference on the closure's batch, as a row has it.
 
-    Nothing if the optimizer cannot say.
+    The optimizer compares curvature (`optimizers.Capabilities`).
     """
-    compare = getattr(optimizer, "curvature_error", None)
-    if compare is None:
-        return {}
-    error = compare(closure)
+    error = optimizer.curvature_error(closure)
     return {
         "hessian/relative_error_median": error.median,
         "hessian/relative_error_largest": error.largest,
@@ -59,7 +56,7 @@ def curvature_error(
 
 @dataclass
 class Spectrum:
-    """What was computed; the units are those of the loss per squared unit of the parameters."""
+    """The Hessian's spectrum, in units of the loss per squared unit of the parameters."""
 
     top: spectrum.Eigenpairs
     trace: spectrum.Estimate
@@ -73,7 +70,7 @@ class Spectrum:
     seconds: float
 
     def save(self, path: Path) -> None:
-        """Write everything but the time into an npz file, by rename.
+        """Write everything except the time into an npz file, by rename.
 
         `eigenvalues` with `residuals` and `converged`, `trace` and `trace_standard_error`, the
         density as `grid` and `density`, the quadrature's `nodes` and `weights` (one row per
@@ -104,7 +101,7 @@ class Spectrum:
         os.replace(temporary, path)
 
     def row(self) -> dict[str, float]:
-        """The figures for a line of the metrics."""
+        """Its entries in a row of the metrics."""
         values = {
             "hessian/top_eigenvalue" + (f"_{rank}" if rank > 1 else ""): float(value)
             for rank, value in enumerate(self.top.eigenvalues, 1)
@@ -127,18 +124,19 @@ def compute_spectrum(
 ) -> Spectrum:
     """The spectrum of the mean loss over the first batches of a run's first epoch.
 
-    They are shuffled and augmented as in training: always the same images. The model, its mode and
-    torch's generators are as before afterwards.
+    They are shuffled and augmented as in training, so they are the same for every call. The model,
+    its mode and torch's generators are left as they were.
 
     Args:
         task: gives batches and loss.
         model: as it is after `epoch` epochs.
+        epoch: recorded with the result.
         settings: what to compute, and how.
         progress: makes the callbacks for `"trace"`, `"density"` and `"eigenvalues"`.
 
     Raises:
-        UserError: the model has fewer parameters than eigenvalues are asked for.
-        RuntimeError: products that are not finite.
+        UserError: more eigenvalues are asked for than the model has parameters.
+        RuntimeError: a product is not finite.
     """
     batches = islice(task.training_batches(0, 0), settings.batches)
     sample = [part for batch in batches for part, _ in task.micro_batches(batch)]
@@ -156,7 +154,7 @@ def compute_spectrum(
         curvature=settings.curvature,
         weight=lambda batch: weights[id(batch)],
         keep_batches=settings.keep_batches,
-        process_group=distributed.everybody(),  # each has a share of every batch
+        process_group=distributed.world_group(),  # each has a shard of every batch
     )
     if settings.k > hessian.size:
         raise UserError(
@@ -175,7 +173,7 @@ def compute_spectrum(
             progress=progress("density"),
             **shared,
         )
-        with warnings.catch_warnings():  # `converged` says which have not
+        with warnings.catch_warnings():  # `converged` says which did not
             warnings.filterwarnings("ignore", "after .* products", RuntimeWarning)
             top = spectrum.top_eigenvalues(
                 hessian,
@@ -185,7 +183,7 @@ def compute_spectrum(
                 **shared,
             )
     seconds = time.perf_counter() - start
-    images = round(distributed.total({"images": sum(weights.values())})["images"])
+    images = round(distributed.sum_over_ranks({"images": sum(weights.values())})["images"])
     grid, density = spectrum.smooth(quadrature)
     return Spectrum(
         top, trace, quadrature, grid, density, hessian.size, images, epoch, settings, seconds
@@ -197,10 +195,10 @@ def record_spectrum(
 ) -> dict[str, float]:
     """Compute the spectrum if it is due after `epoch` epochs, and write it into `spectra/`.
 
-    A spectrum that cannot be computed is passed over with a warning: it must not end a training.
+    A spectrum that cannot be computed is skipped with a warning: it must not end a training.
 
     Returns:
-        What the epoch's row says of it.
+        Its entries in the epoch's row.
     """
     every = config.spectrum_every_epochs
     if not every or epoch % every:
@@ -228,7 +226,7 @@ def _in_mode(model: nn.Module, mode: str):
 
 @contextmanager
 def _seeded(seed: int):
-    """Dropout's masks, where there are any, are those of `seed`."""
+    """Draw dropout's masks, where there are any, from `seed`."""
     before = checkpoint.random_state()
     torch.manual_seed(seed)
     try:

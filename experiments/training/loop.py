@@ -1,4 +1,4 @@
-"""The training loop: one for every task and every optimizer, in execution order."""
+"""The training loop, the same for every task and every optimizer."""
 
 import hashlib
 import math
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from experiments.config import metrics
 from experiments.config.experiment import Config
 from experiments.runs import checkpoint
 from experiments.runs.directory import RunDirectory
@@ -20,23 +21,26 @@ from experiments.runs.provenance import session
 from experiments.runtime import distributed, stopping
 from experiments.runtime.device import build_device
 from experiments.runtime.progress import Progress
-from experiments.tasks import Task
 from experiments.tasks.registry import build_task
+from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
 from experiments.training import curvature, optimizers
 from experiments.training.monitor import CurvatureMonitor
-from experiments.training.schedule import build_plateau, group_values
+from experiments.training.schedule import GroupSchedule, build_plateau
 
 
 class NonFiniteLoss(Exception):
-    """A training that cannot go on: its loss or weights are infinite or not a number."""
+    """A training that cannot go on: its loss or a weight is infinite or not a number."""
 
 
 @dataclass
 class Position:
-    """How far a training is: `epoch` whole epochs and `step` steps of the next one.
+    """How far a training has come.
 
-    `totals` and `seconds` are those of the unfinished epoch.
+    Attributes:
+        epoch: whole epochs.
+        step: steps of the next one.
+        totals, seconds: sums and time of these steps.
     """
 
     epoch: int = 0
@@ -57,11 +61,25 @@ class Training:
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
 
+    def __post_init__(self) -> None:
+        self.capabilities = optimizers.Capabilities.of(self.optimizer)
+        self.schedule = GroupSchedule(self.config, self.task.steps_per_epoch)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the coming backward pass must keep the graph (`create_graph`)."""
+        return self.capabilities.asks_for_graph and self.optimizer.needs_graph
+
 
 def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     """Train a run to its end, from its checkpoint where it has one.
 
-    Interrupted at any moment and called again, it leaves, on a CPU, bitwise the metrics (but for
+    Interrupted at any moment and called again, on a CPU, it leaves bitwise the metrics (except
     `time/`) and weights of an uninterrupted run: the order of the data does not depend on
     history, and everything that does is in the checkpoint.
 
@@ -72,22 +90,15 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
 
     Raises:
         NonFiniteLoss: with step and learning rate; the last good checkpoint stays.
-        Stopped: a signal asked for it, and the step that it came in is saved.
+        Stopped: a signal asked for it; the step during which it came is saved.
         StorageError: a file cannot be written; the last good checkpoint stays.
         LeaseLost: another process has taken over.
     """
-    device = build_device(config)
-    task = build_task(config, device, data_root)
-    torch.manual_seed(_model_seed(config.seed))
-    model = task.build_model()
-    optimizer = optimizers.build_optimizer(config, model.parameters())
-    model = distributed.prepare_model(model, getattr(optimizer, "needs_graph", False))
-    plateau = build_plateau(config, optimizer, task.metrics)
-    training = Training(config, directory, task, model, optimizer, plateau=plateau)
-    if config.curvature_statistics:
-        training.monitor = CurvatureMonitor(model, optimizer)
+    training = build(config, directory, data_root)
+    task, model = training.task, training.model
     parameters = sum(p.numel() for p in model.parameters())
-    directory.describe(session(device), dict(task.metrics), task.headline, parameters)
+    declared = metrics.dump(task.metrics)
+    directory.describe(session(task.device), declared, task.headline.name, parameters)
     position = restore(training)
     if position == Position():
         curvature.record_spectrum(config, directory.path, task, model, epoch=0)
@@ -97,39 +108,51 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     mode = None if distributed.is_main() else "disabled"
     with Tracker(directory.path, mode) as tracker, Progress(label, steps) as progress:
         while position.epoch < config.epochs:
-            values = group_values(config, position.epoch)
-            for group in optimizer.param_groups:
-                group.update(values)
-            learning_rate = optimizer.param_groups[0]["lr"]
-            times = train_epoch(training, position, learning_rate, progress)
+            times = train_epoch(training, position, progress)
 
-            metrics = {"train": task.summarize(position.totals)}
-            metrics |= {split: evaluate(task, model, split) for split in task.evaluation_splits}
+            measured = {"train": task.summarize(position.totals)}
+            measured |= {split: evaluate(task, model, split) for split in task.evaluation_splits}
             position = Position(epoch=position.epoch + 1)
             row = {
                 "step": position.epoch * task.steps_per_epoch,
                 "epoch": position.epoch,
-                "learning_rate": learning_rate,
-                **{f"{split}/{key}": v for split, all in metrics.items() for key, v in all.items()},
+                "learning_rate": training.learning_rate,
+                **{f"{split}/{k}": v for split, all in measured.items() for k, v in all.items()},
                 **measure_curvature(training, position.epoch),
                 **times,
             }
-            if plateau:
-                plateau.step(row[config.learning_rate_schedule.plateau.metric])
+            if training.plateau:
+                training.plateau.step(row[config.learning_rate_schedule.plateau.metric])
             directory.append(row)
             tracker.log(row)
             last = position.epoch == config.epochs
             if last or position.epoch % config.checkpoint_every_epochs == 0:
                 save(training, position)
-            progress.note(_note(row, task.headline, config.epochs), last)
-        # Before the tracker finishes: nobody waits for wandb to have a result.
-        directory.finish(task.headline, task.metrics[task.headline])
+            progress.note(_note(row, config), last)
+        # Before the tracker finishes: a result does not wait for wandb.
+        directory.finish(task.headline.name, task.headline.direction)
 
 
-def train_epoch(
-    training: Training, position: Position, learning_rate: float, progress: Progress
-) -> dict[str, float]:
-    """Train from `position`, which moves along, to the end of its epoch.
+def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
+    """The objects of a training at its start; the arguments are those of `train`.
+
+    Raises:
+        UserError: the configuration does not fit the data, the optimizer or the processes.
+    """
+    task = build_task(config, build_device(config), data_root)
+    torch.manual_seed(_model_seed(config.seed))
+    model = task.build_model()
+    optimizer = optimizers.build_optimizer(config, model.parameters())
+    training = Training(config, directory, task, model, optimizer)
+    training.model = distributed.prepare_model(model, training.needs_graph)
+    training.plateau = build_plateau(config, optimizer)
+    if config.curvature_statistics and training.capabilities.has_curvature_hooks:
+        training.monitor = CurvatureMonitor(training.model, optimizer)
+    return training
+
+
+def train_epoch(training: Training, position: Position, progress: Progress) -> dict[str, float]:
+    """Train from `position`, which is moved along, to the end of its epoch.
 
     Returns:
         `time/epoch_seconds`, interrupted sessions included, and `time/step_seconds`, the median
@@ -140,8 +163,11 @@ def train_epoch(
     earlier, start, step_seconds = position.seconds, time.perf_counter(), []
     training.model.train()
     for batch in task.training_batches(position.epoch, position.step):
+        values = training.schedule.values(done + position.step)
+        for group in training.optimizer.param_groups:
+            group.update(values)
         step_start = time.perf_counter()
-        sums = optimizer_step(task, training.model, training.optimizer, batch)
+        sums = optimizer_step(training, batch)
         step_seconds.append(time.perf_counter() - step_start)
         position.step += 1
         position.seconds = earlier + time.perf_counter() - start
@@ -149,17 +175,17 @@ def train_epoch(
         if not math.isfinite(sums["loss"]):
             raise NonFiniteLoss(
                 f"the loss is {sums['loss'] / sums['weight']} at step {done + position.step} "
-                f"(epoch {position.epoch + 1}, learning rate {learning_rate:g}); "
+                f"(epoch {position.epoch + 1}, learning rate {training.learning_rate:g}); "
                 f"the last good checkpoint stays in {training.directory.path}"
             )
         progress.step(done + position.step)
         every = config.checkpoint_every_steps
         inside = position.step < task.steps_per_epoch  # at the end, evaluation comes first
-        stop = distributed.agree(stopping.requested())
+        stop = distributed.broadcast(stopping.requested())
         if stop or (every and (done + position.step) % every == 0 and inside):
             save(training, position)
         if stop:
-            distributed.agree("saved")  # nobody leaves before the one that writes
+            distributed.broadcast("saved")  # no rank leaves before rank 0 has written
             raise stopping.Stopped(stop)
     times = {"time/epoch_seconds": position.seconds}
     if step_seconds:
@@ -167,82 +193,79 @@ def train_epoch(
     return times
 
 
-def optimizer_step(
-    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any
-) -> dict[str, float]:
+def optimizer_step(training: Training, batch: Any) -> dict[str, float]:
     """One step, the same for every optimizer, and the batch's sums before it.
 
     The optimizer decides how often it evaluates the closure; the sums are those of the first
-    evaluation, at the weights that the step starts from.
+    evaluation, at the weights from which the step starts.
     """
     evaluations: list[dict[str, Tensor]] = []
-    optimizer.step(make_closure(task, model, optimizer, batch, evaluations))
-    return distributed.total({key: value.item() for key, value in evaluations[0].items()})
+    training.optimizer.step(make_closure(training, batch, evaluations))
+    return distributed.sum_over_ranks({k: value.item() for k, value in evaluations[0].items()})
 
 
 def make_closure(
-    task: Task,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Any,
-    evaluations: list[dict[str, Tensor]],
+    training: Training, batch: Any, evaluations: list[dict[str, Tensor]]
 ) -> Callable[[], Tensor]:
-    """The closure that every optimizer gets; each evaluation leaves its sums in `evaluations`."""
+    """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`."""
+    task, model = training.task, training.model
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
+        training.optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         whole: Tensor | None = None
         for part, share in task.micro_batches(batch):
             loss, sums = task.loss(model, part)
             _add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
             loss = distributed.weighted(loss, sums["weight"], share)
-            loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+            loss.backward(create_graph=training.needs_graph)
             with torch.no_grad():
                 whole = loss if whole is None else whole + loss
         evaluations.append(totals)
-        distributed.average_gradients(optimizer)
+        if not training.capabilities.averages_over_processes:
+            distributed.average_gradients(model.parameters())
         return whole
 
     return closure
 
 
 def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
-    """What the configuration asks to know of the curvature, after so many epochs."""
+    """The curvature as the configuration asks for it, after so many epochs: entries of the row."""
     config, task, model = training.config, training.task, training.model
     row = training.monitor.finish_epoch() if training.monitor else {}
     every = config.curvature_error_every_epochs
-    if every and epoch % every == 0:
+    if training.capabilities.compares_curvature and every and epoch % every == 0:
         model.train()
         batch = next(iter(task.training_batches(epoch - 1, 0)))
-        closure = make_closure(task, model, training.optimizer, batch, [])
+        closure = make_closure(training, batch, [])
         row |= curvature.curvature_error(training.optimizer, closure)
     return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
 
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
-    """The metrics of a whole split."""
+    """The task's metrics on a whole split."""
     model.eval()
     totals: dict[str, float] = {}
     for batch in task.evaluation_batches(split):
-        loss, sums = task.loss(model, batch)
-        sums = {**sums, "loss": loss * sums["weight"]}
-        _add(totals, {key: value.item() for key, value in sums.items()})
-    return task.summarize(distributed.total(totals))
+        _add(totals, {key: value.item() for key, value in task.evaluate(model, batch).items()})
+    measured = task.summarize(distributed.sum_over_ranks(totals))
+    declared = {metric.name for metric in task.metrics}
+    assert measured.keys() == declared, f"{split}: {sorted(measured)}, declared {sorted(declared)}"
+    return measured
 
 
 def save(training: Training, position: Position) -> None:
     """Save everything that the rest of the training depends on.
 
     Raises:
-        NonFiniteLoss: a weight is not finite, so that this would be no good checkpoint.
+        NonFiniteLoss: a weight is not finite; the last good checkpoint stays.
     """
     if not all(p.isfinite().all() for p in training.model.parameters()):
         raise NonFiniteLoss(
             f"weights are infinite or not a number after epoch {position.epoch}, step "
             f"{position.step} of the next (learning rate "
-            f"{training.optimizer.param_groups[0]['lr']:g}); "
+            f"{training.learning_rate:g}); "
             f"the last good checkpoint stays in {training.directory.path}"
         )
     state = {
@@ -260,7 +283,7 @@ def save(training: Training, position: Position) -> None:
 def restore(training: Training) -> Position:
     """Go back to the last checkpoint, metrics included, or to the start where there is none."""
     path = training.directory.path
-    state = distributed.agree(checkpoint.load(path) if distributed.is_main() else None)
+    state = distributed.broadcast(checkpoint.load(path) if distributed.is_main() else None)
     if state is None:
         training.directory.cut_metrics(0)
         return Position()
@@ -269,7 +292,7 @@ def restore(training: Training) -> Position:
     checkpoint.restore_random_state(state["random"])
     if training.plateau:
         training.plateau.load_state_dict(state["plateau"])
-    if training.monitor and state.get("monitor"):  # neither has to have been asked for before
+    if training.monitor and state.get("monitor"):  # the session before may have had none
         training.monitor.load_state_dict(state["monitor"])
     training.directory.cut_metrics(state["metrics_size"])
     return Position(**state["position"])
@@ -281,12 +304,14 @@ def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
 
 
 def _model_seed(seed: int) -> int:
-    """The seed of initialization (and dropout), apart from that of any other use of `seed`."""
+    """The seed of initialization and dropout, different from that of any other use of `seed`."""
     return int.from_bytes(hashlib.sha256(f"{seed} model".encode()).digest()[:7], "little")
 
 
-def _note(row: dict[str, Any], headline: str, epochs: int) -> str:
+def _note(row: dict[str, Any], config: Config) -> str:
+    metric, split = config.headline, config.result_split
+    value = f"{metric.text(row[f'{split}/{metric.name}'])} {metric.unit}".rstrip()
     return (
-        f"epoch {row['epoch']}/{epochs}  train loss {row['train/loss']:.3f}  "
-        f"test {headline} {row[f'test/{headline}']:.4f}"
+        f"epoch {row['epoch']}/{config.epochs}  train loss {row['train/loss']:.3f}  "
+        f"{split} {metric.name} {value}"
     )

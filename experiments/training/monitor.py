@@ -1,12 +1,13 @@
-"""Watching an optimizer's own Hessian-vector products, epoch by epoch.
+"""Statistics of an optimizer's own Hessian-vector products, epoch by epoch.
 
-`curvature_statistics: true` adds to a row, from the products of the epoch's steps:
+Where the optimizer shows its products, `curvature_statistics: true` adds to a row, from those of
+the epoch's steps:
 
 - `hessian/trace_estimate` and `hessian/trace_estimate_standard_error`,
   `hessian/layer_trace/<module>`, `hessian/frobenius_norm`, `hessian/negative_share`,
   `hessian/signal_to_noise/block_<b>`: `adahessian.curvature_statistics` has the formulas;
-- `time/curvature_share`: the part of the steps' time from the end of the closure's first
-  evaluation until H·z is there. What the graph costs the first evaluation is not in it.
+- `time/curvature_share`: the part of the steps' time between the end of the closure's first
+  evaluation and H·z. It leaves out what the graph costs the first evaluation.
 """
 
 import math
@@ -24,22 +25,19 @@ from experiments.training.clock import Clock, register_evaluation_hook
 class CurvatureMonitor:
     """Statistics of the products that the optimizer computes in its steps, epoch by epoch.
 
-    An optimizer without `register_curvature_hook` has none, and its rows stay as they are.
-
     Args:
         model: gives the layers their names.
-        optimizer: is watched from now on.
+        optimizer: watched from now on; it has curvature hooks (`optimizers.Capabilities`).
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.statistics = CurvatureStatistics(layers(model))
         self._clock = Clock(next(model.parameters()).device)
-        self._steps: list[dict[str, Any]] = []  # of each step, when its parts began and ended
-        if hasattr(optimizer, "register_curvature_hook"):
-            optimizer.register_curvature_hook(self._note("curved"))
-            optimizer.register_curvature_hook(self.statistics)
-            register_evaluation_hook(optimizer, self._begin, self._evaluated)
-            optimizer.register_step_post_hook(self._note("end"))
+        self._steps: list[dict[str, Any]] = []  # when each step's parts began and ended
+        optimizer.register_curvature_hook(self._note("curved"))
+        optimizer.register_curvature_hook(self.statistics)
+        register_evaluation_hook(optimizer, self._begin, self._evaluated)
+        optimizer.register_step_post_hook(self._note("end"))
 
     def _begin(self) -> None:
         self._steps.append({"start": self._clock.now()})
@@ -55,7 +53,7 @@ class CurvatureMonitor:
         return hook
 
     def finish_epoch(self) -> dict[str, float]:
-        """What the row of an epoch says, and a new beginning."""
+        """The entries of the epoch's row; the next epoch starts from nothing."""
         summary, steps = self.statistics.summary(), self._steps
         self.statistics.reset()
         self._steps = []
@@ -77,7 +75,7 @@ class CurvatureMonitor:
             },
             "time/curvature_share": curved / whole if steps else None,
         }
-        # JSON knows no infinity: an error that is not known yet is not there.
+        # JSON has no infinity: a standard error that is not known yet is left out.
         return {k: v for k, v in values.items() if v is not None and math.isfinite(v)}
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from experiments.plans.load import load
 from experiments.runs import checkpoint
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root
-from experiments.tasks import Task
 from experiments.tasks.registry import build_task
+from experiments.tasks.task import Task
 
 
 def name_of(directory: Path) -> str:

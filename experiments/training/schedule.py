@@ -1,6 +1,5 @@
-"""The learning rate, and other entries of parameter groups, over a training."""
+"""The learning rate, and other options of the parameter groups, over a training."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,43 +8,48 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from experiments.config.experiment import Config
 
 
-def build_plateau(
-    config: Config, optimizer: torch.optim.Optimizer, metrics: Mapping[str, str]
-) -> ReduceLROnPlateau | None:
-    """torch's scheduler if the learning rate waits for a plateau, to be told of each epoch.
+class GroupSchedule:
+    """What the configuration sets in every parameter group, step by step.
+
+    Args:
+        config: the resolved configuration.
+        steps_per_epoch: in one pass over the training set.
+    """
+
+    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+        self.config, self.steps_per_epoch = config, steps_per_epoch
+
+    def values(self, step: int) -> dict[str, Any]:
+        """The options to set before a step, counted from 0 over the whole training.
+
+        A pure function of the step. It leaves out a learning rate that waits for a plateau:
+        `build_plateau` lowers that.
+        """
+        schedule, spec = self.config.learning_rate_schedule, self.config.optimizer
+        values: dict[str, Any] = {}
+        if schedule.plateau is None:
+            relative = schedule.relative_rate(step, self.steps_per_epoch, self.config.epochs)
+            values["lr"] = spec.lr * relative
+        return values | spec.changed_options(step // self.steps_per_epoch)
+
+
+def build_plateau(config: Config, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:
+    """torch's scheduler if the learning rate waits for a plateau; it is told of each epoch.
 
     Args:
         config: the resolved configuration.
         optimizer: whose learning rate it lowers.
-        metrics: the task's, with their directions.
     """
     schedule = config.learning_rate_schedule
     if schedule.plateau is None:
         return None
-    metric = schedule.plateau.metric.partition("/")[2]
+    metric = {metric.name: metric for metric in config.metrics}[
+        schedule.plateau.metric.partition("/")[2]
+    ]
     return ReduceLROnPlateau(
         optimizer,
-        mode=metrics[metric],
+        mode=metric.direction,
         factor=schedule.factor,
         patience=schedule.plateau.patience,
         threshold=schedule.plateau.threshold,
     )
-
-
-def group_values(config: Config, epoch: int) -> dict[str, Any]:
-    """The entries of every parameter group that the configuration sets for an epoch (from 0).
-
-    A pure function of the epoch, so that a schedule has no state to save or to lose. Only a
-    learning rate that waits for a plateau is not among them: `build_plateau` sets that.
-    """
-    schedule, spec = config.learning_rate_schedule, config.optimizer
-    early = 1 if schedule.stepped_at_epoch_start else 0
-    # The first epoch always has the full rate, however short the training.
-    starts = [max(1, round(drop * config.epochs) - early) for drop in schedule.drops]
-    values: dict[str, Any] = {}
-    if schedule.plateau is None:
-        values["lr"] = spec.lr * schedule.factor ** sum(epoch >= s for s in starts)
-    for start in sorted(spec.after_epochs):
-        if epoch >= start:
-            values.update(spec.after_epochs[start])
-    return values

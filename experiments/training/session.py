@@ -21,12 +21,12 @@ def train_unless_done(config: Config, wait: bool = False) -> int:
     """
     distributed.start(build_device(config))
     directory = (RunDirectory if distributed.is_main() else Onlooker)(runs_root(), config)
-    if distributed.agree(directory.done):
+    if distributed.broadcast(directory.done):
         print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
         return 0
     try:
         with stopping.listening(), directory.locked(wait):
-            if not distributed.agree(directory.done):  # it may be since we waited
+            if not distributed.broadcast(directory.done):  # it may be since we waited
                 train(config, directory, data_root())
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,10 +4,19 @@ import math
 import statistics
 from collections.abc import Iterator
 
-from markupsafe import Markup
-
 from experiments.reports.page import figures
-from experiments.reports.page.blocks import Cell, Figure, Grid, Section, Text, duration, number
+from experiments.reports.sections import (
+    Cell,
+    Figure,
+    Grid,
+    Link,
+    Section,
+    Strong,
+    Text,
+    duration,
+    number,
+)
+from experiments.results.published import paper_figures
 from experiments.results.statistics import (
     CONFIDENCE,
     Difference,
@@ -16,19 +25,20 @@ from experiments.results.statistics import (
     mean_and_std,
     summarize,
 )
-from experiments.results.tables import Results, Table
+from experiments.results.tables import ComparisonTable, Results
 
+NAMES = {"val": "validation"}  # of splits, where the word is another one
 NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 
 def overview(results: Results) -> Iterator[Section]:
-    """How much there is, and what is best in each table where there are several."""
+    """How many runs there are, and what is best in each table."""
     finished = results.having("done")
     hours = math.fsum(run.training_seconds() for run in results.runs) / 3600
-    text = Markup("<strong>{}</strong> finished runs, {} of training in all.")
-    section = Section("At a glance", [Text(text.format(len(finished), duration(hours)))])
+    count = [Strong(len(finished)), f" finished runs, {duration(hours)} of training in all."]
+    section = Section("At a glance", [Text(count)])
     if results.left_out:
-        text = Markup('{}: see <a href="#runs">Runs</a>.').format(results.left_out)
+        text = [f"{results.left_out}: see ", Link("Runs"), "."]
         section.blocks.append(Text(text, "warning"))
     if len(results.tables) == 1:
         section.blocks += _words(results.tables[0], summarize(results.tables[0]))
@@ -37,7 +47,7 @@ def overview(results: Results) -> Iterator[Section]:
     yield section
 
 
-def _overview_grid(every: list[Table]) -> Grid:
+def _overview_grid(every: list[ComparisonTable]) -> Grid:
     rows = []
     for table in every:
         best, others = compare(table)
@@ -53,25 +63,25 @@ def _overview_grid(every: list[Table]) -> Grid:
                 len(table.runs),
             ]
         )
-    columns = ("experiment", "best", "last epoch, test", "next best", "behind by", "runs")
+    columns = ("experiment", "best", "last epoch", "next best", "behind by", "runs")
     caption = f"Best mean of the last epoch; behind by: with simultaneous {CONFIDENCE:.0%} interval"
     return Grid(caption, columns, rows)
 
 
 def tables(results: Results) -> Iterator[Section]:
-    """Each table: who is best in words, the figures, and how the training went."""
+    """Each table: the verdict in words, the figures, and curves of the training."""
     for table in results.tables:
-        rows = summarize(table)
+        rows = summarize(table, paper_figures())
         words = _words(table, rows) if len(results.tables) > 1 else []
         section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
         spread = figures.spread_note(table)
         shown = [
             Figure(
-                f"Last epoch by seed: test {table.headline}",
+                f"Last epoch by seed: {table.result_name}",
                 figures.seeds(table),
                 f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
             ),
-            Figure(f"Test {table.headline}", figures.headline(table), spread),
+            Figure(_title(table), figures.headline(table), spread),
         ]
         if any(run.series("train/loss") for run in table.runs):
             plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
@@ -79,7 +89,7 @@ def tables(results: Results) -> Iterator[Section]:
         if any(run.series("time/epoch_seconds") for run in table.runs):
             shown.append(
                 Figure(
-                    f"Test {table.headline} for the time spent",
+                    f"{_title(table)} for the time spent",
                     figures.headline_by_time(table),
                     "Times compare only where runs had the same machine to themselves.",
                 )
@@ -88,74 +98,70 @@ def tables(results: Results) -> Iterator[Section]:
         yield section
 
 
-def _words(table: Table, rows: list[Row]) -> list[Text]:
+def _words(table: ComparisonTable, rows: list[Row]) -> list[Text]:
     """The verdict and the cost as sentences."""
     blocks = [Text(verdict(table), "verdict")]
     if len(rows) > 1:
-        unit = " in percentage points" if table.unit else ""
+        unit = f" in {found}" if (found := table.metric.difference_unit) else ""
         text = f"In brackets: the lead{unit}, and its simultaneous {CONFIDENCE:.0%} interval."
         blocks.append(Text(text, "note"))
-    ratios = [row for row in rows if row.ratio is not None and row.label != "sgd"]
+    ratios = [row for row in rows if row.ratio is not None and row.label != table.reference]
     if ratios:
-        named = [Markup("{} {:.2f}").format(row.label, row.ratio) for row in ratios[:NAMED]]
-        text = Markup("A step costs, in steps of sgd: {}.").format(_list(named))
-        blocks.append(Text(text))
+        named = [f"{row.label} {row.ratio:.2f}" for row in ratios[:NAMED]]
+        blocks.append(Text(f"A step costs, in steps of {table.reference}: {_list(named)}."))
     return blocks
 
 
-def verdict(table: Table) -> Markup:
+def verdict(table: ComparisonTable) -> list[str]:
     """Which group is best, and against which others that is certain."""
     best, others = compare(table)
     measured = _measured(table, [run.last() for run in table.groups[best]])
-    start = Markup("<strong>{}</strong> {} test {}: {} (n = {}).").format(
-        best,
-        "has the best mean last-epoch" if others else "is alone here; its last-epoch",
-        table.headline,
-        measured,
-        len(table.groups[best]),
-    )
+    words = "has the best mean last-epoch" if others else "is alone here; its last-epoch"
+    n = len(table.groups[best])
     certain = [other for other in others if other.certain]
     unclear = [other for other in others if other.interval and not other.certain]
     single = [other for other in others if other.interval is None]
-    parts = [start]
-    for chosen, lead in (
-        (certain, "It is ahead of"),
-        (unclear, "It cannot be told apart from"),
-        (single, "One seed, or no spread, is too little to judge its lead over"),
-    ):
-        if chosen:
-            parts.append(Markup("{} {}.").format(lead, _named(table, chosen)))
-    return Markup(" ").join(parts)
-
-
-def _named(table: Table, differences: list[Difference]) -> Markup:
-    named = [
-        Markup("{} (by {})").format(other.label, _difference(table, other))
-        for other in differences[:NAMED]
+    sentences = [f"{words} {table.result_name}: {measured} (n = {n})."] + [
+        f"{lead} {_named(table, chosen)}."
+        for chosen, lead in (
+            (certain, "It is ahead of"),
+            (unclear, "It cannot be told apart from"),
+            (single, "One seed, or no spread, is too little to judge its lead over"),
+        )
+        if chosen
     ]
+    return [Strong(best), f" {' '.join(sentences)}"]
+
+
+def _named(table: ComparisonTable, differences: list[Difference]) -> str:
+    named = [f"{other.label} (by {_difference(table, other)})" for other in differences[:NAMED]]
     rest = len(differences) - NAMED
-    return _list([*named, *([Markup("{} more").format(rest)] if rest > 0 else [])])
+    return _list([*named, *([f"{rest} more"] if rest > 0 else [])])
 
 
-def _difference(table: Table, other: Difference) -> str:
-    text = number(table.scale * other.mean, table.digits)
+def _difference(table: ComparisonTable, other: Difference) -> str:
+    text = table.metric.text(other.mean)
     if other.interval is not None:
-        low, high = (number(table.scale * bound, table.digits) for bound in other.interval)
-        text += f", {low} to {high}"
+        text += ", {} to {}".format(*map(table.metric.text, other.interval))
     return text.replace("-", "−")
 
 
-def _measured(table: Table, values: list[float]) -> str:
-    return f"{mean_and_std(table, values)} {table.unit}".strip()
+def _measured(table: ComparisonTable, values: list[float]) -> str:
+    return f"{mean_and_std(table.metric, values)} {table.metric.unit}".strip()
 
 
-def _list(items: list[Markup]) -> Markup:
-    if len(items) < 2:
-        return Markup("").join(items)
-    return Markup("{} and {}").format(Markup(", ").join(items[:-1]), items[-1])
+def _title(table: ComparisonTable) -> str:
+    """The result as a heading: `Test accuracy`."""
+    return table.result_name[0].upper() + table.result_name[1:]
 
 
-def _comparison_grid(table: Table, rows: list[Row]) -> Grid:
+def _list(items: list[str]) -> str:
+    """Items as a sentence lists them."""
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
     best, others = compare(table)
     behind = {other.label: other for other in others}
     lines = []
@@ -174,24 +180,25 @@ def _comparison_grid(table: Table, rows: list[Row]) -> Grid:
                 Cell(row.paper, float(row.paper.split()[0]) if row.paper else math.nan),
             ]
         )
-    points = ", points" if table.unit else ""
+    unit = ", ".join(["behind the best by", *table.metric.difference_unit.split()[-1:]])
     columns = [
-        "optimizer", "n", "last epoch", f"behind the best by{points}", "best epoch", "step, ms",
-        "× SGD", "training, all seeds", "paper",
+        "optimizer", "n", "last epoch", unit, "best epoch", "step, ms", f"× {table.reference}",
+        "training, all seeds", "paper",
     ]  # fmt: skip
-    caption = f"Test {table.headline}: mean ± sample standard deviation over n seeds"
+    caption = f"{_title(table)}: mean ± sample standard deviation over n seeds"
     return Grid(caption, columns, lines)
 
 
-def _statistics(table: Table) -> Text:
+def _statistics(table: ComparisonTable) -> Text:
     """What the intervals are, and what flatters the best epoch."""
     repeated = sum(len(runs) > 1 for runs in table.groups.values())
-    split = table.runs[0].config["best_epoch_split"]
+    chosen, judged = table.runs[0].config["best_epoch_split"], table.runs[0].result_split
     text = (
-        "The best epoch is chosen on the test set itself, which flatters every row; the comparison "
-        "uses the last epoch, which nobody chose."
-        if split == "test"
-        else "The best epoch is chosen on the validation set; the comparison uses the last epoch."
+        f"The best epoch is chosen on the {judged} set itself, which flatters every row; the "
+        "comparison uses the last epoch, which is fixed beforehand."
+        if chosen == judged
+        else f"The best epoch is chosen on the {NAMES.get(chosen, chosen)} set; the comparison "
+        "uses the last epoch."
     )
     if repeated > 1:
         pairs = math.comb(repeated, 2)

@@ -1,4 +1,4 @@
-"""How the spectrum of the loss moved during the trainings that measured it."""
+"""The spectrum of the Hessian over the epochs, for runs that measured it."""
 
 import math
 import re
@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.reports.page.blocks import Figure, Section, Text
 from experiments.reports.page.figures import (
     COLORS,
     HEIGHT,
@@ -19,8 +18,9 @@ from experiments.reports.page.figures import (
     style,
     use_logarithmic_y,
 )
+from experiments.reports.sections import Figure, Section, Text
 from experiments.results.statistics import curve
-from experiments.results.tables import Results, Table
+from experiments.results.tables import ComparisonTable, Results
 from experiments.runs.reading import Run
 
 UNIT = "loss / parameter²"
@@ -28,7 +28,7 @@ COLUMN_LIMIT = 60  # epochs in a heat map
 
 
 def spectra(results: Results) -> Iterator[Section]:
-    """How the spectrum moved, for tables whose runs measured it."""
+    """The spectrum over the epochs, for tables whose runs measured it."""
     for table in results.tables:
         blocks = [*_densities(table), *_curvature_curves(table), *_layers(table)]
         if blocks:
@@ -37,7 +37,7 @@ def spectra(results: Results) -> Iterator[Section]:
             yield Section(f"Curvature: {table.title}", [Text(note, "note"), *blocks])
 
 
-def _densities(table: Table) -> Iterator[Figure]:
+def _densities(table: ComparisonTable) -> Iterator[Figure]:
     """One heat map per group, of the first seed that has spectra, on common axes."""
     chosen: dict[str, tuple[Run, dict]] = {}
     for label, runs in table.groups.items():
@@ -54,7 +54,7 @@ def _densities(table: Table) -> Iterator[Figure]:
         yield Figure(title, density(spectra, axis, limits), note)
 
 
-def _curvature_curves(table: Table) -> Iterator[Figure]:
+def _curvature_curves(table: ComparisonTable) -> Iterator[Figure]:
     spread = spread_note(table)
     bars = f"{spread} Bars: the estimator's standard error."
     if _has(table, "hessian/top_eigenvalue"):
@@ -78,11 +78,11 @@ def _curvature_curves(table: Table) -> Iterator[Figure]:
         yield Figure("Signal-to-noise by block size", signal_to_noise(table), note)
 
 
-def _has(table: Table, key: str) -> bool:
+def _has(table: ComparisonTable, key: str) -> bool:
     return any(key in row for run in table.runs for row in run.rows)
 
 
-def _layers(table: Table) -> Iterator[Figure]:
+def _layers(table: ComparisonTable) -> Iterator[Figure]:
     """One heat map of the layers' traces per group, with common colors."""
     means = {label: layer_means(runs)[2] for label, runs in table.groups.items()}
     positive = {label: array[array > 0] for label, array in means.items()}
@@ -101,7 +101,7 @@ def _layers(table: Table) -> Iterator[Figure]:
 # ----------------------------------------------------------------------------------------- plots
 
 
-def eigenvalues(table: Table) -> Any:
+def eigenvalues(table: ComparisonTable) -> Any:
     """The top eigenvalues over the epochs: the largest as a thick line, further ones thin."""
     plot = figure("epoch", f"eigenvalue ({UNIT})")
     keys = {key for run in table.runs for row in run.rows for key in row}
@@ -111,11 +111,11 @@ def eigenvalues(table: Table) -> Any:
     )
     for place, (name, runs) in enumerate(table.groups.items()):
         mean = curve(runs, "hessian/top_eigenvalue")
-        add_line(plot, place, name, mean.epochs, mean)
+        add_line(plot, place, name, mean.x, mean)
         for key in further:
             mean = curve(runs, key)
             plot.add_scatter(
-                x=mean.epochs, y=mean.means, line={**style(place), "width": 0.8}, mode="lines",
+                x=mean.x, y=mean.means, line={**style(place), "width": 0.8}, mode="lines",
                 name=f"{escaped(name)}, number {key.rpartition('_')[2]}", showlegend=False,
                 legendgroup=str(place), opacity=0.8, hoverinfo="skip",
             )  # fmt: skip
@@ -124,7 +124,7 @@ def eigenvalues(table: Table) -> Any:
     return plot
 
 
-def signal_to_noise(table: Table) -> Any:
+def signal_to_noise(table: ComparisonTable) -> Any:
     """The diagonal's signal-to-noise ratio by block size, at the last epoch that has it."""
     plot = figure("block size (parameters)", "signal-to-noise ratio")
     sizes = set()
@@ -188,8 +188,8 @@ def layer_means(runs: list[Run]) -> tuple[list[str], list[int], Any]:
         )
     )
     lines = [curve(runs, key) for key in keys]
-    epochs = thin(sorted({epoch for line in lines for epoch in line.epochs}))
-    values = [dict(zip(line.epochs, line.means, strict=True)) for line in lines]
+    epochs = thin(sorted({epoch for line in lines for epoch in line.x}))
+    values = [dict(zip(line.x, line.means, strict=True)) for line in lines]
     means = [[value.get(epoch, math.nan) for epoch in epochs] for value in values]
     return [key.removeprefix(prefix) for key in keys], epochs, numpy.array(means)
 
@@ -227,7 +227,7 @@ class EigenvalueAxis:
         grids = [arrays["grid"] for run in spectra for arrays in run.values()]
         low, high = min(grid.min() for grid in grids), max(grid.max() for grid in grids)
         largest = max(abs(low), abs(high))
-        # Finer than the narrowest density's own smoothing there is nothing to see.
+        # The narrowest density is smoothed: nothing finer can be seen.
         self.linear = max(min(numpy.ptp(grid) for grid in grids) / 20, largest / 1000)
         self.positions = numpy.linspace(*self.position([low, high]), points)
         self.values = self.value(self.positions)
@@ -299,7 +299,7 @@ def density(
 
 
 def density_limits(spectra: list[dict[int, dict[str, Any]]]) -> tuple[float, float]:
-    """The decades of density worth a color, over all the runs that are to be compared.
+    """The decades of density that get a color, over all runs that are compared.
 
     They begin a little below the height that a single eigenvalue has, the largest one.
     """

@@ -14,8 +14,9 @@ import math
 import statistics
 from typing import Any
 
-from experiments.results.statistics import CONFIDENCE, curve, mean_interval
-from experiments.results.tables import Table
+from experiments.plots.curves import Curve
+from experiments.results.statistics import CONFIDENCE, curve, late_limits, mean_interval
+from experiments.results.tables import ComparisonTable
 from experiments.runs.reading import Run
 
 # Okabe and Ito's colors for all kinds of color vision, those that show on white and on black.
@@ -64,13 +65,6 @@ def figure(x_title: str, y_title: str, height: int = HEIGHT, **layout: Any) -> A
     )
 
 
-def library() -> str:
-    """Plotly's browser part, complete."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
-
-
 def escaped(text: str) -> str:
     """A text from a file as plotly is to show it."""
     return html.escape(text, quote=False)
@@ -79,7 +73,7 @@ def escaped(text: str) -> str:
 # -------------------------------------------------------------------------------------- training
 
 
-def spread_note(table: Table) -> str:
+def spread_note(table: ComparisonTable) -> str:
     """What lines and bands are; without several seeds there is no band."""
     if all(len(runs) == 1 for runs in table.groups.values()):
         return "One seed."
@@ -88,16 +82,16 @@ def spread_note(table: Table) -> str:
     return "Line: mean; band: one sample standard deviation over the seeds."
 
 
-def seeds(table: Table) -> Any:
+def seeds(table: ComparisonTable) -> Any:
     """Each seed's last epoch, and per group the mean with its confidence interval."""
     rows = len(table.groups)
     height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
     plot = figure(
-        f"last epoch, {table.headline_title}", "", height, hovermode="closest", showlegend=False
+        f"last epoch, {table.result_title}", "", height, hovermode="closest", showlegend=False
     )
     names = []
     for place, (name, runs) in enumerate(table.groups.items()):
-        values = [table.scale * run.last() for run in runs]
+        values = [table.metric.scale * run.last() for run in runs]
         mean, interval = statistics.mean(values), mean_interval(values)
         names.append(escaped(name))
         color = style(place)["color"]
@@ -116,8 +110,8 @@ def seeds(table: Table) -> Any:
             hovertemplate=f"mean %{{x:.4g}}, {CONFIDENCE:.0%} interval {low:.4g} to {high:.4g}"
             "<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    # Wide intervals of few seeds would squeeze all else: they may leave the picture.
-    everything = [table.scale * run.last() for run in table.runs]
+    # The wide intervals of few seeds may leave the picture, so that the seeds fill it.
+    everything = [table.metric.scale * run.last() for run in table.runs]
     margin = 0.6 * (max(everything) - min(everything)) or abs(everything[0]) * 0.01 or 1.0
     plot.update_xaxes(range=[min(everything) - margin, max(everything) + margin], showgrid=True)
     plot.update_yaxes(
@@ -128,7 +122,13 @@ def seeds(table: Table) -> Any:
 
 
 def curves(
-    table: Table, key: str, y_title: str, *, scale: float = 1, log: bool = False, error: str = ""
+    table: ComparisonTable,
+    key: str,
+    y_title: str,
+    *,
+    scale: float = 1,
+    log: bool = False,
+    error: str = "",
 ) -> Any:
     """A metric over the epochs: each group's mean line and a band of one standard deviation.
 
@@ -143,43 +143,44 @@ def curves(
     plot = figure("epoch", y_title)
     for place, (name, runs) in enumerate(table.groups.items()):
         mean = curve(runs, key, scale)
-        bars = _standard_errors(runs, error, mean.epochs) if error else None
-        add_line(plot, place, name, mean.epochs, mean, bars)
+        bars = _standard_errors(runs, error, mean.x) if error else None
+        add_line(plot, place, name, mean.x, mean, bars)
     declutter(plot, table)
     if log:
         use_logarithmic_y(plot)
     return plot
 
 
-def headline(table: Table) -> Any:
-    """The test metric over the epochs, with limits that show how the last epochs differ."""
-    plot = curves(table, f"test/{table.headline}", table.headline_title, scale=table.scale)
-    plot.update_yaxes(range=_late_limits(table))
+def headline(table: ComparisonTable) -> Any:
+    """The result over the epochs, with limits that show how the last epochs differ."""
+    plot = curves(table, table.result_key, table.result_title, scale=table.metric.scale)
+    plot.update_yaxes(range=late_limits(table.metric, table.runs))
     return plot
 
 
-def headline_by_time(table: Table) -> Any:
-    """The test metric over the time spent training, evaluation not counted."""
+def headline_by_time(table: ComparisonTable) -> Any:
+    """The result over the time spent training, evaluation not counted."""
     longest = max(run.training_seconds() for run in table.runs)
     unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
-    plot = figure(f"training time per run ({unit})", table.headline_title, hovermode="closest")
+    plot = figure(f"training time per run ({unit})", table.result_title, hovermode="closest")
     for place, (name, runs) in enumerate(table.groups.items()):
-        mean = curve(runs, f"test/{table.headline}", table.scale)
+        mean = curve(runs, table.result_key, table.metric.scale)
         seconds = curve(runs, "time/epoch_seconds")
         passed, times = 0.0, []
-        spent = dict(zip(seconds.epochs, seconds.means, strict=True))
-        for epoch in mean.epochs:
+        spent = dict(zip(seconds.x, seconds.means, strict=True))
+        for epoch in mean.x:
             passed += spent.get(epoch, 0) / seconds_each
             times.append(passed)
         add_line(plot, place, name, times, mean)
     declutter(plot, table)
-    plot.update_yaxes(range=_late_limits(table))
+    plot.update_yaxes(range=late_limits(table.metric, table.runs))
     return plot
 
 
 def add_line(
-    plot: Any, place: int, name: str, x: list[float], mean: Any, bars: list[float] | None = None
+    plot: Any, place: int, name: str, x: list[float], mean: Curve, bars: list[float] | None = None
 ) -> None:
+    """A mean line, a band of one standard deviation, and error bars where there are some."""
     if not x:
         return
     look = style(place)
@@ -198,7 +199,7 @@ def add_line(
     )  # fmt: skip
 
 
-def declutter(plot: Any, table: Table) -> None:
+def declutter(plot: Any, table: ComparisonTable) -> None:
     """Leave out bands and legend where groups are many."""
     if len(table.groups) > CROWD:
         plot.data = [trace for trace in plot.data if trace.fill is None]
@@ -219,19 +220,6 @@ def use_logarithmic_y(plot: Any) -> None:
 def _transparent(color: str, opacity: float = 0.18) -> str:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{opacity})"
-
-
-def _late_limits(table: Table) -> list[float]:
-    """Limits around what the second half of the trainings shows; the start may leave the plot."""
-    late = [
-        table.scale * row[run.test_key]
-        for run in table.runs
-        for row in run.evaluated[len(run.evaluated) // 2 :]
-        if math.isfinite(row[run.test_key])
-    ]
-    margin = 0.15 * (max(late) - min(late)) or 0.05 * abs(late[0]) or 1.0
-    low, high = min(late) - margin, max(late) + margin
-    return [low, min(high, 100.5) if table.unit == "%" else high]
 
 
 def _standard_errors(runs: list[Run], key: str, epochs: list[int]) -> list[float]:

@@ -1,10 +1,10 @@
-"""What ran where and when, from which commit, and what did not come to its end."""
+"""What ran where and when, from which commit, and what is not done."""
 
 import time
 from collections import Counter
 from collections.abc import Iterator
 
-from experiments.reports.page.blocks import Cell, Grid, Section, Text, duration, number
+from experiments.reports.sections import Cell, Grid, Section, Text, duration, number
 from experiments.results.tables import Results
 from experiments.runs.reading import Run
 
@@ -13,7 +13,7 @@ FOLD_FROM = 40  # rows from which the table of all runs is shown on demand only
 
 
 def runs(results: Results) -> Iterator[Section]:
-    """What ran where and when, from which commit, and what did not come to its end."""
+    """What ran where and when, from which commit, and what is not done."""
     if not results.runs:
         return
     finished = results.having("done")
@@ -70,7 +70,7 @@ def _incomplete_grid(incomplete: list[Run], results: Results) -> Grid:
         )
     for directory, problem in results.unreadable.items():
         rows.append([str(directory.relative_to(results.root)), "unreadable", "", "", problem])
-    columns = ("run", "state", "epochs", "last sign of life", "problem")
+    columns = ("run", "state", "epochs", "last written", "problem")
     return Grid("Left out: runs that are not done", columns, rows)
 
 
@@ -82,6 +82,13 @@ def _written(run: Run) -> Cell:
 
 def _place(run: Run, results: Results) -> str:
     return str(run.directory.relative_to(results.root))
+
+
+def _last(run: Run) -> Cell | str:
+    if not run.evaluated:
+        return ""
+    value, metric = run.evaluated[-1][run.test_key], run.headline
+    return Cell(f"{number(metric.scale * value, metric.digits)} {metric.unit}".strip(), value)
 
 
 def _runs_grid(every: list[Run]) -> Grid:
@@ -99,9 +106,7 @@ def _runs_grid(every: list[Run]) -> Grid:
                 run.directory.name,
                 run.state,
                 run.epoch(),
-                Cell(number(run.evaluated[-1][run.test_key], 4), run.evaluated[-1][run.test_key])
-                if run.evaluated
-                else "",
+                _last(run),
                 Cell(duration(seconds / 3600), seconds),
                 len(sessions),
                 ", ".join(commits) + mark,
@@ -114,7 +119,7 @@ def _runs_grid(every: list[Run]) -> Grid:
             ]
         )
     columns = (
-        "run", "experiment", "directory", "state", "epochs", "last test value", "training",
+        "run", "experiment", "directory", "state", "epochs", "last result", "training",
         "sessions", "commit", "host", "device", "threads", "torch", "python", "started",
     )  # fmt: skip
     caption = "All runs; host, device and versions are those of the last session"

@@ -1,4 +1,4 @@
-"""The image data sets that are small enough to live in memory, whole, and how they are read."""
+"""The image data sets that fit in memory, and how they are read."""
 
 import gzip
 import importlib.util
@@ -62,10 +62,10 @@ def split_by_class(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor
 
 
 def hold_out(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Take the validation set out of the training set: `split_by_class`, always the same one.
+    """Split the validation set, always the same one, from the training set: `split_by_class`.
 
     Raises:
-        UserError: nothing would be left.
+        UserError: no training image would be left.
     """
     if size >= len(labels):
         raise UserError(
@@ -79,7 +79,7 @@ def digits(root: Path) -> tuple[Images, Images]:
     """scikit-learn's 1,797 handwritten digits, 8x8, values 0 to 16; part of its wheel.
 
     The library has no split of its own: 50 of each class, always the same, are the test set. Its
-    file is read, not its `load_digits` called: that import takes seconds, in every process.
+    file is read directly, because importing `load_digits` takes seconds in every process.
     """
     (package,) = importlib.util.find_spec("sklearn").submodule_search_locations
     table = numpy.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
@@ -152,7 +152,7 @@ LOADERS = {
 
 
 def _find_idx(folder: Path, names: list[str]) -> list[Path]:
-    """The files of these names in `folder`, packed or not; empty unless all are there."""
+    """The files of these names in `folder`, gzipped or not; empty unless all are there."""
     found = [
         path for name in names for path in (folder / name, folder / f"{name}.gz") if path.is_file()
     ]
@@ -174,7 +174,7 @@ def _read_idx(path: Path) -> Tensor:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Files that cannot be read or are not what they should be are for the user to replace."""
+    """A file that cannot be read, or has the wrong content, is the user's to replace."""
     try:
         yield
     except (OSError, EOFError, ValueError, RuntimeError) as error:
@@ -192,7 +192,7 @@ def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
             f"Put the data into {folder}, or set DATA_ROOT. {NO_DOWNLOAD_NEEDED}."
         )
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none: it would wait for ever
+    socket.setdefaulttimeout(STALL_SECONDS)  # torchvision sets none and would wait for ever
     try:
         yield
     except (OSError, RuntimeError) as error:

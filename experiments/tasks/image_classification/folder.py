@@ -1,10 +1,10 @@
-"""Images in a folder for each class, as ImageNet is laid out, decoded by worker processes.
+"""One folder of images per class, as in ImageNet, decoded by worker processes.
 
     DATA_ROOT/imagenet/train/<class>/*.JPEG
     DATA_ROOT/imagenet/val/<class>/*.JPEG
 
-A batch is asked for by the places of its images in the epoch, so that it can be made by any worker
-of any process, with nothing of the batches before it.
+A request for a batch holds the positions of its images in the epoch. So any worker of any process
+can make it, without the batches before it.
 """
 
 import io
@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from experiments.config.experiment import Config
-from experiments.config.experiment import Dataset as DatasetSettings
 from experiments.errors import UserError
 from experiments.runtime import distributed, stopping
+from experiments.tasks.image_classification.config import Dataset as DatasetSettings
+from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out
 from experiments.tasks.randomness import draw_seed, generator
 
@@ -43,9 +43,8 @@ CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 class ImagesInFolder:
     """The data path of ImageNet; see `experiments.tasks.image_classification.task.Data`.
 
-    The processes that decode are started here, and stay: a fork must not come amid the imports of
-    another thread, as wandb's later is. One pass over batches at a time: to begin another one ends
-    what is left of it.
+    The workers are started here and stay: a fork while another thread imports, as wandb's does
+    later, can deadlock. Only one pass over batches is open at a time: beginning another ends it.
 
     Args:
         config: a resolved configuration.
@@ -58,7 +57,9 @@ class ImagesInFolder:
 
     in_channels, white = 3, 255
 
-    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, device: torch.device, data_root: Path
+    ) -> None:
         self.config, self.device = config, device
         root = Path(data_root) / config.dataset.name
         train, test = (Listing.read(root / part) for part in ("train", "val"))
@@ -80,10 +81,10 @@ class ImagesInFolder:
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=_obey_the_trainer_alone,
-            generator=torch.Generator(),  # or each pass would draw from torch's own
+            generator=torch.Generator(),  # without it each pass draws from torch's global one
         )
         if workers:
-            iter(self._loader)  # an empty pass, for which the processes are started
+            iter(self._loader)  # an empty pass starts the workers
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         size, parts = self.config.batch_size, self.config.micro_batches
@@ -91,7 +92,7 @@ class ImagesInFolder:
             self.train_size, generator=generator(self.config.seed, epoch, "order")
         )
         positions = (
-            distributed.share(torch.arange(start, min(start + size, self.train_size)), parts)
+            distributed.shard(torch.arange(start, min(start + size, self.train_size)), parts)
             for start in range(first_step * size, self.train_size, size)
         )
         return self._batches(
@@ -100,7 +101,7 @@ class ImagesInFolder:
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = range(len(self.splits[split]))
-        starts = distributed.own(batches[::EVALUATION_BATCH_SIZE])
+        starts = distributed.rank_batches(batches[::EVALUATION_BATCH_SIZE])
         return self._batches(
             Request(split, list(batches[start : start + EVALUATION_BATCH_SIZE])) for start in starts
         )
@@ -127,9 +128,9 @@ class Listing:
 
     Attributes:
         folder: holds a folder for each class.
-        classes: their names, sorted: a label is a place among them.
-        names: `(n,)`, bytes, relative to `folder`, sorted. An array and no list: the workers share
-            the memory, which counting references to a million objects would copy.
+        classes: their names, sorted: a label is an index into them.
+        names: `(n,)`, bytes, relative to `folder`, sorted. An array, not a list: the workers share
+            its memory, while reference counts of a million objects would copy a list's.
         labels: `(n,)`, int64.
     """
 
@@ -198,13 +199,13 @@ def check_same_classes(train: Listing, test: Listing) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker needs to know to make a batch.
+    """All that a worker needs to make a batch.
 
     Attributes:
         split: `"train"`, or one that is evaluated.
         indices: of the images in its listing.
         epoch: of a training.
-        positions: of a training: where in the epoch each image comes.
+        positions: of a training: of each image in the epoch's order.
     """
 
     split: str
@@ -214,7 +215,7 @@ class Request:
 
 
 class _Requests:
-    """What the loader asks for next; changed for each pass."""
+    """What the loader asks for next; replaced for each pass."""
 
     current: Iterable[Request] = ()
 
@@ -237,7 +238,7 @@ class ImageReader(Dataset):
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor] | UserError:
         """Pixels `(n, 3, size, size)`, uint8, channels last in memory, and labels `(n,)`.
 
-        An error is returned, not raised: the loader would bury it in tracebacks.
+        An error is returned, not raised: the loader would wrap it in tracebacks.
         """
         listing, size = self.listings[request.split], self.settings.image_size
         pixels = torch.empty(
@@ -261,11 +262,11 @@ class ImageReader(Dataset):
 def read_image(path: str) -> Tensor:
     """Decode an image file to `(3, height, width)`, uint8, channels last in memory.
 
-    simplejpeg gives Pillow's pixels in two thirds of its time; what it refuses (a few of ImageNet's
-    files are not quite what their names say) Pillow reads.
+    simplejpeg gives Pillow's pixels in two thirds of Pillow's time. Pillow reads what it refuses:
+    a few of ImageNet's files are no JPEG in spite of their names.
 
     Raises:
-        UserError: neither can.
+        UserError: neither can read it.
     """
     try:
         content = Path(path).read_bytes()
@@ -280,7 +281,7 @@ def read_image(path: str) -> Tensor:
 
 
 def training_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
-    """torchvision's RandomResizedCrop, then RandomHorizontalFlip, as `seed` would have them."""
+    """torchvision's RandomResizedCrop, then RandomHorizontalFlip, drawn from `seed`."""
     with _seeded(seed):
         top, left, height, width = RandomResizedCrop.get_params(image, CROP_SCALE, CROP_RATIO)
         mirrored = flip and bool(torch.rand(()) < 0.5)
@@ -289,15 +290,15 @@ def training_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
 
 
 def evaluation_crop(image: Tensor, resize_size: int, size: int) -> Tensor:
-    """The centre, after the shorter side was resized."""
+    """The centre of the image whose shorter side was resized."""
     return F.center_crop(F.resize(image, [resize_size], antialias=True), [size, size])
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torch's generator, which torchvision draws from, as if newly seeded; then as before.
+    """Seed torch's generator, from which torchvision draws, and restore it afterwards.
 
-    The CPU's alone: `torch.manual_seed` would touch the GPU's, which a forked process must not.
+    Only the CPU's: `torch.manual_seed` would touch the GPU's, which a forked process must not.
     """
     before = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
@@ -308,10 +309,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _obey_the_trainer_alone(worker: int) -> None:
-    """Outlive the signals that ask for an end, unless the trainer itself sends one.
+    """Ignore the signals that ask for an end, unless the trainer itself sends one.
 
-    Slurm and terminals send them to every process, and the trainer needs its workers for the step
-    that it finishes.
+    Slurm and terminals send them to every process, but the trainer needs its workers to finish its
+    step.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS)
 
@@ -324,9 +325,9 @@ def _obey_the_trainer_alone(worker: int) -> None:
 
 
 def choose_workers() -> int:
-    """One for each core that this process may use; several processes of a machine share its cores.
+    """One worker per core that this process may use.
 
-    A launcher that gives each process cores of its own has done that already.
+    Several processes on a machine share its cores, unless the launcher has given each its own.
     """
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     cores = os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """Images in memory: one uint8 tensor on the training device.
 
-Cropping and flipping happen for a whole batch at once there, with a single gather, instead of image
-by image in worker processes.
+A whole batch is cropped and flipped at once there, with a single gather, instead of image by image
+in worker processes.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.config.experiment import Config
 from experiments.runtime import distributed
+from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import LOADERS, hold_out
 from experiments.tasks.randomness import generator
 
@@ -31,7 +31,9 @@ class ImagesInMemory:
         UserError: the data set is neither on disk nor to be had, or the validation set too large.
     """
 
-    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, device: torch.device, data_root: Path
+    ) -> None:
         self.config, self.device = config, device
         train, test = LOADERS[config.dataset.name](data_root)
         self.num_classes = int(train.labels.max()) + 1
@@ -59,14 +61,14 @@ class ImagesInMemory:
         )
         order, draws = order.to(self.device), draws.to(self.device)
         for start in range(first_step * size, len(self.train), size):
-            chosen = distributed.share(order[start : start + size], parts)
-            draw = distributed.share(draws[start : start + size], parts)
+            chosen = distributed.shard(order[start : start + size], parts)
+            draw = distributed.shard(draws[start : start + size], parts)
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
             yield pixels, self.train.labels[chosen]
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.splits[split]
-        return distributed.own(
+        return distributed.rank_batches(
             zip(
                 images.pixels.split(EVALUATION_BATCH_SIZE),
                 images.labels.split(EVALUATION_BATCH_SIZE),
@@ -81,7 +83,7 @@ class ImagesInMemory:
 def draw_crops_and_flips(
     count: int, padding: int, flip: bool, generator: torch.Generator
 ) -> Tensor:
-    """For each image, where its window begins in the padded image and whether it is mirrored.
+    """Draw for each image where its window begins in the padded image and whether it is mirrored.
 
     Returns:
         `(count, 3)`, int64: row and column in [0, 2 padding], flip in {0, 1}.
@@ -92,7 +94,7 @@ def draw_crops_and_flips(
 
 
 def crop_and_flip(pixels: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """Pad images with zeros, cut a window of the old size out of each, mirror where asked.
+    """Pad images with zeros, cut a window of the old size out of each, mirror where drawn.
 
     With the draws of `draw_crops_and_flips` this is RandomCrop(size, padding) followed by
     RandomHorizontalFlip, for a whole batch in one gather.

@@ -1,11 +1,9 @@
 """Image classification: batches of normalized images, cross-entropy, accuracy.
 
-Where the images come from is another module's: `images_in_memory` for sets that fit on the device
-whole, `image_folder` for ImageNet.
+The images come from `in_memory` where the whole set fits on the device, else from `folder`.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.config.experiment import Config
 from experiments.errors import UserError
 from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.resnet_imagenet import resnet_imagenet
 from experiments.runtime import distributed
+from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.in_memory import ImagesInMemory
+from experiments.tasks.task import Task
 
 MODELS = {"resnet": ResNetCifar, "convnet": ConvNet, "imagenet-resnet": resnet_imagenet}
 
@@ -29,14 +28,14 @@ class Data(Protocol):
     """Where images come from.
 
     Batches are pixels `(n, channels, height, width)`, uint8, from 0 to `white`, and labels `(n,)`,
-    int64, on the training device; of several processes each gets its share.
+    int64, on the training device.
 
     Attributes:
         num_classes: labels are below it.
         in_channels: 3 for colour, 1 for grey images.
         white: the largest value a pixel can have.
         train_size: images in an epoch.
-        splits: by name, `("test",)` or `("val", "test")`.
+        splits: those that are evaluated, by name.
     """
 
     num_classes: int
@@ -48,22 +47,22 @@ class Data(Protocol):
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, augmented batches of an epoch from `first_step` on.
 
-        The order and every image's augmentation depend on (seed, epoch, position) alone. Each
-        process gets its share (`distributed.share`) of every batch.
+        The order and every image's augmentation depend on (seed, epoch, position) alone. Each rank
+        gets its shard (`distributed.shard`) of every batch.
         """
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split in a fixed order, those that are this process's own."""
+        """This rank's batches of a split, in a fixed order (`distributed.rank_batches`)."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """This process's share of a batch.
+    """This rank's shard of a batch.
 
     Attributes:
         inputs: normalized images `(n, channels, height, width)`.
         labels: `(n,)`.
-        whole: images in the whole batch, of all processes.
+        whole: images in the whole batch, of all ranks.
     """
 
     inputs: Tensor
@@ -71,24 +70,15 @@ class Batch:
     whole: int
 
 
-class ImageClassification:
-    """The task behind `task: image_classification`; see `experiments.tasks.Task`.
+class ImageClassification(Task):
+    """The task behind `task: image_classification`; see `experiments.tasks.task.Task`."""
 
-    Args:
-        config: a resolved configuration.
-        device: where data and model live.
-        data_root: where data sets are looked for and downloaded to.
+    config: ImageClassificationConfig
 
-    Raises:
-        UserError: the data set is neither on disk nor to be had, or the configuration does not
-            fit it.
-    """
-
-    metrics: Mapping[str, str] = {"loss": "min", "accuracy": "max"}
-    headline = "accuracy"
-
-    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
-        self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
+    def __init__(
+        self, config: ImageClassificationConfig, device: torch.device, data_root: Path
+    ) -> None:
+        super().__init__(config, device, data_root)
         self.data: Data = _open(config, device, data_root)
         for name in ("mean", "std"):
             if len(values := getattr(config.dataset, name)) != self.data.in_channels:
@@ -96,16 +86,7 @@ class ImageClassification:
                     f"dataset.{name} = {values}: needs {self.data.in_channels} values, "
                     "one per channel"
                 )
-        self.evaluation_splits = tuple(self.data.splits)
-        size, train_size = config.batch_size, self.data.train_size
-        self.steps_per_epoch = -(-train_size // size)
-        smallest = train_size - (self.steps_per_epoch - 1) * size
-        if smallest < distributed.world_size() * config.micro_batches:
-            parts = f" in {config.micro_batches} parts" if config.micro_batches > 1 else ""
-            raise UserError(
-                f"batch_size = {size}: the last batch of an epoch has {smallest} "
-                f"images, too few for {distributed.world_size()} processes{parts}"
-            )
+        self.steps_per_epoch = self.count_steps(self.data.train_size, "images")
         mean, std = (
             torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
             for values in (config.dataset.mean, config.dataset.std)
@@ -121,8 +102,7 @@ class ImageClassification:
             )
         except ValueError as error:
             raise UserError(f"model {self.config.model.label}: {error}") from None
-        model = model.to(self.device, self.dtype)
-        return model.to(memory_format=self.layout) if self.config.channels_last else model
+        return self.place(model)
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         size, step = self.config.batch_size, first_step
@@ -140,15 +120,15 @@ class ImageClassification:
         if parts == 1:
             return [(batch, 1.0)]
         wholes = torch.arange(batch.whole).tensor_split(parts)
-        own = [len(distributed.share(whole)) for whole in wholes]
-        pieces = zip(batch.inputs.split(own), batch.labels.split(own), wholes, strict=True)
+        sizes = [len(distributed.shard(whole)) for whole in wholes]
+        pieces = zip(batch.inputs.split(sizes), batch.labels.split(sizes), wholes, strict=True)
         return [
             (Batch(inputs, labels, len(whole)), len(labels) / len(batch.labels))
             for inputs, labels, whole in pieces
         ]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with self._autocast():
+        with self.autocast():
             logits = model(batch.inputs)
         if self.config.autocast:
             logits = logits.float()
@@ -158,21 +138,16 @@ class ImageClassification:
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         return {
-            "loss": totals["loss"] / totals["weight"],
+            **super().summarize(totals),
             "accuracy": totals["correct"] / totals["weight"],
         }
-
-    def _autocast(self) -> AbstractContextManager:
-        if self.config.autocast is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """(pixels / white - mean) / std, in place: a fresh tensor per operation costs more."""
         return pixels.to(self.dtype, memory_format=self.layout).mul_(self.scale).sub_(self.shift)
 
 
-def _open(config: Config, device: torch.device, data_root: Path) -> Data:
+def _open(config: ImageClassificationConfig, device: torch.device, data_root: Path) -> Data:
     if config.dataset.name == "imagenet":
         from experiments.tasks.image_classification.folder import ImagesInFolder
 

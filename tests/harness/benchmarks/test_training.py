@@ -98,9 +98,10 @@ def test_the_marks_do_not_change_the_training(make):
     watched, free = make("finite difference"), make("finite difference")
     watched.turn(split=True)
     batches = free.task.training_batches(0, 0)
+    training = loop.Training(free.config, None, free.task, free.model, free.optimizer)
     free.model.train()
     for _ in range(watched.steps):
-        loop.optimizer_step(free.task, free.model, free.optimizer, next(batches))
+        loop.optimizer_step(training, next(batches))
     for mine, other in zip(watched.model.parameters(), free.model.parameters(), strict=True):
         assert torch.equal(mine, other)
 

@@ -28,3 +28,11 @@ def test_it_knows_how_it_is_shown():
     assert ACCURACY.title == "accuracy (%)" and ACCURACY.text(0.98765) == "98.77"
     assert LOSS.title == "loss" and LOSS.text(0.98765) == "0.9877"
     assert ACCURACY.sign == 1 and LOSS.sign == -1
+
+
+def test_the_result_is_the_headline_on_the_split_that_the_run_names():
+    assert metrics.result_key({"headline": "mae", "result_split": "val"}) == "val/mae"
+    assert metrics.result_key({"headline": "accuracy"}) == "test/accuracy"  # earlier versions
+    for meta in ({}, [], None, "x"):
+        with pytest.raises((KeyError, TypeError)):
+            metrics.result_key(meta)

@@ -11,10 +11,11 @@ import pytest
 from support.harness import REPOSITORY, finish_run, small_config
 from support.page_runs import HOSTILE, write_hostile_run, write_runs
 
-from experiments.reports import page
-from experiments.reports.page import blocks, curvature, figures
-from experiments.reports.page.blocks import Cell, Figure, Grid, Section, Text
+from experiments.reports import page, sections
+from experiments.reports.page import curvature, figures
 from experiments.reports.page.comparisons import verdict
+from experiments.reports.render import html
+from experiments.reports.sections import Cell, Figure, Grid, Section, Text
 from experiments.results.tables import Results, read_results
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -86,7 +87,7 @@ def test_a_single_seed_claims_nothing(tmp_path):
     finish_run(tmp_path, small_config(), [0.5])
     finish_run(tmp_path, small_config(optimizer="adam"), [0.9])
     (table,) = read_results(tmp_path).tables
-    assert verdict(table).striptags() == (
+    assert "".join(verdict(table)) == (
         "adam has the best mean last-epoch test accuracy: 90.00 % (n = 1). "
         "One seed, or no spread, is too little to judge its lead over sgd (by 40.00)."
     )
@@ -197,7 +198,7 @@ def test_the_section_of_the_documentation_works(root, monkeypatch):
     (code,) = re.findall(
         r"```python\n(.*?)```", (REPOSITORY / "docs" / "report.md").read_text(), re.S
     )
-    names = {**vars(blocks), "Results": Results, "Iterator": Iterator, "figure": figures.figure}
+    names = {**vars(sections), "Results": Results, "Iterator": Iterator, "figure": figures.figure}
     exec(code, names)
     monkeypatch.setattr(page, "SECTIONS", (names["seeds"],))
     found = outline(root)
@@ -205,14 +206,16 @@ def test_the_section_of_the_documentation_works(root, monkeypatch):
 
 
 def test_without_plots_the_page_is_small():
-    text = page.render("runs", [Section("Only text", [Text("nothing")])])
+    text = html.render("runs", [Section("Only text", [Text("nothing")])])
     assert len(text) < 20_000 and "Plotly.newPlot" in text
 
 
 def test_columns_of_numbers_are_known_and_empty_ones_left_out():
     grid = Grid("", ("a", "b", "c", "d"), [["x", 1, Cell("2 %", 2.0), ""], ["y", "", 3.5, ""]])
-    assert (grid.columns, grid.numeric) == (["a", "b", "c"], [False, True, True])
-    assert (Grid("", ("a",), []).columns, Grid("", ("a",), []).numeric) == (("a",), [False])
+    columns, rows = grid.filled()
+    assert (columns, html.numeric(rows, 3)) == (["a", "b", "c"], [False, True, True])
+    columns, rows = Grid("", ("a",), []).filled()
+    assert (columns, rows, html.numeric(rows, 1)) == (["a"], [], [False])
 
 
 def test_groups_have_looks_of_their_own():

@@ -9,9 +9,9 @@ from experiments import report
 from experiments.errors import UserError
 from experiments.plans import sweeps
 from experiments.reports import page
-from experiments.reports import sweeps as reports_sweeps
 from experiments.reports.page import sweeps as page_sweeps
-from experiments.reports.sweeps import by_optimizer, columns, dots, rows, verdict
+from experiments.reports.sweep_plots import sweep_plot
+from experiments.reports.sweeps import columns, rows, verdict
 from experiments.results.sweeps import read_sweep
 from experiments.runs import attempts
 
@@ -125,13 +125,14 @@ def test_line_over_one_number(tmp_path):
     path = write(tmp_path, RATES.replace("[0.01, 0.1, 1.0]", "[1.0, 0.1, 0.01]"))
     finish(path, tmp_path, rates)
     results = read_sweep(path, tmp_path)
-    groups = by_optimizer(results)
-    line = reports_sweeps.line(results, groups["sgd"])
-    assert line.epochs == [0.01, 0.1], "by size, and without what has no result"
-    assert line.means == pytest.approx([61.5, 81.5])
-    assert line.stds == pytest.approx([100 * statistics.stdev([0.61, 0.62])] * 2)
-    assert dots(results, groups["sgd"])[0] == [0.1, 0.1, 0.01, 0.01]
-    plot = page_sweeps.lines(results, groups)
+    numbers = sweep_plot(results)
+    line = numbers.lines[0]
+    assert line.curve.x == [0.01, 0.1], "by size, and without what has no result"
+    assert line.curve.means == pytest.approx([61.5, 81.5])
+    assert line.curve.stds == pytest.approx([100 * statistics.stdev([0.61, 0.62])] * 2)
+    assert [x for x, _ in line.dots] == [0.01, 0.01, 0.1, 0.1]
+    assert line.dot_names == ["seed 1", "seed 2"] * 2
+    plot = page_sweeps.lines(numbers)
     assert plot.layout.xaxis.type == "log"
     ring = next(trace for trace in plot.data if trace.name == "best mean")
     assert (list(ring.x), list(ring.y)) == ([0.1], pytest.approx([81.5]))
@@ -143,8 +144,9 @@ def test_line_over_one_number(tmp_path):
 )
 def test_an_axis_is_logarithmic_where_its_values_ask_for_it(values, logarithmic, tmp_path):
     text = f"grid: {{optimizer: [adamw], optimizer.weight_decay: {values}}}"
-    results = read_sweep(write(tmp_path, text), tmp_path)
-    assert reports_sweeps.logarithmic(results) == logarithmic
+    path = write(tmp_path, SET + text)
+    finish(path, tmp_path, lambda settings: 0.5)
+    assert sweep_plot(read_sweep(path, tmp_path)).logarithmic == logarithmic
 
 
 def test_heat_map_over_two_keys(tmp_path):
@@ -159,8 +161,10 @@ def test_heat_map_over_two_keys(tmp_path):
 
     finish(path, tmp_path, accuracy)
     results = read_sweep(path, tmp_path)
-    points = by_optimizer(results)["sgd"]
-    plot = page_sweeps.heat_map(results, points)
+    numbers = sweep_plot(results)
+    assert [one.name for one in numbers.maps] == ["sgd", "adam"]
+    assert [one.best for one in numbers.maps] == [(0, 1), None]
+    plot = page_sweeps.heat_map(numbers, numbers.maps[0])
     heat = plot.data[0]
     assert (list(heat.x), list(heat.y)) == (["0.01", "0.1"], ["32", "128"])
     assert list(heat.z[0]) == pytest.approx([70, 90])
@@ -212,7 +216,7 @@ def test_the_command_on_a_real_training_and_a_run_not_begun(tmp_path, capsys, mo
     assert max(map(len, table.splitlines())) <= 80
     markdown = (tmp_path / "runs" / "report" / "report.md").read_text()
     assert "| optimizer | lr | n | last epoch | best | runs |" in markdown
-    assert f"| new | sgd lr=0.1, seed 1 | {relative} |  |" in markdown
+    assert f"| new | sgd lr=0.1, seed 1 | {relative} |" in markdown
     assert "![Sweep rates](sweep-rates.png)" in markdown
     html = (tmp_path / "runs" / "report.html").read_text()
     assert '<section id="sweep-rates"' in html and str(relative) in html

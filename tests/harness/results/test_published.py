@@ -1,28 +1,15 @@
 import statistics
 
 import pytest
-from support.harness import REPOSITORY
+from support.harness import REPOSITORY, finish_run
 
 from experiments import figures
 from experiments.errors import UserError
 from experiments.plans import paper_tables
 from experiments.plans.load import load, resolve
 from experiments.results import published
-from experiments.runs.directory import RunDirectory
 
 RESNET20, RESNET32, RESNET18 = published.FIGURES
-
-
-def finish(root, config, accuracies):
-    """The files of a finished run, without the training."""
-    directory = RunDirectory(root, config)
-    directory.path.mkdir(parents=True)
-    directory.describe({"commit": "c"}, {"loss": "min", "accuracy": "max"}, "accuracy")
-    for epoch, accuracy in enumerate(accuracies, 1):
-        row = {"epoch": epoch, "train/loss": 1 / epoch, "test/accuracy": accuracy}
-        directory.append({**row, "time/step_seconds": 0.1})
-    directory.finish("accuracy", "max")
-    return directory
 
 
 def run_of(optimizer, seed, *overrides):
@@ -58,10 +45,10 @@ def test_the_best_epochs_of_the_curves_agree_with_table_2():
 
 def test_runs_of_the_protocol_and_no_others_stand_beside_the_paper(tmp_path):
     for seed, last in ((1, 0.5), (2, 0.7)):
-        finish(tmp_path, run_of("adahessian", seed), [0.4, last])
-    finish(tmp_path, run_of("adahessian", 3, "epochs=3"), [0.9])
-    finish(tmp_path, run_of("sgd", 1, "optimizers.sgd.lr=0.2"), [0.9])
-    (finish(tmp_path, run_of("adam", 1), [0.9]).path / "DONE").unlink()
+        finish_run(tmp_path, run_of("adahessian", seed), [0.4, last])
+    finish_run(tmp_path, run_of("adahessian", 3, "epochs=3"), [0.9])
+    finish_run(tmp_path, run_of("sgd", 1, "optimizers.sgd.lr=0.2"), [0.9])
+    (finish_run(tmp_path, run_of("adam", 1), [0.9]).path / "DONE").unlink()
     runs = published.our_runs(RESNET20, tmp_path)
     assert list(runs) == ["adahessian"] and len(runs["adahessian"]) == 2
     curves = published.our_curves(runs["adahessian"], "test_acc")
@@ -74,14 +61,14 @@ def test_the_caption_says_whether_there_are_runs_of_ours(tmp_path):
     alone = figures.curves(RESNET20, tmp_path, tmp_path / "alone.png")
     assert "alone: no finished run of ours" in alone
     for seed in (1, 2):
-        finish(tmp_path, run_of("sgd", seed), [0.4, 0.5, 0.6])
+        finish_run(tmp_path, run_of("sgd", seed), [0.4, 0.5, 0.6])
     both = figures.curves(RESNET20, tmp_path, tmp_path / "both.png")
     assert "ours: SGD n=2" in both
     assert (tmp_path / "both.png").read_bytes() != (tmp_path / "alone.png").read_bytes()
 
 
 def test_damaged_metrics_are_an_error_that_names_the_file(tmp_path, monkeypatch, capsys):
-    directory = finish(tmp_path, run_of("sgd", 1), [0.4])
+    directory = finish_run(tmp_path, run_of("sgd", 1), [0.4])
     directory.metrics_path.write_text('{"epoch": 1, "train')
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
     with pytest.raises(UserError, match="metrics.jsonl cannot be read .* train this run anew"):

@@ -6,10 +6,11 @@ import pytest
 from scipy import stats
 from support.harness import REPOSITORY, finish_run, small_config
 
+from experiments.config.metrics import ACCURACY, LOSS
 from experiments.plans.load import load, resolve
 from experiments.results.published import paper_figures
 from experiments.results.statistics import compare, curve, mean_and_std, mean_interval, summarize
-from experiments.results.tables import Table, read_results
+from experiments.results.tables import ComparisonTable, read_results
 from experiments.runs.reading import Run
 
 CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"
@@ -18,7 +19,7 @@ CIFAR10 = REPOSITORY / "configs" / "cifar10" / "resnet20.yaml"
 def table(direction="max", headline="accuracy", **groups):
     """A table of runs with the given last values."""
     meta = {"headline": headline, "metrics": {headline: direction}}
-    return Table(
+    return ComparisonTable(
         "title",
         "name",
         {
@@ -94,9 +95,9 @@ def test_the_interval_of_a_mean():
 
 
 def test_mean_and_std_as_shown():
-    assert mean_and_std(table(a=[0.8]), [0.8, 0.84]) == "82.00 ± 2.83"
-    assert mean_and_std(table(a=[0.8]), [0.8]) == "80.00"
-    assert mean_and_std(table("min", "loss", a=[0.0123]), [0.0123]) == "0.0123"
+    assert mean_and_std(ACCURACY, [0.8, 0.84]) == "82.00 ± 2.83"
+    assert mean_and_std(ACCURACY, [0.8]) == "80.00"
+    assert mean_and_std(LOSS, [0.0123]) == "0.0123"
 
 
 def test_curves_of_runs_of_different_lengths(tmp_path):
@@ -105,10 +106,10 @@ def test_curves_of_runs_of_different_lengths(tmp_path):
     runs = read_results(tmp_path).runs
     runs[1].rows.append({"epoch": 2, "test/accuracy": math.nan})
     found = curve(runs, "test/accuracy", 100)
-    assert found.epochs == [1, 2, 3]
+    assert found.x == [1, 2, 3]
     assert found.means == pytest.approx([20, 20, 30])
     assert found.stds == pytest.approx([statistics.stdev([10, 30]), 0, 0])
-    assert curve(runs, "hessian/trace").epochs == []
+    assert curve(runs, "hessian/trace").x == []
 
 
 def test_a_band_keeps_a_positive_edge():
@@ -129,7 +130,7 @@ def test_rows_tell_seeds_times_and_hours(tmp_path):
 
 def test_without_times_there_is_no_ratio():
     (row,) = summarize(read := _without_times())
-    assert read.headline == "accuracy"
+    assert read.metric.name == "accuracy"
     assert math.isnan(row.step_seconds) and row.hours == 0
 
 
@@ -145,7 +146,10 @@ def test_the_papers_figure_stands_beside_its_protocol_only(tmp_path):
     paper = load(CIFAR10)
     finish_run(tmp_path, resolve(paper, "adahessian", 1), [0.9])
     finish_run(tmp_path, resolve(load(CIFAR10, ["epochs=3"]), "adahessian", 1), [0.9])
-    figures = {table.title: summarize(table)[0].paper for table in read_results(tmp_path).tables}
+    figures = {
+        table.title: summarize(table, paper_figures())[0].paper
+        for table in read_results(tmp_path).tables
+    }
     assert figures == {
         "cifar10 resnet20 epochs=160": "92.13 ± 0.18",
         "cifar10 resnet20 epochs=3": "",

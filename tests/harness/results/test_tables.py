@@ -1,9 +1,12 @@
+import json
+import re
 import shutil
 
 import numpy
 import pytest
-from support.harness import finish_run, small_config
+from support.harness import DIGITS, finish_run, small_config
 
+from experiments import report
 from experiments.errors import UserError
 from experiments.results.tables import read_results
 from experiments.runs.directory import RunDirectory
@@ -118,3 +121,86 @@ def test_the_initialization_is_epoch_0_and_damaged_spectra_are_left_out(tmp_path
     assert run.series("hessian/trace_standard_error") == {0: 0.5}
     assert run.series("hessian/top_eigenvalue_2") == {0: 1.0}
     assert (run.last(), run.epoch()) == (0.5, 1)
+
+
+def test_rows_are_in_the_order_of_the_experiments_file(tmp_path):
+    """Whatever the names are and whenever they ran; unknown ones follow in the alphabet's order."""
+    for optimizer in ("adahessian", "adamw", "sgd", "adam"):
+        finish_run(tmp_path, small_config(optimizer=optimizer), [0.5])
+    for name in ("zeta", "mine10", "mine9"):
+        finish_run(tmp_path, renamed(name), [0.5])
+    (table,) = tables(tmp_path)
+    known = ["sgd", "adam", "adamw", "adahessian"]
+    assert list(table.groups) == [*known, "mine9", "mine10", "zeta"]
+    assert table.reference == "sgd"
+
+
+def test_without_the_files_first_optimizer_no_step_is_the_unit(tmp_path):
+    for name in ("zeta", "mine"):
+        finish_run(tmp_path, renamed(name), [0.5])
+    finish_run(tmp_path, small_config(optimizer="adam"), [0.5])
+    (table,) = tables(tmp_path)
+    assert (list(table.groups), table.reference) == (["adam", "mine", "zeta"], None)
+
+
+def renamed(name):
+    """A run of somebody's own file, with an optimizer that no experiment here has."""
+    config = small_config()
+    return config.model_copy(update={"optimizers": {name: config.optimizer}})
+
+
+def test_a_key_added_later_is_no_difference(tmp_path):
+    """Runs of before and after it are of one protocol, and of one label."""
+    new = finish_run(tmp_path, small_config(), [0.5]).path
+    old = finish_run(tmp_path, small_config("epochs=3"), [0.6]).path
+    config = (old / "config.yaml").read_text()
+    for key in ("channels_last", "micro_batches", "image_size", "resize_size"):
+        config = re.sub(rf"^ *{key}:.*\n", "", config, flags=re.M)
+    (old / "config.yaml").write_text(config)
+    assert len(config) < len((new / "config.yaml").read_text()) - 50
+    titles = sorted(table.title for table in tables(tmp_path))
+    assert titles == ["digits resnet8 epochs=2", "digits resnet8 epochs=3"]
+
+
+def test_a_default_is_not_named(tmp_path):
+    for optimizer in ("adahessian", "adahessian.after_epochs={1: {update_interval: 2}}"):
+        overrides = [f"optimizers.{optimizer}"] if "=" in optimizer else []
+        finish_run(tmp_path, small_config(*overrides, optimizer="adahessian"), [0.5])
+    (table,) = tables(tmp_path)
+    assert list(table.groups) == ["adahessian", "adahessian after_epochs.1.update_interval=2"]
+
+
+DAMAGES = [
+    *[
+        ("config.yaml", text)
+        for text in ("", "a: [", "[1]", "optimizers: null", "optimizers: {sgd: 1}", b"\xe9", None)
+    ],
+    *[
+        ("meta.json", damage)
+        for damage in ("{", "[]", {"metrics": 1}, {"sessions": None}, {"headline": "x"}, b"\xe9")
+    ],
+    ("metrics.jsonl", '{"epoch": 1, "test/accuracy": "high"}'),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), DAMAGES)
+def test_a_damaged_run_is_one_row_with_its_reason(name, text, tmp_path, capsys, monkeypatch):
+    """Of the report and of a sweep's report, which have all other runs."""
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    sweep = tmp_path / "rates.yaml"
+    sweep.write_text(f"config: {DIGITS}\nset: {{model.depth: 8, epochs: 2}}\nseeds: 1-2\n"
+                     "grid: {optimizer: [sgd]}\n")  # fmt: skip
+    damaged = [finish_run(tmp_path / "runs", small_config(seed=seed), [0.5]) for seed in (1, 2)][1]
+    path = damaged.path / name
+    if text is None:
+        path.unlink()
+    elif isinstance(text, dict):
+        path.write_text(json.dumps(json.loads(path.read_text()) | text))
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for arguments in ([], ["--sweep", str(sweep)]):
+        assert report.main(arguments) == 0
+        out = capsys.readouterr().out
+        page = (tmp_path / "runs" / "report.html").read_text()
+        assert "50.00" in out and f"{damaged.name}" in page and "unreadable" in page
+    assert "unreadable: sgd, seed 2" in out and "Error" in out

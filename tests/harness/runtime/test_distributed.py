@@ -42,20 +42,20 @@ def second_of_two(monkeypatch):
 
 def test_one_process_does_nothing_special():
     loss, indices = torch.tensor(3.0), torch.arange(5)
-    assert distributed.is_main() and distributed.everybody() is None
+    assert distributed.is_main() and distributed.world_group() is None
     assert distributed.weighted(loss, torch.tensor(5)) is loss
-    assert torch.equal(distributed.share(indices), indices)
-    assert list(distributed.own([1, 2, 3])) == [1, 2, 3]
-    assert distributed.total({"a": 1.0}) == {"a": 1.0} and distributed.agree(7) == 7
+    assert torch.equal(distributed.shard(indices), indices)
+    assert list(distributed.rank_batches([1, 2, 3])) == [1, 2, 3]
+    assert distributed.sum_over_ranks({"a": 1.0}) == {"a": 1.0} and distributed.broadcast(7) == 7
 
 
-def test_the_share_of_one_of_two(second_of_two):
+def test_the_shard_of_one_of_two(second_of_two):
     assert not distributed.is_main()
-    assert distributed.share(torch.arange(5)).tolist() == [3, 4]
-    assert list(distributed.own("abcde")) == ["b", "d"]
+    assert distributed.shard(torch.arange(5)).tolist() == [3, 4]
+    assert list(distributed.rank_batches("abcde")) == ["b", "d"]
 
 
-def test_the_shares_are_the_batch_whatever_the_world(monkeypatch):
+def test_the_shards_are_the_batch_whatever_the_world(monkeypatch):
     """Also augmentation: it is drawn for the position in the epoch, not in the share."""
     config = load(DIGITS, ["batch_size=100"])
 

@@ -370,4 +370,4 @@ def test_two_processes_compute_what_one_does(optimizer, overrides, tolerance, da
     assert len(ours) == 3
     for row, expected in zip(ours, reference, strict=True):
         assert row == pytest.approx(expected, rel=tolerance, abs=tolerance)
-    assert not distributed.everybody()
+    assert not distributed.world_group()

@@ -28,6 +28,8 @@ from support.wandb_cases import (
 from support.wandb_server import API_KEY, WandbServer, answering
 
 from experiments import upload
+from experiments.config.metrics import Metric
+from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
@@ -480,3 +482,66 @@ def test_parallel_runs_and_bitwise_the_same_rows_as_without_wandb(tmp_path, monk
         for root in (tmp_path / "a", tmp_path / "b")
     ]
     assert with_wandb == without
+
+
+@pytest.mark.parametrize(("direction", "best"), [("min", 2), ("max", 3)])
+def test_the_best_epoch_follows_the_metrics_direction(direction, best, tmp_path):
+    metric = Metric("perplexity", direction, digits=2)
+    values = [5.0, 3.0, 9.0, 4.0]
+    directory = harness.finish_run(tmp_path / "runs", small_config(), values, metric=metric)
+    with Tracker(directory.path, "offline"):
+        pass  # opening sends everything
+    summary = {}
+    for item in inspect(only(directory)):
+        if item["type"] == "summary":
+            summary |= item["summary"]["update"]
+    assert (summary["best/epoch"], summary["best/test/perplexity"]) == (best, values[best - 1])
+    assert summary["test/perplexity"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("word", "mode"),
+    [("", "auto"), ("dryrun", "offline"), ("run", "online"), ("shared", "online")],
+)
+def test_what_else_wandb_takes_for_a_mode(word, mode, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", word)
+    assert [tracking.requested_mode() for _ in range(2)] == [mode] * 2
+    assert os.environ.get("WANDB_MODE") == (None if mode == "auto" else mode)
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def described(root, *overrides, optimizer="sgd", seed=1):
+    """What wandb is told of a run that was asked for with some overrides."""
+    directory = RunDirectory(
+        root / "runs", small_config(*overrides, optimizer=optimizer, seed=seed)
+    )
+    directory.path.mkdir(parents=True, exist_ok=True)
+    describe(directory)
+    config = read_yaml((directory.path / "config.yaml").read_text())
+    return tracking.describe(directory.path, directory.meta(), config)
+
+
+def test_runs_that_differ_have_names_that_differ(tmp_path):
+    runs = [
+        described(tmp_path, f"optimizers.sgd.lr={lr}", *more, seed=seed)
+        for lr in (0.1, 0.2)
+        for more in ([], ["batch_size=64"], ["optimizers.sgd.nesterov=true"])
+        for seed in (1, 2)
+    ]
+    names = [run["name"] for run in runs]
+    assert len(set(names)) == len(names) == 12
+    assert names[0] == "sgd epochs=2 seed 1"
+    assert "sgd lr=0.2 nesterov=True epochs=2 seed 2" in names
+    assert runs[-1]["config"]["changed"] == {"lr": 0.2, "nesterov": True, "epochs": 2}
+
+
+def test_names_and_tags_are_no_longer_than_wandb_takes(tmp_path):
+    config = small_config()
+    config = config.model_copy(update={"optimizers": {"x" * 80: config.optimizer}})
+    directory = RunDirectory(tmp_path / "runs", config)
+    directory.path.mkdir(parents=True)
+    describe(directory)
+    found = tracking.describe(directory.path, directory.meta(), config.model_dump(mode="json"))
+    assert max(map(len, found["tags"])) == 64 and len(found["name"]) <= 128

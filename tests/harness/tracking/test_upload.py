@@ -8,6 +8,7 @@ from support.wandb_cases import (
 )
 
 from experiments import upload
+from experiments.tracking.upload import is_uploaded
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +60,12 @@ def test_a_torn_row_is_no_obstacle(tmp_path, server):
         file.write('{"epoch": 3, "tr')
     assert upload.main([]) == 0
     assert [run.epochs() for run in server.runs.values()] == [[1, 2]]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"url": ""}'])
+def test_a_damaged_marker_stops_no_upload(content, tmp_path):
+    directory = new_run(tmp_path)
+    record_rows(directory, 2)
+    (directory.path / "wandb").mkdir()
+    (directory.path / "wandb" / "uploaded.json").write_text(content)
+    assert not is_uploaded(directory.path)

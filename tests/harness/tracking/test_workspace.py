@@ -112,9 +112,9 @@ def test_on_a_terminal_wandbs_own_view(tmp_path):
     reader.start()
     try:
         deadline = time.monotonic() + 60
-        while b"sgd seed 1" not in screen and time.monotonic() < deadline:
+        while b"sgd epochs=2" not in screen and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert b"sgd seed 1" in screen
+        assert b"sgd epochs=2" in screen
         os.write(ours, b"q")
         assert process.wait(timeout=30) == 0
     finally:

@@ -9,7 +9,7 @@ from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
 from experiments.tasks.registry import build_task
 from experiments.training import loop
-from experiments.training.schedule import group_values
+from experiments.training.schedule import GroupSchedule
 
 CPU = torch.device("cpu")
 
@@ -19,6 +19,11 @@ def run(root, config):
     with directory.locked():
         loop.train(config, directory, root)
     return directory
+
+
+def training(task, model, optimizer):
+    """What `optimizer_step` works on, without a directory."""
+    return loop.Training(task.config, None, task, model, optimizer)
 
 
 DIFFERENCE = "optimizers.adahessian.curvature=finite_difference"
@@ -87,8 +92,9 @@ def test_a_step_counts_the_first_evaluation_of_the_closure():
             return first
 
     batch = next(task.training_batches(0, 0))
-    expected = loop.optimizer_step(task, model, torch.optim.SGD(model.parameters(), lr=0.0), batch)
-    assert loop.optimizer_step(task, model, Twice(model.parameters()), batch) == expected
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    expected = loop.optimizer_step(training(task, model, still), batch)
+    assert loop.optimizer_step(training(task, model, Twice(model.parameters())), batch) == expected
     assert expected["weight"] == 128
     assert expected["loss"] == pytest.approx(128 * math.log(10), rel=0.5)
 
@@ -111,7 +117,7 @@ def test_the_graph_is_kept_only_where_the_optimizer_asks(needed):
     batch = next(task.training_batches(0, 0))
     with warnings.catch_warnings():  # torch's, about the reference cycle that we cut above
         warnings.simplefilter("ignore")
-        loop.optimizer_step(task, model, Asking(model.parameters()), batch)
+        loop.optimizer_step(training(task, model, Asking(model.parameters())), batch)
     assert graphs == [needed]
 
 
@@ -119,9 +125,10 @@ def test_after_epochs_reaches_the_optimizer(tmp_path, monkeypatch):
     seen = []
     step = loop.optimizer_step
 
-    def spy(task, model, optimizer, batch):
-        seen.append((optimizer.param_groups[0]["momentum"], optimizer.param_groups[0]["lr"]))
-        return step(task, model, optimizer, batch)
+    def spy(training, batch):
+        (group,) = training.optimizer.param_groups
+        seen.append((group["momentum"], group["lr"]))
+        return step(training, batch)
 
     monkeypatch.setattr(loop, "optimizer_step", spy)
     run(tmp_path, small_config("optimizers.sgd.after_epochs={1: {momentum: 0.5}}"))
@@ -210,7 +217,7 @@ def test_a_plateau_survives_an_interruption(tmp_path, monkeypatch):
 def test_an_optimizer_can_have_a_schedule_of_its_own():
     schedule = "{drops: [0.5], factor: 0.2, stepped_at_epoch_start: false}"
     config = small_config(f"optimizers.adam.schedule={schedule}", "epochs=4", optimizer="adam")
-    rates = [group_values(config, epoch)["lr"] for epoch in range(4)]
+    rates = [GroupSchedule(config, 1).values(epoch)["lr"] for epoch in range(4)]
     assert rates == pytest.approx([0.001, 0.001, 0.0002, 0.0002])
 
 

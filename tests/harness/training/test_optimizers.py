@@ -2,15 +2,17 @@ import pytest
 import torch
 from support.harness import small_config
 
+from adahessian import AdaHessian
 from experiments.errors import UserError
 from experiments.runtime.device import build_device
 from experiments.training import optimizers
-from experiments.training.schedule import group_values
+from experiments.training.schedule import GroupSchedule
 
 
 def rates(*overrides: str) -> list[float]:
     config = small_config(*overrides)
-    return [group_values(config, epoch)["lr"] for epoch in range(config.epochs)]
+    schedule = GroupSchedule(config, steps_per_epoch=3)
+    return [schedule.values(3 * epoch)["lr"] for epoch in range(config.epochs)]
 
 
 def test_drops_scale_with_the_number_of_epochs():
@@ -32,6 +34,12 @@ def test_the_released_code_drops_one_epoch_early():
     assert rates("epochs=160") == pytest.approx(released)
 
 
+def test_a_drop_comes_with_the_first_step_of_its_epoch():
+    config = small_config("epochs=8", "schedule.stepped_at_epoch_start=false")
+    schedule = GroupSchedule(config, steps_per_epoch=11)
+    assert [schedule.values(step)["lr"] for step in (43, 44)] == pytest.approx([0.1, 0.01])
+
+
 def test_the_first_epoch_has_the_full_rate():
     assert rates("epochs=1") == [0.1]
     assert rates("epochs=2")[0] == 0.1
@@ -43,8 +51,9 @@ def test_after_epochs_sets_entries_of_the_parameter_groups():
         "optimizers.adahessian.after_epochs={5: {update_interval: 4}, 7: {update_interval: 2}}",
         optimizer="adahessian",
     )
-    intervals = [group_values(config, epoch).get("update_interval") for epoch in range(9)]
-    assert intervals == [None] * 5 + [4, 4, 2, 2]
+    schedule = GroupSchedule(config, steps_per_epoch=3)
+    intervals = [schedule.values(step).get("update_interval") for step in range(27)]
+    assert intervals == [None] * 15 + [4] * 6 + [2] * 6
     optimizers.check(config)
 
 
@@ -58,6 +67,16 @@ def test_after_epochs_sets_entries_of_the_parameter_groups():
             "optimizers.sgd.after_epochs={5: {momentun: 0.5}}",
             "sgd",
             "after_epochs.5: unknown key 'momentun'; did you mean 'momentum'?",
+        ),
+        (
+            "optimizers.adahessian.after_epochs={3: {update_interval: 4}, 5: {eps: -1}}",
+            "adahessian",
+            "optimizers.adahessian.after_epochs.5: .*eps",
+        ),
+        (
+            "optimizers.adahessian.after_epochs={0: {last_refresh: 3}}",  # a counter, no option
+            "adahessian",
+            "after_epochs.0: unknown key 'last_refresh'",
         ),
     ],
 )
@@ -78,3 +97,25 @@ def test_an_optimizer_that_takes_a_seed_gets_the_runs():
         config = small_config(optimizer="adahessian", seed=seed)
         optimizer = optimizers.build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
         assert optimizer.param_groups[0]["seed"] == seed
+
+
+class Asking(torch.optim.SGD):
+    """Says itself, not by its class, what it needs."""
+
+    def __init__(self, params, lr=0.1, seed=0, process_group=None):
+        super().__init__(params, lr)
+        self.needs_graph = True
+
+
+def test_capabilities_are_those_of_the_optimizer():
+    parameter = [torch.nn.Parameter(torch.zeros(1))]
+    none = optimizers.Capabilities.of(torch.optim.SGD(parameter))
+    assert not any(vars(none).values())
+    assert all(vars(optimizers.Capabilities.of(AdaHessian(parameter))).values())
+    assert optimizers.Capabilities.of(AdaHessian(parameter)) == optimizers.Capabilities.of(
+        AdaHessian
+    )
+    found = optimizers.Capabilities.of(Asking(parameter))
+    assert {name for name, value in vars(found).items() if value} == {
+        "takes_seed", "averages_over_processes", "asks_for_graph",
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Renderers: sections as a terminal's text, Markdown, LaTeX and HTML."""

@@ -1,0 +1,63 @@
+"""Sections as Markdown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.reports.sections import Block, Code, Figure, Grid, Section, Strong, Text
+
+
+def render(sections: Sequence[Section], folder: Path | None = None) -> str:
+    """The sections one after the other.
+
+    Args:
+        folder: of the file; pictures are links from there, by default to files beside it.
+    """
+    return "\n".join(text for section in sections for text in _section(section, folder))
+
+
+def _section(section: Section, folder: Path | None) -> list[str]:
+    texts = [f"## {section.title}\n"] if section.title else []
+    for block, following in zip(section.blocks, [*section.blocks[1:], None], strict=True):
+        text = _block(block, folder)
+        # Commands that follow each other are one block of code.
+        if _is_command(block) and _is_command(following):
+            text = text.removesuffix("\n")
+        texts += [text] if text else []
+    return texts
+
+
+def _block(block: Block, folder: Path | None) -> str:
+    match block:
+        case Text(kind="command"):
+            return f"    {block.plain}\n"
+        case Text():
+            return "".join(map(_span, block.spans)) + "\n"
+        case Grid():
+            return grid(block)
+        case Figure(picture=picture) if picture:
+            path = picture.relative_to(folder or picture.parent)
+            return f"![{block.title}]({path.as_posix()})\n"
+    return ""
+
+
+def _is_command(block: Block | None) -> bool:
+    return isinstance(block, Text) and block.kind == "command"
+
+
+def _span(part: str) -> str:
+    match part:
+        case Strong():
+            return f"**{part}**"
+        case Code():
+            return f"`{part}`"
+    return part
+
+
+def grid(block: Grid) -> str:
+    """A grid with its title and its note."""
+    columns, *rows = block.texts()
+    lines = [columns, ["---"] * len(columns), *rows]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    title = f"### {block.title}\n\n" if block.title else ""
+    return f"{title}{table}\n" + (f"\n{block.note}\n" if block.note else "")

@@ -1,0 +1,68 @@
+"""Sections on the screen."""
+
+import sys
+from typing import Any
+
+from experiments.reports.sections import Block, Figure, Grid, Section, Text
+
+NARROW = 24  # characters up to which a column's cells are never wrapped
+
+
+def make_console() -> Any:
+    """A console; piped output has no width of its own: 80 columns are readable everywhere."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+
+
+def show(section: Section, console: Any) -> None:
+    """Print a section on a rich console, and an empty line after it."""
+    if section.title:
+        console.print(section.title, style="bold", markup=False)
+    for place, block in enumerate(section.blocks):
+        if place or section.title:
+            _separate(section.blocks[place - 1] if place else None, block, console)
+        _show(block, console)
+    console.print()
+
+
+def _separate(before: Block | None, block: Block, console: Any) -> None:
+    """An empty line, but where the two belong together, or a grid brings its own."""
+    together = isinstance(block, Figure) or (isinstance(block, Text) and block.kind == "command")
+    own = isinstance(block, Grid) and not block.title
+    if not own and not (together and before):
+        console.print()
+
+
+def _show(block: Block, console: Any) -> None:
+    match block:
+        case Text(kind="command"):
+            console.print(f"  {block.plain}", markup=False, soft_wrap=True)
+        case Text():
+            console.print(block.plain, markup=False, soft_wrap=block.kind == "lines")
+        case Grid():
+            _show_grid(block, console)
+        case Figure(picture=picture) if picture:
+            console.print(f"picture: {picture}", markup=False, soft_wrap=True)
+
+
+def _show_grid(grid: Grid, console: Any) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    columns, *rows = grid.texts()
+    table = Table(
+        *map(escape, columns), title=escape(grid.title) or None, box=box.SIMPLE_HEAD,
+        pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for place, column in enumerate(table.columns):
+        longest = max(len(row[place]) for row in [columns, *rows])
+        column.overflow = "fold"
+        if place:
+            column.justify, column.no_wrap = "right", longest <= NARROW
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if grid.note:
+        console.print(grid.note, markup=False)

@@ -1,0 +1,86 @@
+"""The configuration of image classification."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from experiments.config.experiment import Config, DatasetSection, ModelSection
+from experiments.config.metrics import ACCURACY, LOSS
+from experiments.config.sections import FiniteFloat, NotNegative, Positive, refuse
+
+
+class Dataset(DatasetSection):
+    """Which images, how they are split, augmented and scaled."""
+
+    name: Literal["digits", "cifar10", "cifar100", "fashion-mnist", "imagenet"]
+    """The data set; the first folder of a run's path."""
+    validation_size: NotNegative
+    """Images taken from the training set, equally many per class; 0: no split `val`."""
+    crop_padding: NotNegative
+    """Zeros around an image before a random crop of its size; 0: no crop."""
+    flip: bool
+    """Whether images are mirrored with probability 1/2."""
+    mean: list[FiniteFloat]
+    """Mean per channel of pixels in [0, 1], which is subtracted."""
+    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """Standard deviation per channel of pixels in [0, 1], by which they are divided."""
+    image_size: NotNegative = 0
+    """ImageNet: size to which random crops of any size and shape are resized."""
+    resize_size: NotNegative = 0
+    """ImageNet: size of the shorter side before the centre is cut out for evaluation."""
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "Dataset":
+        if self.name != "imagenet":
+            if self.image_size or self.resize_size:
+                refuse(f"image_size and resize_size are imagenet's: {self.name} keeps its size")
+        elif not 0 < self.image_size <= self.resize_size:
+            refuse(
+                f"image_size {self.image_size}, resize_size {self.resize_size}: imagenet needs "
+                "both, the first above 0 and no larger than the second (224 and 256)"
+            )
+        elif self.crop_padding:
+            refuse("crop_padding is for images in memory: set 0 for imagenet")
+        return self
+
+
+class Model(ModelSection):
+    """Which network."""
+
+    name: Literal["resnet", "convnet", "imagenet-resnet"]
+    """The architecture; `resnet` is the small one for CIFAR."""
+    depth: Positive
+    """Number of weighted layers."""
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> "Model":
+        if self.name == "convnet" and self.depth < 2:
+            refuse(f"depth {self.depth}: a convnet has 2 layers or more")
+        if self.name == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
+            refuse(f"depth {self.depth}: a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, ...)")
+        if self.name == "imagenet-resnet" and self.depth not in (18, 34, 50):
+            refuse(f"depth {self.depth}: an ImageNet ResNet has 18, 34 or 50 layers")
+        return self
+
+    @property
+    def label(self) -> str:
+        return f"{self.name.removeprefix('imagenet-')}{self.depth}"
+
+
+class ImageClassificationConfig(Config):
+    """An experiment on labelled images."""
+
+    metrics = (LOSS, ACCURACY)
+    headline = ACCURACY
+    split_needs = {"val": "dataset.validation_size > 0"}
+
+    task: Literal["image_classification"]
+    """Cross-entropy on labelled images."""
+    dataset: Dataset
+    """Which images, how they are split, augmented and scaled."""
+    model: Model
+    """Which network."""
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        return ("val", "test") if self.dataset.validation_size else ("test",)

@@ -1,0 +1,151 @@
+"""What the training loop asks of a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.experiment import Config
+from experiments.config.metrics import Metric
+from experiments.errors import UserError
+from experiments.runtime import distributed
+
+Batch = Any
+
+
+class Task(ABC):
+    """Data, model and measures of one kind of problem: all that the training loop knows of it.
+
+    What a batch is, only the task knows. Its metrics, and which splits are evaluated, are in its
+    subclass of `Config`. Two rules hold for every subclass:
+
+    - The order of the examples and whatever is random in them depend on (seed, epoch, position)
+      alone (`experiments.tasks.randomness`), so that a resumed run sees the same batches.
+    - Of several processes each gets its shard of a training batch (`distributed.shard`), and other
+      batches of an evaluated split than the others (`distributed.rank_batches`).
+
+    Args:
+        config: the resolved configuration.
+        device: where data and model live.
+        data_root: where data sets are looked for and downloaded to.
+
+    Attributes:
+        dtype: of weights and real-valued inputs.
+        steps_per_epoch: optimizer steps in one pass over the training set; the subclass sets it
+            (`count_steps`).
+
+    Raises:
+        UserError: the data cannot be had, or the configuration does not fit it.
+    """
+
+    steps_per_epoch: int
+
+    def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
+        self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
+        if config.micro_batches > 1 and type(self).micro_batches is Task.micro_batches:
+            raise UserError(
+                f"micro_batches = {config.micro_batches}: {config.task} cannot split a batch, set 1"
+            )
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What `summarize` returns for an evaluated split."""
+        return self.config.metrics
+
+    @property
+    def headline(self) -> Metric:
+        """The metric that reports show and that names the best epoch."""
+        return self.config.headline
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        """The splits evaluated after each epoch."""
+        return self.config.evaluation_splits
+
+    # ------------------------------------------------------------------- what a subclass defines
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A freshly initialized model on the task's device; draws from torch's generator."""
+
+    @abstractmethod
+    def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on, whatever was drawn before."""
+
+    @abstractmethod
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        """This rank's batches of a split, in a fixed order."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss, with its graph, and sums over the batch.
+
+        The sums hold `weight`, how much the batch weighs in a mean over several (images,
+        tokens), and whatever `summarize` needs of a training batch. Called again with the same
+        batch and weights it must compute the same again.
+        """
+
+    # -------------------------------------------------------------------- what it may redefine
+
+    def micro_batches(self, batch: Batch) -> Sequence[tuple[Batch, float]]:
+        """The parts of a batch that are in memory one at a time: `config.micro_batches` of them.
+
+        Each comes with its share of the batch's weight; the shares add up to one.
+        """
+        return [(batch, 1.0)]
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over a batch of an evaluated split: those of `loss`, and `loss` times `weight`.
+
+        A task that measures more than its loss tells (a translation, say) redefines this.
+        """
+        loss, sums = self.loss(model, batch)
+        return {**sums, "loss": loss * sums["weight"]}
+
+    def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """Metrics by name, from sums over batches.
+
+        Args:
+            totals: sums of `evaluate` over a split, from which every metric must follow; or, over a
+                training epoch, of `loss` and of `loss` times `weight`: then at least the loss.
+        """
+        return {"loss": totals["loss"] / totals["weight"]}
+
+    # ------------------------------------------------------------------------ what it can use
+
+    def count_steps(self, examples: int, unit: str) -> int:
+        """Optimizer steps in one pass over the training set, the last batch being smaller.
+
+        Args:
+            examples: in the training set.
+            unit: what they are, in the plural, for the message.
+
+        Raises:
+            UserError: the last batch is too small to be shared.
+        """
+        size, parts = self.config.batch_size, self.config.micro_batches
+        ranks = distributed.world_size()
+        steps = -(-examples // size)
+        smallest = examples - (steps - 1) * size
+        if smallest < ranks * parts:
+            in_parts = f" in {parts} parts" if parts > 1 else ""
+            raise UserError(
+                f"batch_size = {size}: the last batch of an epoch has {smallest} {unit}, too few "
+                f"for {ranks} processes{in_parts}"
+            )
+        return steps
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """A model on the task's device, in its type and memory format."""
+        model = model.to(self.device, self.dtype)
+        return model.to(memory_format=torch.channels_last) if self.config.channels_last else model
+
+    def autocast(self) -> AbstractContextManager:
+        """In which the network computes: `config.autocast`, or as it is."""
+        if self.config.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.config.autocast))

@@ -1,0 +1,97 @@
+"""One report through all renderers."""
+
+import pytest
+from rich.console import Console
+
+from experiments.plots.canvas import panels, save
+from experiments.reports.page.figures import figure
+from experiments.reports.render import html, latex, markdown, terminal
+from experiments.reports.sections import (
+    Cell,
+    Code,
+    Figure,
+    Grid,
+    Link,
+    Section,
+    Strong,
+    Text,
+)
+
+ROWS = [["a|b [bold]", 1234, Cell("5 % & _x_", 5.0), ""], ["<c>", float("nan"), "", ""]]
+
+
+@pytest.fixture
+def section(tmp_path):
+    empty, _ = panels(1, (1, 1))
+    save(empty, tmp_path / "picture.png")
+    return Section(
+        "The <title>",
+        [
+            Text([Strong("best"), " of ", Link("The <title>"), ": ", Code("x < y")]),
+            Grid("Grid & more", ["name", "count", "share", "empty"], ROWS, "n = 2"),
+            Text("first", "command"),
+            Text("second", "command"),
+            Figure("A picture", picture=tmp_path / "picture.png"),
+            Figure("For the page alone", figure("x", "y")),
+        ],
+    )
+
+
+def test_terminal(section, capsys):
+    console = terminal.make_console()
+    terminal.show(section, console)
+    text = capsys.readouterr().out
+    assert text.startswith("The <title>\n\nbest of The <title>: x < y\n")
+    assert "a|b [bold]" in text and "1,234" in text and "empty" not in text
+    assert "\nn = 2\n  first\n  second\npicture: " in text
+    assert "For the page alone" not in text
+    assert max(len(line) for line in text.splitlines() if "picture" not in line) <= 80
+
+
+@pytest.mark.parametrize("width", [20, 30, 80])
+def test_the_terminal_loses_no_label(width, capsys):
+    label = "adahessian after_epochs.5.update_interval=2"
+    grid = Grid("", ["optimizer", "n"], [[label, "7"]])
+    terminal.show(Section("", [grid]), Console(width=width, highlight=False))
+    shown = "".join(sign for sign in capsys.readouterr().out if sign not in " \n─7")
+    assert shown == "optimizern" + label.replace(" ", "")
+
+
+def test_markdown(section):
+    assert markdown.render([section]) == (
+        "## The <title>\n"
+        "\n**best** of The <title>: `x < y`\n"
+        "\n### Grid & more\n"
+        "\n| name | count | share |"
+        "\n| --- | --- | --- |"
+        "\n| a\\|b [bold] | 1,234 | 5 % & _x_ |"
+        "\n| <c> |  |  |\n"
+        "\nn = 2\n"
+        "\n    first\n    second\n"
+        "\n![A picture](picture.png)\n"
+    )
+
+
+def test_markdown_elsewhere_links_to_the_pictures_place(section, tmp_path):
+    assert f"({tmp_path.name}/picture.png)" in markdown.render([section], tmp_path.parent)
+
+
+def test_latex(section):
+    text = latex.render([section])
+    assert r"\caption{Grid \& more}" in text and r"a|b [bold] & 1,234 & 5 \% \& \_x\_ \\" in text
+    assert r"\begin{tabular}{lrr}" in text and r"best of The \textless{}title\textgreater{}" in text
+    assert "first" not in text and "picture" not in text
+
+
+def test_html(section, tmp_path):
+    text = html.render("runs", [section])
+    assert '<strong>best</strong> of <a href="#the-title">The &lt;title&gt;</a>' in text
+    assert "<code>x &lt; y</code>" in text and "<p><code>first</code></p>" in text
+    assert '<td class="number" data-value="5.0">5 % &amp; _x_</td>' in text
+    assert 'src="data:image/png;base64,' in text and "For the page alone" in text
+    assert "empty" not in text.partition("<main>")[2].partition("</main>")[0]
+
+
+@pytest.mark.parametrize("render", [markdown.render, latex.render])
+def test_nothing_is_a_report_too(render):
+    assert render([]) == ""

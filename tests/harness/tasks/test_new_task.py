@@ -1,0 +1,267 @@
+"""A task of its own: regression, measured by its mean absolute error, with no accuracy anywhere.
+
+This file is its folder; the fixture is its line in the registry.
+"""
+
+import json
+import re
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from support.harness import interrupted, until_done
+from support.training import assert_equal, result
+from torch import nn
+
+from experiments import run
+from experiments.config.experiment import Config, DatasetSection, ModelSection
+from experiments.config.metrics import LOSS, Metric
+from experiments.config.metrics import read as read_declared
+from experiments.config.sections import NotNegative, Positive
+from experiments.errors import UserError
+from experiments.plans.load import load, resolve
+from experiments.runs.directory import RunDirectory
+from experiments.runs.metrics import read_json, read_metrics
+from experiments.runs.reading import read_run
+from experiments.runtime import distributed
+from experiments.tasks import registry
+from experiments.tasks.randomness import generator
+from experiments.tasks.task import Task
+from experiments.training import loop
+
+MAE = Metric("mae", "min", unit="mm", scale=1000, digits=1)
+EVALUATION_BATCH_SIZE = 20
+
+
+class Line(DatasetSection):
+    name: Literal["line"]
+    train_size: Positive
+    validation_size: NotNegative
+    test_size: NotNegative
+
+
+class Linear(ModelSection):
+    name: Literal["linear"]
+    width: Positive
+
+    @property
+    def label(self):
+        return f"linear{self.width}"
+
+
+class RegressionConfig(Config):
+    metrics = (LOSS, MAE)
+    headline = MAE
+    split_needs: ClassVar = {
+        "val": "dataset.validation_size > 0",
+        "test": "dataset.test_size > 0",
+    }
+
+    task: Literal["regression"]
+    dataset: Line
+    model: Linear
+
+    @property
+    def evaluation_splits(self):
+        sizes = {"val": self.dataset.validation_size, "test": self.dataset.test_size}
+        return tuple(split for split, size in sizes.items() if size)
+
+
+class Regression(Task):
+    def __init__(self, config, device, data_root):
+        super().__init__(config, device, data_root)
+        sizes = config.dataset
+        truth = torch.linspace(-1, 1, config.model.width).unsqueeze(1)
+        self.splits = {}
+        for seed, (name, size) in enumerate(
+            [("train", sizes.train_size), ("val", sizes.validation_size), ("test", sizes.test_size)]
+        ):
+            drawn = torch.Generator().manual_seed(seed)
+            x = torch.randn(size, config.model.width, generator=drawn, dtype=self.dtype)
+            self.splits[name] = (x, x @ truth.to(self.dtype))
+        self.steps_per_epoch = self.count_steps(sizes.train_size, "points")
+
+    def build_model(self):
+        return self.place(nn.Linear(self.config.model.width, 1))
+
+    def training_batches(self, epoch, first_step):
+        x, y = self.splits["train"]
+        order = torch.randperm(len(x), generator=generator(self.config.seed, epoch, "order"))
+        for indices in order.split(self.config.batch_size)[first_step:]:
+            chosen = distributed.shard(indices)
+            yield x[chosen], y[chosen]
+
+    def evaluation_batches(self, split):
+        pairs = zip(*(t.split(EVALUATION_BATCH_SIZE) for t in self.splits[split]), strict=True)
+        return distributed.rank_batches(pairs)
+
+    def loss(self, model, batch):
+        x, y = batch
+        return nn.functional.mse_loss(model(x), y), {"weight": torch.tensor(len(x))}
+
+    def evaluate(self, model, batch):
+        """The error is measured where a split is evaluated, not in the training."""
+        x, y = batch
+        return {**super().evaluate(model, batch), "error": (model(x) - y).abs().sum()}
+
+    def summarize(self, totals):
+        measured = super().summarize(totals)
+        if "error" in totals:
+            measured["mae"] = totals["error"] / totals["weight"]
+        return measured
+
+
+FILE = """
+task: regression
+dataset: {name: line, train_size: 50, validation_size: 40, test_size: 30}
+model: {name: linear, width: 3}
+epochs: 6
+batch_size: 16
+schedule: {drops: [0.5], factor: 0.1, stepped_at_epoch_start: false}
+best_epoch_split: val
+optimizers:
+  sgd: {constructor: torch.optim.SGD, lr: 0.1, weight_decay: 0, weight_decay_divided_by_lr: false}
+  adahessian: {constructor: adahessian.AdaHessian, lr: 0.1, weight_decay: 0,
+               weight_decay_divided_by_lr: false}
+"""
+
+
+@pytest.fixture(autouse=True)
+def path(tmp_path, monkeypatch):
+    """The registry's line, and a configuration file."""
+    dotted = (f"{__name__}.RegressionConfig", f"{__name__}.Regression")
+    monkeypatch.setitem(registry.TASKS, "regression", dotted)
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+    (tmp_path / "line.yaml").write_text(FILE)
+    return tmp_path / "line.yaml"
+
+
+def train(path, root, *overrides, optimizer="sgd"):
+    directory = RunDirectory(root, resolve(load(path, overrides), optimizer, 1))
+    with directory.locked():
+        loop.train(directory.config, directory, root)
+    return directory
+
+
+def test_the_command_trains_it_and_says_its_metric(path, tmp_path, capsys):
+    assert run.main([str(path), "optimizer=sgd,adahessian"]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    directories = [done.parent for done in (tmp_path / "runs").glob("line/linear3/*/*/DONE")]
+    assert {directory.parent.name for directory in directories} == {"sgd", "adahessian"}
+    for directory in directories:
+        meta, rows = read_json(directory / "meta.json"), read_metrics(directory / "metrics.jsonl")
+        assert list(read_declared(meta).values()) == [LOSS, MAE]
+        assert (meta["headline"], meta["result_split"]) == ("mae", "test")
+        assert meta["parameters"] == 4
+        parts = ["train/loss", "val/loss", "val/mae", "test/loss", "test/mae"]
+        times = ["time/epoch_seconds", "time/step_seconds"]
+        assert list(rows[0]) == ["step", "epoch", "learning_rate", *parts, *times]
+        assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24]
+        assert [row["learning_rate"] for row in rows] == pytest.approx([0.1] * 3 + [0.01] * 3)
+        assert rows[-1]["test/mae"] < 0.5 * rows[0]["test/mae"]
+        done = read_json(directory / "DONE")
+        assert done["best_epoch_split"] == "val"
+        assert done["best_epoch"]["val/mae"] == min(row["val/mae"] for row in rows)
+        text = f"test mae {1000 * rows[-1]['test/mae']:.1f} mm"
+        assert any(directory.parent.name in line and line.endswith(text) for line in shown)
+        files = [directory / name for name in ("config.yaml", "meta.json", "metrics.jsonl", "DONE")]
+        assert not any("accuracy" in file.read_text() for file in files)
+
+
+def test_its_metrics_are_means_over_the_split(path, tmp_path):
+    """Also where the batches of an evaluation are not all of one size."""
+    directory = train(path, tmp_path, "dataset.test_size=31")
+    task = Regression(directory.config, torch.device("cpu"), tmp_path)
+    model = task.build_model()
+    model.load_state_dict(torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"])
+    x, y = task.splits["test"]
+    errors = (model(x) - y).abs()
+    last = read_metrics(directory.metrics_path)[-1]
+    assert last["test/mae"] == pytest.approx(errors.mean().item())
+    assert last["test/loss"] == pytest.approx(errors.square().mean().item())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adahessian"])
+def test_interrupted_it_goes_on(optimizer, path, tmp_path, monkeypatch):
+    every = ("checkpoint_every_steps=2",)
+    whole = train(path, tmp_path / "whole", *every, optimizer=optimizer)
+    step = interrupted(loop.optimizer_step, lambda call: call % 7 == 3)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    cut = lambda: train(path, tmp_path / "cut", *every, optimizer=optimizer)  # noqa: E731
+    directory, sessions = until_done(cut)
+    assert sessions > 2
+    assert_equal(result(directory), result(whole))
+
+
+def test_the_rate_waits_for_its_metric_to_fall(path, tmp_path):
+    plateau = ("schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, plateau: "
+               "{metric: val/mae, patience: 0, threshold: 0.9}}")  # fmt: skip
+    rows = read_metrics(train(path, tmp_path, plateau).metrics_path)
+    # Only less than a tenth of the best one would be an improvement.
+    assert [row["learning_rate"] for row in rows] == [0.1 * 0.5 ** max(0, n - 1) for n in range(6)]
+
+
+def test_without_a_test_split_the_result_is_of_the_validation(path, tmp_path):
+    directory = train(path, tmp_path, "dataset.test_size=0")
+    rows = read_metrics(directory.metrics_path)
+    assert not any(key.startswith("test/") for row in rows for key in row)
+    assert read_json(directory.path / "meta.json")["result_split"] == "val"
+    read = read_run(directory.path)
+    assert (read.state, read.problem, read.headline) == ("done", "", MAE)
+    assert read.last() == rows[-1]["val/mae"]
+    assert read.best() == min(row["val/mae"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dataset.test_size=0", "best_epoch_split=test"], "'test' needs dataset.test_size > 0"),
+        (["dataset.validation_size=0"], "'val' needs dataset.validation_size > 0"),
+        (["dataset.flip=true"], "dataset: unknown key 'flip'"),
+        (["task=regresion"], "no such task; did you mean 'regression'?"),
+        (
+            ["schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, plateau: "
+             "{metric: test/accuracy, patience: 0, threshold: 0}}"],
+            "schedule.plateau.metric 'test/accuracy': no such metric; ",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_it_is_refused(overrides, message, path):
+    with pytest.raises(UserError) as caught:
+        load(path, overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value).strip()
+
+
+@pytest.mark.parametrize("name", ["../sgd", "sgd/nesterov", ".sgd", "..", "''"])
+def test_an_optimizer_names_a_folder_or_is_refused(name, path):
+    """Elsewhere its runs would be written outside of theirs, or seen by nothing that looks."""
+    path.write_text(FILE.replace("  sgd:", f"  {name}:"))
+    with pytest.raises(UserError, match=re.escape(f"optimizers.{name.strip(chr(39))} = ")):
+        load(path)
+
+
+def test_a_batch_that_the_task_cannot_split_is_refused(path, tmp_path):
+    with pytest.raises(UserError, match="micro_batches = 2: regression cannot split a batch"):
+        train(path, tmp_path, "micro_batches=2")
+
+
+def test_a_metric_that_is_declared_and_not_measured_is_noticed_at_once(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(Regression, "evaluate", Task.evaluate)
+    with pytest.raises(AssertionError, match="val: .*'loss'.*declared.*'mae'"):
+        train(path, tmp_path)
+
+
+def test_runs_of_earlier_versions_are_read_and_go_on(path, tmp_path):
+    """They recorded directions alone; their result is on the test split."""
+    directory = train(path, tmp_path)
+    new = read_json(directory.path / "meta.json")
+    meta = {key: value for key, value in new.items() if key != "result_split"}
+    meta["metrics"] = {"loss": "min", "mae": "min"}
+    (directory.path / "meta.json").write_text(json.dumps(meta))
+    read = read_run(directory.path)
+    assert read.test_key == "test/mae" and read.headline.direction == "min"
+    (directory.path / "DONE").unlink()
+    train(path, tmp_path)
+    again = read_json(directory.path / "meta.json")
+    assert len(again.pop("sessions")) == 2
+    assert again.items() <= new.items()
