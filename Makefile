@@ -156,6 +156,9 @@ slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on 
 docs: $(VENV)/.ready-for-tests ## Build the documentation's site into build/site (20 seconds)
 	$(PY) -m tools.site
 
+nightly: $(VENV)/.ready-for-tests browser ## What takes hours: all of .ci/matrix.yaml; writes .ci/nightly.md
+	$(PY) .ci/matrix.py --in nightly
+
 lint: $(VENV)/.ready-for-tests ## Check style, formatting and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -165,4 +168,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all docs lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all docs nightly lint format
