@@ -9,26 +9,42 @@ DATA_ROOT ?= data
 RUNS_ROOT ?= runs
 export DATA_ROOT RUNS_ROOT
 
-# What the training targets run: OPT="sgd adam adamw adahessian" SEEDS="1 2 3", and further
-# overrides of the config as ARGS="epochs=30 batch_size=128".
+# What the training targets run: OPT="sgd adam adamw adahessian" SEEDS="1 2 3" or SEEDS=1-5, and
+# further settings as ARGS="epochs=30 batch_size=128".
 OPT ?= adahessian
 SEEDS ?= 1
 ARGS ?=
-# Where the training targets run: nowhere but here, or as jobs of a profile of slurm/profiles/.
+# Where they run: here, or as jobs of a profile of slurm/profiles/.
 CLUSTER ?=
+SWEEP ?= configs/sweeps/digits-lr.yaml
+DATASET ?= cifar10
 
 empty :=
 comma := ,
 list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
-run = $(PY) -m experiments.run
-submit = $(PY) -m slurm.submit
+# `FILE... [key=value ...]`, the same here and on a cluster.
+train = $(PY) -m $(if $(CLUSTER),slurm.submit --profile $(CLUSTER),experiments.run)
+
+# What is set on make's command line is one of these, or nobody would notice that it has no effect.
+variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP DATASET
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(variables) MAKE% SHELL -%,$(given))
+define explain
+import sys; from experiments.errors import nearest; \
+known, names = sys.argv[1].split(), sys.argv[2].split(); \
+print(*(f"unknown variable {name}; {nearest(name.upper(), known)}" for name in names), sep="; ")
+endef
+ifneq ($(unknown),)
+settings := $(foreach name,$(filter-out $(shell echo $(unknown) | tr a-z A-Z),$(unknown)),$(name)=$($(name)))
+$(error $(shell $(PYTHON) -c '$(explain)' '$(variables)' '$(unknown)')$(if $(settings),; settings go into ARGS="$(settings)"))
+endif
 
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-24s %s\n", $$1, $$2}'
 	@echo
-	@echo '  Training targets take OPT="sgd adam adamw adahessian" SEEDS="1 2 3" ARGS="key=value ...";'
+	@echo '  Training targets take OPT="sgd adam adamw adahessian" SEEDS=1-5 ARGS="key=value ...";'
 	@echo '  CLUSTER=slurm (or a profile) sends them to a cluster, CLUSTER=local to the background;'
 	@echo '  DATA_ROOT (now $(DATA_ROOT)) and RUNS_ROOT (now $(RUNS_ROOT)) move data and results.'
 
@@ -60,7 +76,7 @@ define install
 endef
 
 quickstart: setup ## Train on real images that need no download (about 5 minutes), then report
-	$(run) configs/digits/resnet20.yaml epochs=30 optimizer=sgd,adam,adamw,adahessian seed=1,2,3
+	$(PY) -m experiments.run configs/digits/resnet20.yaml epochs=30 optimizer=sgd,adam,adamw,adahessian seed=1-3
 	$(PY) -m experiments.report --dataset digits
 
 digits-resnet20: ## ResNet-20 on scikit-learn's digits (no download)
@@ -73,16 +89,12 @@ imagenet-resnet50: ## ResNet-50 on ImageNet, Sassha's protocol
 experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32 imagenet-resnet18 imagenet-resnet50
 $(experiments): config = configs/$(subst -resnet,/resnet,$@).yaml
 $(experiments): setup
-	@$(if $(CLUSTER),\
-	$(submit) $(config) --optimizers $(call list,$(OPT)) --seeds $(call list,$(SEEDS)) --profile $(CLUSTER) $(if $(ARGS),--set $(ARGS)),\
-	$(run) $(config) optimizer=$(call list,$(OPT)) seed=$(call list,$(SEEDS)) $(ARGS))
+	@$(train) $(config) optimizer=$(call list,$(OPT)) seed=$(call list,$(SEEDS)) $(ARGS)
 
-SWEEP ?= configs/sweeps/digits-lr.yaml
-sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml, in the background or on CLUSTER=slurm
-	@$(submit) $(SWEEP) --profile $(or $(CLUSTER),local) $(ARGS)
+sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml
+	@$(train) $(SWEEP) $(ARGS)
 
 # Made of what has run and of what is committed below results/; CLUSTER trains what is missing.
-DATASET ?= cifar10
 table2: ## Test accuracy of four optimizers beside the paper's (DATASET=digits: on other data)
 table6: ## Learning rates off by a factor of 0.5 to 10
 table7: ## Block size of the curvature's average
@@ -90,7 +102,7 @@ table8: ## The curvature at every n-th step: accuracy and cost
 tables := table2 table6 table7 table8
 $(tables): setup
 	@$(if $(CLUSTER),\
-	$(submit) configs/tables/$@.yaml --dataset $(DATASET) --profile $(CLUSTER) $(ARGS),\
+	$(train) configs/tables/$@.yaml dataset=$(DATASET) $(ARGS),\
 	$(PY) -m experiments.paper_table $@ --dataset $(DATASET) $(ARGS))
 
 tables: $(tables) ## All of these tables
@@ -98,8 +110,14 @@ tables: $(tables) ## All of these tables
 results: setup ## Write what has run below results/, as data to be committed
 	@$(PY) -m experiments.export $(ARGS)
 
-status: setup ## How every run is: state, epoch, accuracy, attempts, job (ARGS="PATTERN --watch")
+status: setup ## The state of every run, its result, attempts and job (ARGS="PATTERN --long --watch")
 	@$(PY) -m slurm.status $(ARGS)
+
+logs: setup ## What the jobs of runs wrote (ARGS="PATTERN --follow")
+	@$(PY) -m slurm.logs $(ARGS)
+
+cancel: setup ## End the jobs of runs, saved first (ARGS=PATTERN; '*' is all)
+	@$(PY) -m slurm.cancel $(ARGS)
 
 bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both doors, public packages (10 minutes)
 	$(PY) -m experiments.benchmarks.step $(ARGS)
@@ -168,4 +186,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

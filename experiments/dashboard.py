@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments import cli
 from experiments.errors import UserError
 from experiments.runtime.paths import runs_root
 from experiments.tracking.upload import check_server, find_runs
@@ -18,21 +19,19 @@ from experiments.tracking.workspace import show_locally, write_workspace
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    argparse.ArgumentParser(prog="python -m experiments.dashboard", description=__doc__).parse_args(
-        arguments
-    )
+    parser = argparse.ArgumentParser(prog="python -m experiments.dashboard", description=__doc__)
+    return cli.execute(parser, _dashboard, arguments)
+
+
+def _dashboard(parsed: argparse.Namespace) -> int:
     root = runs_root()
+    runs = list(find_runs(root))
     try:
-        runs = list(find_runs(root))
-        try:
-            check_server(root)
-        except UserError as reason:
-            print(f"no dashboard on a server: {reason}", file=sys.stderr)
-            return show_locally(root, runs)
-        print(write_workspace(root, runs))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        check_server(root)
+    except UserError as reason:
+        print(f"no dashboard on a server: {reason}", file=sys.stderr)
+        return show_locally(root, runs)
+    print(write_workspace(root, runs))
     return 0
 
 

@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments import cli
 from experiments.results import committed
 from experiments.results.tables import Results
+from experiments.runs.layout import find
 from experiments.runtime.paths import runs_root
 
 
@@ -27,20 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__)
     parser.add_argument("--to", type=Path, default=committed.FOLDER, help="not results/")
-    folder = parser.parse_args(arguments).to
+    return cli.execute(parser, lambda parsed: _export(parsed.to), arguments)
+
+
+def _export(folder: Path) -> None:
     results = Results(root := runs_root())
-    for meta in sorted(root.glob("*/*/*/*/meta.json")):
-        results.add(meta.parent)
-    try:
-        written = committed.export(results.runs, folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for directory in find(root, holding="meta.json"):
+        results.add(directory)
+    written = committed.export(results.runs, folder)
     runs = sum(written.values())
     print(f"{runs} runs below {root} are in {len(written)} files below {folder}")
     for directory, problem in results.unreadable.items():
         print(f"left out, unreadable: {directory} ({problem})", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":

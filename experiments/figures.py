@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.errors import UserError
+from experiments import cli
 from experiments.landscapes import illustrations, pictures, quadratics
 from experiments.landscapes.descent import descend
 from experiments.landscapes.functions import LANDSCAPES, Landscape
@@ -119,7 +119,10 @@ def _text(setting: dict) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.figures", description=__doc__)
-    parser.parse_args(arguments)
+    return cli.execute(parser, _figures, arguments)
+
+
+def _figures(parsed: argparse.Namespace) -> None:
     root = runs_root()
     drawings: dict[str, Callable[[Path], str]] = {
         **{f"paper_{f.name}": lambda path, f=f: curves(f, root, path) for f in FIGURES},
@@ -128,14 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **{scape.name: lambda path, s=scape: descents(s, path) for scape in LANDSCAPES},
         "quadratics": turned_quadratics,
     }
-    try:
-        for name, draw in drawings.items():
-            path = root / "figures" / f"{name}.png"
-            print(f"{draw(path)}\n  {path}", flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    for name, draw in drawings.items():
+        path = root / "figures" / f"{name}.png"
+        print(f"{draw(path)}\n  {path}", flush=True)
 
 
 if __name__ == "__main__":

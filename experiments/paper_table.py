@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments import cli
 from experiments.plans.paper_tables import find, names
 from experiments.reports.paper_table import document, write
 from experiments.results.paper_tables import read
@@ -24,16 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help=f"{', '.join(names())}, or a YAML file")
     parser.add_argument("--dataset", help="where; default: the paper's, with its figures beside")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="a page whose tables to replace")
-    parsed = parser.parse_args(arguments)
-    try:
-        results = read(find(parsed.name, parsed.dataset))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return cli.execute(parser, _paper_table, arguments)
+
+
+def _paper_table(parsed: argparse.Namespace) -> None:
+    results = read(find(parsed.name, parsed.dataset))
     picture = write(results, results.request.root / "report")
     if parsed.docs:
         document(results, picture, parsed.docs)
-    return 0
 
 
 if __name__ == "__main__":

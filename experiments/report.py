@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from experiments import cli
 from experiments.errors import UserError
 from experiments.plans import sweeps
 from experiments.reports.summary import write_report, write_sweep_report
@@ -25,23 +26,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="only this model, such as resnet20")
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
-    parsed = parser.parse_args(arguments)
+    return cli.execute(parser, _report, arguments)
+
+
+def _report(parsed: argparse.Namespace) -> None:
     root = runs_root()
-    try:
-        if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
-            raise UserError(
-                "--sweep names its runs itself: leave out --dataset, --model and --committed"
-            )
-        if parsed.sweep:
-            write_sweep_report(read_sweep(sweeps.find(parsed.sweep), root), root / "report")
-        else:
-            more = committed.read(committed.FOLDER, root).values() if parsed.committed else ()
-            results = read_results(root, parsed.dataset, parsed.model, more)
-            write_report(results, root / "report")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):
+        raise UserError(
+            "--sweep names its runs itself: leave out --dataset, --model and --committed"
+        )
+    if parsed.sweep:
+        write_sweep_report(read_sweep(sweeps.find(parsed.sweep), root), root / "report")
+    else:
+        more = committed.read(committed.FOLDER, root).values() if parsed.committed else ()
+        results = read_results(root, parsed.dataset, parsed.model, more)
+        write_report(results, root / "report")
 
 
 if __name__ == "__main__":

@@ -1,58 +1,125 @@
-"""Train: `python -m experiments.run CONFIG optimizer=NAME[,NAME] seed=N[,N] [key.path=value ...]`.
+"""Train: `python -m experiments.run FILE... [key=value ...] [--jobs N]`.
 
-Runs one after another, each in its own directory below `RUNS_ROOT` (default `runs`), with data
-from `DATA_ROOT` (default `data`). A run that is done is skipped; one that was interrupted goes
-on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the step, save it, and exit with 130,
-143 and 140.
+FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
+Several runs are trained at a time, each in a process and a directory of its own below `RUNS_ROOT`
+(default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is skipped; one
+that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the steps, save
+them, and exit with 130, 143 and 140.
 """
 
 import argparse
+import os
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from experiments.errors import INTERRUPTED, USER_ERROR, UserError
+import torch
+
+from experiments import cli
+from experiments.config.experiment import Config
+from experiments.errors import UserError
 from experiments.plans.select import select
-from experiments.runtime import stopping
+from experiments.plans.settings import split_words
+from experiments.results.paper_tables import have_result
+from experiments.runs.directory import RunDirectory
+from experiments.runs.labels import titles
+from experiments.runtime import distributed
+from experiments.runtime.device import build_device
+from experiments.runtime.paths import runs_root
+from experiments.runtime.processes import run_each
+from experiments.runtime.progress import Progress
+from experiments.runtime.stopping import Stopped
+from experiments.runtime.threads import VARIABLE, cores, threads_per_run
 from experiments.training import optimizers
-from experiments.training.session import train_unless_done
+from experiments.training.session import say_if_done, train_unless_done
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.run",
-        description="Train the runs of an experiment that are not done yet.",
+        description="Train the runs of experiments, sweeps or tables that are not done yet.",
         epilog="example: python -m experiments.run configs/digits/resnet20.yaml "
-        "optimizer=sgd,adahessian seed=1,2,3 epochs=30",
+        "optimizer=sgd,adahessian seed=1-3 epochs=30",
     )
-    parser.add_argument("config", help="a YAML file below configs/")
     parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="key=value",
-        help="optimizer=NAME[,NAME], seed=N[,N], and any key.path=value of the configuration",
+        "words",
+        nargs="+",
+        metavar="FILE | key=value",
+        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, of a table "
+        "dataset=NAME, and any key.path=value of the configuration",
     )
-    parsed = parser.parse_args(arguments)
-    warnings.showwarning = _show_warning
-    try:
-        runs = select(parsed.config, parsed.settings)
-        for config in runs:
-            optimizers.check(config)
-        return max([train_unless_done(config) for config in runs])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except stopping.Stopped as stop:
-        print(f"{stop}; the same command goes on from here", file=sys.stderr)
-        return stop.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return INTERRUPTED
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time; default: one per GPU, or on a CPU one per core "
+        f"({VARIABLE}=T trains each with T threads instead of one, and fewer at a time)",
+    )
+    said = "interrupted; the same command goes on from the last checkpoint"
+    return cli.execute(parser, _run, arguments, said)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
-    print(f"{category.__name__}: {message}", file=sys.stderr)
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.jobs is not None and parsed.jobs < 1:
+        raise UserError(f"--jobs {parsed.jobs}: must be 1 or more")
+    planned = select(*split_words(parsed.words))
+    for run in planned:
+        optimizers.check(run.config)
+    known = have_result(planned, runs_root())
+    if known:
+        print(f"{len(known)} runs of tables have a result already", file=sys.stderr)
+    configs = [run.config for run in planned if run.place not in known]
+    todo = [
+        (config, title)
+        for config, title in zip(configs, titles(configs), strict=True)
+        if distributed.world_size() > 1 or not say_if_done(RunDirectory(runs_root(), config))
+    ]
+    if len(todo) < 2 or distributed.world_size() > 1:
+        return max([train_unless_done(config, title=title) for config, title in todo], default=0)
+    return _train_in_processes(todo, parsed.jobs)
+
+
+def _train_in_processes(todo: Sequence[tuple[Config, str]], jobs: int | None) -> int:
+    gpus = any(build_device(config).type == "cuda" for config, _ in todo)
+    threads = threads_per_run()
+    room = torch.cuda.device_count() if gpus else cores() // threads
+    jobs = min(jobs or max(room, 1), len(todo))
+    each = "" if gpus else f", {threads} thread{'s' if threads > 1 else ''} each"
+    print(f"{len(todo)} runs, {jobs} at a time{each}", file=sys.stderr, flush=True)
+    items = [(config, title, jobs == 1) for config, title in todo]
+    # torch imports its compiler, as long as itself, when the first optimizer is made.
+    preload = ["experiments.training.session", "torch._dynamo"]
+    return max(run_each(_train_one, items, jobs, preload, _say_if_killed))
+
+
+def _train_one(item: tuple[Config, str, bool], slot: int) -> int:
+    """Train in a process of its own, on the GPU of its slot; returns the exit code."""
+    config, title, alone = item
+    if build_gpus := _visible_gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = build_gpus[slot % len(build_gpus)]
+    Progress.bars = alone
+
+    def train() -> int:
+        try:
+            return train_unless_done(config, title=title)
+        except Stopped as stop:  # the parent says it, once
+            return stop.exit_code
+
+    return cli.guarded(train)
+
+
+def _visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name; asks the driver nothing that would start CUDA here."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _say_if_killed(item: tuple[Config, str, bool], code: int) -> None:
+    if code < 0:
+        print(f"error: {item[1]}: killed by {signal.Signals(-code).name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,18 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from experiments import cli
 from experiments.config.experiment import SpectrumSettings
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 from experiments.plots.spectrum import SpectrumPlot, draw
 from experiments.reports.render import terminal
 from experiments.reports.sections import Grid, Section, Text
+from experiments.runs.layout import find
 from experiments.runtime.paths import runs_root
 from experiments.runtime.progress import Progress
 from experiments.training.curvature import Spectrum, compute_spectrum
 from experiments.training.restore import name_of, restore
-
-USER_ERROR, INTERRUPTED = 2, 130
 
 
 class Settings(SpectrumSettings):
@@ -47,19 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=f"settings and their defaults: {defaults}",
     )
     parser.add_argument("words", nargs="*", metavar="RUN_DIR | key=value")
-    words = parser.parse_args(arguments).words
-    try:
-        settings = read_settings([word for word in words if "=" in word])
-        directory = find_run([word for word in words if "=" not in word])
-        result = compute(directory, settings)
-        write(directory, result)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    said = "interrupted; nothing was written"
+    return cli.execute(parser, lambda parsed: _spectrum(parsed.words), arguments, said)
+
+
+def _spectrum(words: Sequence[str]) -> None:
+    settings = read_settings([word for word in words if "=" in word])
+    directory = find_run([word for word in words if "=" not in word])
+    result = compute(directory, settings)
+    write(directory, result)
 
 
 def read_settings(words: Sequence[str]) -> Settings:
@@ -95,10 +91,10 @@ def find_run(words: Sequence[str]) -> Path:
             raise UserError(f"{directory} is no run's directory: it has no config.yaml")
     else:
         root = runs_root()
-        done = sorted(root.glob("*/*/*/*/DONE"), key=lambda path: path.stat().st_mtime)
+        done = find(root, holding="DONE")
         if not done:
             raise UserError(f"no finished run below {root}: name a run's directory")
-        directory = done[-1].parent
+        directory = max(done, key=lambda run: (run / "DONE").stat().st_mtime)
     return directory
 
 

@@ -2,9 +2,11 @@
 
 import os
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +21,13 @@ class Job:
     Attributes:
         configs: the `config.yaml` of each run.
         runs_root, data_root: absolute.
+        name: of a job with a single run; the members of an array are submitted under a common one.
     """
 
     configs: list[str]
     runs_root: str
     data_root: str
+    name: str = ""
 
     def __call__(self) -> None:
         # submitit's handler, where it runs this: it asks Slurm (or the local controller) for a
@@ -31,6 +35,7 @@ class Job:
         handler = signal.getsignal(signal.SIGUSR2)
         requeue = handler if callable(handler) else lambda number, frame: None
         os.environ["RUNS_ROOT"], os.environ["DATA_ROOT"] = self.runs_root, self.data_root
+        _rename_member(self.name)
         _export_ranks()
         failed = [path for path in self.configs if _train(path, requeue)]
         if failed:
@@ -49,14 +54,18 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     from experiments.errors import FAILED, USER_ERROR, UserError
     from experiments.plans.load import load
     from experiments.runs import attempts
-    from experiments.runs.checkpoint import StorageError
     from experiments.runs.directory import RunDirectory
     from experiments.runs.lease import job_id
+    from experiments.runs.storage import StorageError
     from experiments.runtime import distributed, stopping
     from experiments.runtime.paths import runs_root
     from experiments.training.session import train_unless_done
 
-    config = load(path)
+    try:
+        config = load(path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
     directory = RunDirectory(runs_root(), config)
 
     def hopeless() -> bool:
@@ -72,7 +81,9 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
         return train_unless_done(config, wait=True)
     except stopping.Stopped as stop:
         print(stop, file=sys.stderr)
-        if stop.signal != signal.SIGUSR2:  # whoever sends another requeues it himself, or will not
+        if (
+            stop.signal != signal.SIGUSR2
+        ):  # the sender of another one requeues it, or does not want to
             raise SystemExit(stop.exit_code) from None
         if directory.done:
             return 0
@@ -87,6 +98,15 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
             return FAILED
         requeue(signal.SIGUSR2, None)
         raise
+
+
+def _rename_member(name: str) -> None:
+    """Name a member of a job array after its run; Slurm can do so once the member has begun."""
+    first = os.environ.get("SLURM_PROCID", "0") == "0"
+    if name and first and "SLURM_ARRAY_TASK_ID" in os.environ:
+        job = f"jobid={os.environ['SLURM_JOB_ID']}"
+        with suppress(OSError, subprocess.TimeoutExpired):  # it is a name, and no more
+            subprocess.run(["scontrol", "update", job, f"name={name}"], timeout=30)
 
 
 def _export_ranks() -> None:

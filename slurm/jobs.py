@@ -9,10 +9,12 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.runs.storage import write_whole
 
 NAME = "submitted.json"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -40,13 +42,33 @@ class Submitted:
         return [Path(self.folder) / f"{self.job}_0_log.{end}" for end in ("out", "err")]
 
     def write(self, directory: Path) -> None:
-        (directory / NAME).write_text(json.dumps(asdict(self)) + "\n")
+        write_whole(directory / NAME, json.dumps(asdict(self)) + "\n")
 
 
 def submitted(directory: Path) -> Submitted | None:
-    """The last submission of a run, if there was one."""
-    path = directory / NAME
-    return Submitted(**json.loads(path.read_text())) if path.exists() else None
+    """The last submission of a run, if there was one.
+
+    Raises:
+        OSError, ValueError, TypeError: what there is of it cannot be read.
+    """
+    try:
+        return Submitted(**json.loads((directory / NAME).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def submissions(directories: Iterable[Path]) -> tuple[dict[Path, Submitted], dict[Path, str]]:
+    """The last submissions of runs that had one, and why others' cannot be read."""
+    found, problems = {}, {}
+    for path in directories:
+        try:
+            if job := submitted(path):
+                found[path] = job
+        except OSError as error:
+            problems[path] = f"{NAME}: {error.strerror or error}"
+        except (ValueError, TypeError) as error:
+            problems[path] = f"{NAME}: {type(error).__name__}: {error}"
+    return found, problems
 
 
 @dataclass(frozen=True)

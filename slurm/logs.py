@@ -7,8 +7,10 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
-from experiments.errors import USER_ERROR, UserError
+from experiments import cli
+from experiments.errors import UserError
 from experiments.runtime.paths import runs_root
 from slurm import jobs
 from slurm.status import find
@@ -20,19 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pattern", help="a part of the runs' directories")
     parser.add_argument("--lines", type=int, default=20, help="from the end (default: 20)")
     parser.add_argument("--follow", action="store_true", help="go on as they are written")
-    parsed = parser.parse_args(arguments)
-    try:
-        sent = [jobs.submitted(path) for path in find(runs_root(), parsed.pattern)]
-        logs = [str(path) for job in sent if job for path in job.logs if path.exists()]
-        if not logs:
-            raise UserError(f"no log yet of runs like {parsed.pattern}")
-        follow = ["--follow=name", "--retry"] if parsed.follow else []
+    return cli.execute(parser, _logs, arguments)
+
+
+def _logs(parsed: argparse.Namespace) -> int:
+    sent, problems = jobs.submissions(find(runs_root(), parsed.pattern))
+    for path, problem in problems.items():
+        print(f"left out, unreadable: {path} ({problem})", file=sys.stderr)
+    logs = dict.fromkeys(str(path) for job in sent.values() for path in job.logs if path.exists())
+    if not logs:
+        raise UserError(f"no log yet of runs like {parsed.pattern}")
+    follow = ["--follow=name", "--retry"] if parsed.follow else []
+    with suppress(KeyboardInterrupt):  # how one stops following
         return subprocess.run(["tail", f"--lines={parsed.lines}", *follow, *logs]).returncode
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        return 0
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from experiments.config.sections import NotNegative, Positive, Section, validate
-from experiments.config.yaml_reader import read_yaml
+from experiments.config.yaml_reader import read_yaml_file
 from experiments.errors import UserError, nearest
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -23,14 +23,18 @@ exit $code""".splitlines()  # noqa: E501
 
 
 class Profile(Section):
-    """A profile's keys; those from `partition` to `setup` mean something to Slurm alone."""
+    """A profile's keys; those from `partition` to `setup` mean something to Slurm alone.
+
+    Without `array_parallelism`, 16 runs of a submission are trained at a time on Slurm; on this
+    machine as many as there are cores, or one where there is a GPU.
+    """
 
     cluster: Literal["slurm", "local", "debug"]
     timeout_minutes: Positive
     nodes: Positive = 1
     gpus_per_node: NotNegative = 0
     tasks_per_node: Positive = 1  # one process per GPU: with 8 GPUs per node and run, 8
-    array_parallelism: Positive = 16  # runs of one submission at the same time
+    array_parallelism: Positive | None = None  # runs of one submission at a time: see below
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -69,7 +73,7 @@ class Profile(Section):
                 "slurm_account": self.account,
                 "slurm_qos": self.qos,
                 "slurm_constraint": self.constraint,
-                "slurm_array_parallelism": self.array_parallelism,
+                "slurm_array_parallelism": self.array_parallelism or 16,
                 "slurm_signal_delay_s": self.warning_seconds,
                 "slurm_additional_parameters": {"requeue": True, **self.directives},
                 "slurm_setup": self.setup or None,
@@ -90,4 +94,4 @@ def load_profile(name: str) -> Profile:
     if not path.is_file():
         known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
         raise UserError(f"no profile '{name}'; {nearest(name, known)}, or a file of your own")
-    return validate(Profile, read_yaml(path.read_text()), path)
+    return validate(Profile, read_yaml_file(path), path)

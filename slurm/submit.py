@@ -1,9 +1,9 @@
-"""Submit: `python -m slurm.submit FILE.yaml ... [--optimizers A,B] [--seeds 1-5] [--profile NAME]`.
+"""Submit: `python -m slurm.submit FILE... [key=value ...] [--profile NAME] [--dry-run]`.
 
-A FILE is an experiment, a sweep or a table of the paper. Sends the runs that are neither done nor
-queued nor running, more than one of them as a job array, and returns at once: one line per run,
-with its job and its directory. Jobs run the code as it is now, from a copy: what is edited while
-they wait or are requeued does not reach them.
+FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
+Sends the runs that are neither done nor queued nor running, more than one of them as a job array,
+and returns at once: one line per run, with its job and its directory. Jobs run the code as it is
+now, from a copy: what is edited while they wait or are requeued does not reach them.
 """
 
 import argparse
@@ -11,28 +11,32 @@ import hashlib
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
-from experiments.config.experiment import Config, write_yaml
-from experiments.errors import USER_ERROR, UserError
-from experiments.plans.load import load, resolve
-from experiments.plans.paper_tables import find, is_table
-from experiments.plans.sweeps import expand, is_sweep, parse_seeds
-from experiments.results.paper_tables import read
-from experiments.runs.checkpoint import writing
+from experiments import cli
+from experiments.config.experiment import write_yaml
+from experiments.errors import UserError
+from experiments.plans.select import select
+from experiments.plans.settings import split_words
+from experiments.results.paper_tables import have_result
 from experiments.runs.directory import RunDirectory
+from experiments.runs.labels import titles
 from experiments.runs.provenance import git_state
 from experiments.runs.states import read_state
+from experiments.runs.storage import write_whole, writing
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
+from experiments.runtime.threads import cores, threads_per_run
 from experiments.training import optimizers as build
 from slurm import jobs
 from slurm.job import Job
@@ -42,87 +46,66 @@ REPOSITORY = Path(__file__).parent.parent
 PACKAGES = ("adahessian", "experiments", "slurm")
 LARGEST_ARRAY = 1000  # Slurm's default limit is 1001
 WITHOUT_END = 10**6  # requeues after the time limit: a job goes on while it gets further
+LONGEST_NAME = 100  # characters of a job's name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m slurm.submit", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="experiments, sweeps, tables")
-    parser.add_argument("--optimizers", metavar="A,B", help="of an experiment; default: all")
-    parser.add_argument("--seeds", metavar="1-5", help="of an experiment; default: its own")
-    parser.add_argument("--dataset", help="of a table; default: the paper's")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="FILE | key=value",
+        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, of a table "
+        "dataset=NAME, and any key.path=value of the configuration",
+    )
     parser.add_argument("--profile", default="slurm", help="name or YAML file (default: slurm)")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", nargs="+",
-                        help="overrides of an experiment")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent")
-    parsed = parser.parse_args(arguments)
-    overrides = [item for group in parsed.set for item in group]
-    try:
-        profile = load_profile(parsed.profile)
-        runs = []
-        for path in parsed.files:
-            runs += select(path, parsed.optimizers, parsed.seeds, overrides, parsed.dataset)
-        submit(runs, profile, parsed.dry_run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    return 0
+    for option, now in {
+        "--optimizers": "optimizer=A,B",
+        "--seeds": "seed=1-5",
+        "--dataset": "dataset=NAME",
+        "--set": "key=value, without --set",
+    }.items():
+        parser.add_argument(option, action=cli.Renamed, const=now)
+    return cli.execute(parser, _submit, arguments)
 
 
-def select(
-    path: str,
-    optimizers: str | None,
-    seeds: str | None,
-    overrides: Sequence[str],
-    dataset: str | None = None,
-) -> list[RunDirectory]:
-    """The runs that a file and its options ask for; of a table, those that it misses.
-
-    Raises:
-        UserError: something in them is wrong, or a file is given options of another kind.
-    """
-    if is_table(path):
-        if optimizers or seeds or overrides:
-            raise UserError(f"{path} is a table: optimizers, seeds and settings belong into it")
-        return missing_of_table(path, dataset)
-    if dataset:
-        raise UserError(f"--dataset {dataset}: {path} is no table")
-    if is_sweep(path):
-        if optimizers or seeds or overrides:
-            raise UserError(f"{path} is a sweep: optimizers, seeds and settings belong into it")
-        return [run.directory for run in expand(path)]
-    experiment = load(path, overrides)
-    names = optimizers.split(",") if optimizers else list(experiment.optimizers)
-    numbers = parse_seeds(seeds) if seeds else [experiment.seed]
-    configs = [resolve(experiment, name.strip(), seed) for name in names for seed in numbers]
-    return [RunDirectory(runs_root(), config) for config in configs]
+def _submit(parsed: argparse.Namespace) -> None:
+    profile = load_profile(parsed.profile)
+    planned = select(*split_words(parsed.words))
+    runs = [RunDirectory(runs_root(), run.config) for run in planned]
+    submit(runs, profile, parsed.dry_run, have_result(planned, runs_root()))
 
 
-def missing_of_table(path: str, dataset: str | None) -> list[RunDirectory]:
-    """The runs of a table that are neither there, committed, nor known to diverge."""
-    results = read(find(path, dataset))
-    for block, config in results.request.absent.items():
-        print(f"skipped, {config} is not there: {block}")
-    if not results.missing:
-        print(f"no run of {results.request.name} on {results.request.dataset} is missing")
-    return results.missing
-
-
-def submit(runs: Sequence[RunDirectory], profile: Profile, dry_run: bool) -> None:
+def submit(
+    runs: Sequence[RunDirectory],
+    profile: Profile,
+    dry_run: bool,
+    elsewhere: Collection[Path] = (),
+) -> None:
     """Send the runs that need it, and say so of each.
+
+    Args:
+        runs: each once.
+        profile: where to.
+        dry_run: show what would be sent instead.
+        elsewhere: places of runs whose results are known without their directories.
 
     Raises:
         UserError: a run cannot work, or the cluster does not answer or refuses.
     """
-    runs = list({run.path: run for run in runs}.values())  # two files may ask for the same one
-    for run in runs:
-        if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
-            build_device(run.config)
-        build.check_optimizer(run.config)
-    known = jobs_of(runs)
+    check(runs, profile)
+    last, problems = jobs.submissions(run.path for run in runs if not run.done)
+    for path, problem in problems.items():
+        print(f"taken for not submitted: {path} ({problem})", file=sys.stderr)
+    known = jobs.slurm_jobs({one.job for one in last.values() if one.cluster == "slurm"})
     missing = []
     for run in runs:
-        if reason := why_not(run, known):
+        reason = why_not(run, last.get(run.path), known)
+        if reason is None and run.path.relative_to(runs_root()) in elsewhere:
+            reason = "its result is known"
+        if reason:
             print(f"skipped, {reason}: {run.path}")
         else:
             missing.append(run)
@@ -134,18 +117,48 @@ def submit(runs: Sequence[RunDirectory], profile: Profile, dry_run: bool) -> Non
             send(chunk, profile)
 
 
-def jobs_of(runs: Sequence[RunDirectory]) -> dict[str, jobs.JobState]:
-    """What Slurm says of the jobs that these runs were last submitted as."""
-    last = [jobs.submitted(run.path) for run in runs if not run.done]
-    return jobs.slurm_jobs({one.job for one in last if one and one.cluster == "slurm"})
+def check(runs: Sequence[RunDirectory], profile: Profile) -> None:
+    """Refuse at once what would fail only when a job begins.
+
+    Raises:
+        UserError: naming what an optimizer does not take, or the device that is not here.
+    """
+    if profile.cluster != "slurm":  # elsewhere the machine that trains is another one
+        for run in runs:
+            build_device(run.config)
+    try:
+        with _without_compiler():
+            for run in runs:
+                build.check_optimizer(run.config)
+    except (ImportError, AttributeError):  # an optimizer that needs it
+        for run in runs:
+            build.check_optimizer(run.config)
 
 
-def why_not(run: RunDirectory, known: dict[str, jobs.JobState]) -> str | None:
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Spare the import of torch's compiler, which takes as long as that of torch.
+
+    The first optimizer of a process imports it to have its own methods left uncompiled; nothing is
+    compiled here.
+    """
+    stand_in: Any = types.ModuleType("torch._dynamo")
+    stand_in.disable = lambda function, *options, **named: function
+    added = sys.modules.setdefault("torch._dynamo", stand_in) is stand_in
+    try:
+        yield
+    finally:
+        if added:
+            del sys.modules["torch._dynamo"]
+
+
+def why_not(
+    run: RunDirectory, last: jobs.Submitted | None, known: dict[str, jobs.JobState]
+) -> str | None:
     """Why a run must not be submitted now; None if it may."""
-    now, reason = read_state(run.path)
-    if run.done or now == "running":
-        return f"{now} ({reason})" if reason else now
-    last = jobs.submitted(run.path)
+    state, reason = read_state(run.path)
+    if run.done or state == "running":
+        return f"{state} ({reason})" if reason else state
     if last and last.cluster == "local" and jobs.local_job_runs(last):
         return f"queued as local job {last.job}"
     if last and last.job in known and known[last.job].active:
@@ -159,15 +172,16 @@ def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
     folder = root / ".slurm" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(2)}"
     executor = None
     if profile.cluster != "debug":
-        executor = make_executor(profile, folder, name_of(runs))
+        executor = make_executor(profile, folder, common_name(runs))
     for run in runs:
         with writing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
-            (run.path / "config.yaml").write_text(write_yaml(run.config))
+            write_whole(run.path / "config.yaml", write_yaml(run.config))
+    names = dict(zip(runs, names_of(runs), strict=True))
     parts = spread(runs, profile)
     calls = [
         Job([str((run.path / "config.yaml").absolute()) for run in part], str(root),
-            str(data_root().absolute()))
+            str(data_root().absolute()), names[part[0]] if len(part) == 1 else "")
         for part in parts
     ]  # fmt: skip
     if executor is None:
@@ -188,7 +202,7 @@ def spread(runs: Sequence[RunDirectory], profile: Profile) -> list[list[RunDirec
     """Which runs share a job: none on Slurm; on one machine as many jobs as may run at once."""
     if profile.cluster == "slurm":
         return [[run] for run in runs]
-    count = min(profile.array_parallelism if profile.cluster == "local" else 1, len(runs))
+    count = min(at_a_time(profile) if profile.cluster == "local" else 1, len(runs))
     return [list(runs[start::count]) for start in range(count)]
 
 
@@ -197,10 +211,10 @@ def show(runs: Sequence[RunDirectory], profile: Profile) -> None:
     for run in runs:
         print(f"would send: {run.path}")
     if profile.cluster != "slurm":
-        print(f"to this machine, {profile.array_parallelism} at a time")
+        print(f"to this machine, {at_a_time(profile)} at a time")
         return
     folder = runs_root().absolute() / ".slurm" / "TIME"
-    executor = make_executor(profile, folder, name_of(runs))._executor
+    executor = make_executor(profile, folder, common_name(runs))._executor
     if len(runs) > 1:
         executor.parameters["map_count"] = len(runs)
     print(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
@@ -221,10 +235,32 @@ def make_executor(profile: Profile, folder: Path, name: str) -> Any:
     return executor
 
 
-def name_of(runs: Sequence[RunDirectory]) -> str:
-    """The job's name in Slurm's lists."""
-    config: Config = runs[0].config
-    return f"{config.dataset.name}-{config.model.label}"
+def at_a_time(profile: Profile) -> int:
+    """Runs of a submission to this machine at the same time: as many as there are cores for.
+
+    On GPUs one, because submitit gives all of its local jobs the same.
+    """
+    import torch
+
+    default = 1 if torch.cuda.is_available() else max(cores() // threads_per_run(), 1)
+    return profile.array_parallelism or default
+
+
+def names_of(runs: Sequence[RunDirectory]) -> list[str]:
+    """The jobs' names in Slurm's lists: `digits-resnet20-adahessian-lr=0.1-s3`."""
+    return [_name(title.replace("seed ", "s")) for title in titles([run.config for run in runs])]
+
+
+def common_name(runs: Sequence[RunDirectory]) -> str:
+    """The name that jobs of an array share until they begin: what all of theirs have in it."""
+    first, *others = [title.split() for title in titles([run.config for run in runs])]
+    if not others:
+        return names_of(runs)[0]
+    return _name(" ".join(w for w in first if w != "seed" and all(w in words for words in others)))
+
+
+def _name(title: str) -> str:
+    return re.sub(r"[^\w.=,+-]+", "-", title)[:LONGEST_NAME].strip("-")
 
 
 def snapshot(root: Path) -> Path:
@@ -242,7 +278,7 @@ def snapshot(root: Path) -> Path:
         for name, text in content:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_bytes(text)
-        (temporary / "commit.json").write_text(commit + "\n")
+        (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
         try:
             temporary.rename(folder)
         except OSError:  # somebody else was faster

@@ -3,11 +3,9 @@
 Real images where the numbers depend on them; random ones where only the operations matter.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from torch.nn import functional as F
 from experiments.errors import UserError
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.transformer import Transformer
+from experiments.runtime.paths import data_root
 from experiments.tasks.image_classification.datasets import LOADERS, Images
 
 
@@ -26,7 +25,7 @@ def load_images(name: str, size: int) -> tuple[str, tuple[Tensor, Tensor], tuple
         The name of the data set that it is; inputs `(n, 1, size, size)` of mean 0 and variance 1
         and labels `(n,)` of the training images; the same of the test images.
     """
-    root = Path(os.environ.get("DATA_ROOT") or "data")
+    root = data_root()
     try:
         train, test = LOADERS[name](root)
     except UserError as error:

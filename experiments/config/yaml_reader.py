@@ -1,6 +1,7 @@
 """YAML by the rules of version 1.2 for plain scalars; a repeated key is an error."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -52,3 +53,18 @@ def read_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}") from None
+
+
+def read_yaml_file(path: Path) -> Any:
+    """Parse a YAML file, which is UTF-8 wherever it is read.
+
+    Raises:
+        UserError: naming the file, which is no YAML or no UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        return read_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None

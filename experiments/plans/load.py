@@ -1,35 +1,60 @@
 """From a configuration file and overrides to the configuration of one run."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Config
 from experiments.config.sections import validate
-from experiments.config.yaml_reader import read_yaml
+from experiments.config.yaml_reader import read_yaml_file
 from experiments.errors import UserError, nearest
+from experiments.plans.settings import parse_overrides
 from experiments.tasks import registry
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+def read_document(path: str | Path, kind: str = "configuration file") -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no {kind} {path}")
+    try:
+        version = path.stat()
+        return _read_once(path, version.st_mtime_ns, version.st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+@lru_cache(maxsize=16)
+def _read_once(path: Path, *version: int) -> Any:
+    """The runs of a sweep share their experiment's document; whoever changes it, changes a copy."""
+    return read_yaml_file(path)
+
+
+def load(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Config:
     """Read a configuration file, apply overrides, validate.
 
     Args:
         path: the YAML file.
-        overrides: `key.path=value`, the value in YAML: `epochs=30`, `optimizers.sgd.lr=0.05`.
+        overrides: `key.path=value`, the value in YAML: `epochs=30`, `optimizers.sgd.lr=0.05`; or
+            values by their `key.path`.
 
     Raises:
         UserError: naming each offending key path, its value and what is allowed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no configuration file {path}")
-    document = read_yaml(path.read_text())
+    document = read_document(path)
     if not isinstance(document, dict):
         raise UserError(f"{path} holds no mapping of keys")
-    for override in overrides:
-        _override(document, override)
-    return parse(document, path)
+    if not isinstance(overrides, Mapping):
+        overrides = parse_overrides(overrides)
+    for key, value in overrides.items():
+        document = _overridden(document, key, value)
+    return parse(document, Path(path))
 
 
 def parse(document: dict[str, Any], path: Path) -> Config:
@@ -51,17 +76,48 @@ def parse(document: dict[str, Any], path: Path) -> Config:
     return validate(schema, document, path)
 
 
-def _override(document: dict, override: str) -> None:
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise UserError(f"'{override}' is no override: write key.path=value")
+def load_one(path: str | Path, optimizer: str | None, overrides: Mapping[str, Any]) -> Config:
+    """The configuration of a file with one optimizer, whose keys are also `optimizer.KEY`.
+
+    Args:
+        path: the YAML file.
+        optimizer: its name; may be left out where the file has a single one.
+        overrides: values by their `key.path`.
+
+    Raises:
+        UserError: as `load` and `resolve`, or the optimizer has to be named.
+    """
+    document = read_document(path)
+    there = document.get("optimizers") if isinstance(document, dict) else None
+    names = [str(name) for name in there] if isinstance(there, dict) else []
+    if optimizer is None and len(names) > 1:
+        raise UserError(
+            f"which optimizer? add optimizer=NAME[,NAME] with {', '.join(names)}; "
+            f"all: optimizer={','.join(names)}"
+        )
+    if optimizer is not None and names and optimizer not in names:
+        raise UserError(f"unknown optimizer '{optimizer}'; {nearest(optimizer, names)}")
+    name = optimizer or next(iter(names), "")
+    own = {re.sub(r"^optimizer[.]", f"optimizers.{name}.", k): v for k, v in overrides.items()}
+    experiment = load(path, own)
+    return resolve(experiment, name, experiment.seed)
+
+
+def _overridden(document: dict, path: str, value: Any) -> dict:
+    """A document with one value changed. What it is made of may be shared, and stays as it is:
+
+    by an anchor of YAML the same section can stand at several places.
+    """
     *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    section = document
+    changed = section = dict(document)
     for part in parents:
-        section = section.setdefault(part, {})
-        if not isinstance(section, dict):
-            raise UserError(f"override '{override}': '{part}' has no keys inside")
-    section[last] = read_yaml(text)
+        inner = section.get(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"override '{path}={value}': '{part}' has no keys inside")
+        section[part] = dict(inner)
+        section = section[part]
+    section[last] = value
+    return changed
 
 
 def resolve(config: Config, optimizer: str, seed: int) -> Config:

@@ -21,10 +21,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, validate
-from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
 from experiments.plans import sweeps
-from experiments.plans.load import load
+from experiments.plans.load import load, read_document
+from experiments.plans.planned_run import PlannedRun
+from experiments.runtime.paths import runs_root
 
 FOLDER = Path(__file__).parents[2] / "configs" / "tables"
 
@@ -150,7 +151,7 @@ class Cell:
 
     block: str
     line: Line
-    runs: list[sweeps.Run]
+    runs: list[PlannedRun]
 
 
 @dataclass(frozen=True)
@@ -200,14 +201,21 @@ class Request:
         return list(self._cells())
 
     def _cells(self) -> Iterator[Cell]:
+        for block, line, sweep in self.plans():
+            yield Cell(block, line, sweeps.runs_of(sweep, self.path))
+
+    def plans(self) -> Iterator[tuple[str, Line, sweeps.Sweep]]:
+        """The sweep of each line in each block that has its configuration."""
         for name, block in self.variant.blocks.items():
             if name in self.absent:
                 continue
             for line in self.table.lines:
-                one = sweeps.Sweep(
-                    config=block.config, seeds=block.seeds, set=block.set, list=[line.set]
-                )
-                yield Cell(name, line, sweeps.runs_of(one, self.path, self.root))
+                yield name, line, self._sweep(block, line)
+
+    def _sweep(self, block: Block, line: Line) -> sweeps.Sweep:
+        content = {"config": block.config, "seeds": block.seeds, "set": block.set,
+                   "list": [line.set]}  # fmt: skip
+        return validate(sweeps.Sweep, content, self.path)
 
     @cached_property
     def shortened(self) -> str:
@@ -231,13 +239,6 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def is_table(path: str | Path) -> bool:
-    """Whether a YAML file is a table rather than an experiment or a sweep."""
-    path = Path(path)
-    document = read_yaml(path.read_text()) if path.is_file() else None
-    return isinstance(document, dict) and "datasets" in document
-
-
 def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
     """A table by its name or file, on a data set; by default on the paper's, or the first.
 
@@ -248,8 +249,8 @@ def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
     if not path.is_file():
         raise UserError(f"no table '{name}', neither a file nor below configs/tables/; "
                         + nearest(name, names()))  # fmt: skip
-    table: PaperTable = validate(PaperTable, read_yaml(path.read_text()), path)
+    table: PaperTable = validate(PaperTable, read_document(path), path)
     dataset = dataset or table.paper_dataset or next(iter(table.datasets))
     if dataset not in table.datasets:
         raise UserError(f"{name} on '{dataset}'? {nearest(dataset, table.datasets)}")
-    return Request(path, table, dataset, root or sweeps.runs_root())
+    return Request(path, table, dataset, root or runs_root())

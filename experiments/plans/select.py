@@ -1,33 +1,75 @@
-"""Which runs a command line asks for."""
+"""Which runs a command line asks for: `FILE... [key=value ...]`, one grammar for all commands.
 
+A file is an experiment (`configs/digits/resnet20.yaml`), a sweep (`configs/sweeps/`), or a table of
+the paper (`configs/tables/`). The settings are those of every file:
+
+- `optimizer=sgd,adam`: these optimizers of an experiment; of a sweep or table that names its
+  optimizers, only the runs of these.
+- `seed=1-5`, `seed=1,2,7`: in place of the file's seeds.
+- `dataset=digits`: where a table is to be made; default: the paper's data set.
+- `key.path=value`: for all runs, the value in YAML: `epochs=30`, `optimizers.sgd.lr=0.05`, or
+  `optimizer.lr=0.05` for whichever optimizer a run has.
+"""
+
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
-from experiments.config.experiment import Config
-from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
-from experiments.plans.load import load, resolve
+from experiments.plans import paper_tables, sweeps
+from experiments.plans.load import load_one, read_document, resolve
+from experiments.plans.planned_run import PlannedRun, each_once
+from experiments.plans.settings import Choice, parse_choice
 
 
-def select(path: str, settings: Sequence[str]) -> list[Config]:
-    """The resolved configurations that a command line asks for, optimizer by optimizer."""
-    chosen = {"optimizer": None, "seed": None}
-    overrides = []
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        if key in chosen:
-            chosen[key] = [item.strip() for item in value.split(",")]
-        else:
-            overrides.append(setting)
-    config = load(path, overrides)
-    names = chosen["optimizer"] or list(config.optimizers)
-    if chosen["optimizer"] is None and len(names) > 1:
-        raise UserError(f"which optimizer? add optimizer=NAME[,NAME] with {', '.join(names)}")
-    seeds = [_seed(text) for text in chosen["seed"]] if chosen["seed"] else [config.seed]
-    return [resolve(config, name, seed) for name in names for seed in seeds]
+def select(files: Sequence[str | Path], settings: Sequence[str] = ()) -> list[PlannedRun]:
+    """All runs that files and settings ask for, each once; no run's files are looked at.
+
+    Raises:
+        UserError: a file or a setting is wrong, or they do not fit each other.
+    """
+    if not files:
+        raise UserError("which runs? name a file: an experiment, a sweep or a table")
+    choice = parse_choice(settings)
+    return each_once([run for path in files for run in _runs_of(Path(path), choice)])
 
 
-def _seed(text: str) -> int:
-    seed = read_yaml(text)
-    if type(seed) is not int or seed < 0:
-        raise UserError(f"seed = '{text}': must be a whole number, 0 or more")
-    return seed
+def is_table(path: str | Path) -> bool:
+    """Whether a YAML file is a table of the paper."""
+    return _has(path, "datasets")
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a YAML file is a sweep."""
+    return _has(path, "config")
+
+
+def _has(path: str | Path, key: str) -> bool:
+    document = read_document(path)
+    return isinstance(document, dict) and key in document
+
+
+def _runs_of(path: Path, choice: Choice) -> list[PlannedRun]:
+    if is_table(path):
+        request = paper_tables.find(str(path), choice.dataset)
+        for block, config in request.absent.items():
+            warnings.warn(f"{block} of {path} is left out: no file {config}", stacklevel=3)
+        found = sweeps.select_from([sweep for _, _, sweep in request.plans()], path, choice)
+    elif choice.dataset:
+        raise UserError(f"dataset={choice.dataset} chooses where a table is made; {path} is none")
+    elif is_sweep(path):
+        found = sweeps.select_from([sweeps.read(path)], path, choice)
+    else:
+        found = _runs_of_experiment(path, choice)
+    return found
+
+
+def _runs_of_experiment(path: Path, choice: Choice) -> list[PlannedRun]:
+    runs = []
+    for name in choice.optimizers or [None]:
+        config = load_one(path, name, choice.overrides)
+        for seed in choice.seeds or [config.seed]:
+            one = resolve(config, config.optimizer_name, seed)
+            settings = {"optimizer": config.optimizer_name, "seed": seed}
+            runs.append(PlannedRun(one, settings, path))
+    return runs

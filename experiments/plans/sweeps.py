@@ -9,27 +9,22 @@
 
 Keys are those of the command line: `optimizer`, and any `key.path` of the configuration;
 `optimizer.KEY` means that key of whichever optimizer the run has. `grid`, `zip` and `list`
-multiply. `expand` says which runs there are; how each is, `experiments.runs.states` tells.
+multiply. `expand` says which runs there are; the state of each, `experiments.runs.states` tells.
 """
 
 import itertools
-import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
-from experiments.config.experiment import Config
 from experiments.config.sections import NotNegative, Section, validate
-from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
-from experiments.plans.load import load, resolve
-from experiments.runs.directory import RunDirectory
-from experiments.runs.states import State, read_state
-from experiments.runtime.paths import runs_root
+from experiments.plans.load import load_one, read_document, resolve
+from experiments.plans.planned_run import PlannedRun, each_once
+from experiments.plans.settings import Choice, parse_seeds
 
 FOLDER = Path(__file__).parents[2] / "configs" / "sweeps"
 
@@ -52,36 +47,20 @@ class Sweep(Section):
         for key, values in {**self.grid, **self.zip}.items():
             if not values:
                 raise ValueError(f"{key}: the list is empty")
+        for settings in [self.set, *self.combinations()]:
+            if "seed" in settings:
+                raise ValueError("seed belongs to `seeds`, at the top of the file")
+        if self.seeds == []:
+            raise ValueError("seeds: the list is empty, so there would be no run; leave it out")
         return self
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep.
-
-    Attributes:
-        config: resolved, what it trains.
-        settings: the swept keys with their values, as in the file, `seed` among them.
-        overrides: what turns the sweep's configuration file into `config`, besides optimizer
-            and seed.
-        directory: where it is recorded, whether it was begun or not.
-    """
-
-    config: Config
-    settings: dict[str, Any]
-    overrides: tuple[str, ...]
-    directory: RunDirectory
-
-    @property
-    def state(self) -> State:
-        return read_state(self.directory.path)[0]
-
-
-def is_sweep(path: str | Path) -> bool:
-    """Whether a YAML file is a sweep rather than an experiment."""
-    path = Path(path)
-    document = read_yaml(path.read_text()) if path.is_file() else None
-    return isinstance(document, dict) and "config" in document
+    def combinations(self) -> "list[dict[str, Any]]":
+        """What varies, one entry per configuration."""
+        grid = [dict(zip(self.grid, values, strict=True))
+                for values in itertools.product(*self.grid.values())]  # fmt: skip
+        paired = [dict(zip(self.zip, values, strict=True))
+                  for values in zip(*self.zip.values(), strict=True)] or [{}]  # fmt: skip
+        return [{**a, **b, **c} for a in grid for b in paired for c in self.list or [{}]]
 
 
 def find(name: str) -> Path:
@@ -95,84 +74,78 @@ def find(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"no sweep '{name}', neither a file nor below {FOLDER.name}/; "
                         + nearest(name, files))  # fmt: skip
-    if not is_sweep(path):
+    document = read_document(path)
+    if not isinstance(document, dict) or "config" not in document:
         raise UserError(f"{path} is no sweep: it has no `config`")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def expand(path: str | Path, root: Path | None = None) -> list[Run]:
-    """All runs of a sweep's file, in its order, seeds innermost; the same run never twice.
+def read(path: str | Path) -> Sweep:
+    """The content of a sweep's file.
 
-    Args:
-        path: the sweep's file.
-        root: where runs live; `RUNS_ROOT`, or else `runs`, by default.
+    Raises:
+        UserError: naming the file and the key that is wrong.
+    """
+    return validate(Sweep, read_document(path, "sweep file"), Path(path))
+
+
+def expand(path: str | Path) -> list[PlannedRun]:
+    """All runs of a sweep's file, in its order, seeds innermost; the same run never twice.
 
     Raises:
         UserError: naming the file and the key, or the combination, that is wrong.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no sweep file {path}")
-    return runs_of(validate(Sweep, read_yaml(path.read_text()), path), path, root)
+    return runs_of(read(path), Path(path))
 
 
-def runs_of(sweep: Sweep, path: Path, root: Path | None = None) -> list[Run]:
-    """All runs of a sweep that stands in a file; see `expand`."""
-    root = root or runs_root()
-    seeds = parse_seeds(sweep.seeds) if isinstance(sweep.seeds, str) else sweep.seeds
-    runs: dict[Path, Run] = {}
-    for settings in combinations(sweep):
-        try:
-            config, overrides = _apply(path.parent / sweep.config, {**sweep.set, **settings})
-            for seed in seeds:
-                one = resolve(config, next(iter(config.optimizers)), seed)
-                directory = RunDirectory(root, one)
-                run = Run(one, {**settings, "seed": seed}, overrides, directory)
-                runs.setdefault(directory.path, run)
-        except UserError as error:
-            raise UserError(f"{path}, at {settings}: {error}") from None
-    return list(runs.values())
-
-
-def combinations(sweep: Sweep) -> list[dict[str, Any]]:
-    """The settings of a sweep, one per configuration."""
-    grid = [dict(zip(sweep.grid, values, strict=True))
-            for values in itertools.product(*sweep.grid.values())]  # fmt: skip
-    paired = [dict(zip(sweep.zip, values, strict=True))
-              for values in zip(*sweep.zip.values(), strict=True)] or [{}]  # fmt: skip
-    return [{**a, **b, **c} for a in grid for b in paired for c in sweep.list or [{}]]
-
-
-def _apply(path: Path, settings: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    settings = dict(settings)
-    experiment = load(path)
-    if "seed" in settings:
-        raise UserError("seed belongs to `seeds`, at the top of the file")
-    name = settings.pop("optimizer", None)
-    if name is None:
-        if len(experiment.optimizers) > 1:
-            raise UserError(f"which optimizer? one of {', '.join(experiment.optimizers)}")
-        name = next(iter(experiment.optimizers))
-    overrides = tuple(
-        f"{re.sub(r'^optimizer[.]', f'optimizers.{name}.', key)}={json.dumps(value)}"
-        for key, value in settings.items()
-    )
-    return resolve(load(path, overrides), name, experiment.seed), overrides
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Seeds as people write them: `1-5`, `1,2,7`, `1-3,10`.
+def runs_of(sweep: Sweep, path: Path, choice: Choice | None = None) -> list[PlannedRun]:
+    """All runs of a sweep that stands in a file, or those that a command line chooses.
 
     Raises:
-        UserError: it is nothing of the kind.
+        UserError: naming the file and the combination that is wrong.
     """
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if not found:
-            raise UserError(f"seeds = '{text}': write 1-5 or 1,2,7")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise UserError(f"seeds = '{text}': {last} is below {first}")
-        seeds += range(first, last + 1)
-    return seeds
+    choice = choice or Choice()
+    seeds = parse_seeds(sweep.seeds) if isinstance(sweep.seeds, str) else sweep.seeds
+    runs = []
+    for settings in _chosen(sweep, choice.optimizers):
+        try:
+            changes = {**sweep.set, **settings, **choice.overrides}
+            config = load_one(path.parent / sweep.config, changes.pop("optimizer", None), changes)
+        except UserError as error:
+            raise UserError(f"{path}, at {settings}: {error}") from None
+        for seed in choice.seeds or seeds:
+            one = resolve(config, config.optimizer_name, seed)
+            runs.append(PlannedRun(one, {**settings, "seed": seed}, path))
+    return each_once(runs)
+
+
+def select_from(sweeps: Sequence[Sweep], path: Path, choice: Choice) -> list[PlannedRun]:
+    """The runs of the sweeps of one file that a command line chooses.
+
+    Raises:
+        UserError: it sets what the file varies, or wants an optimizer that no run has.
+    """
+    varied = {key for sweep in sweeps for settings in sweep.combinations() for key in settings}
+    for key in choice.overrides:
+        if re.sub(r"^optimizers[.][^.]+[.]", "optimizer.", key) in varied:
+            raise UserError(f"{key} cannot be set for {path}, which varies it: edit the file")
+    if choice.optimizers:
+        named = {s["optimizer"] for sweep in sweeps for s in _settings(sweep) if "optimizer" in s}
+        for name in choice.optimizers:
+            if named and name not in named:
+                raise UserError(f"{path} has no run of '{name}'; {nearest(name, sorted(named))}")
+    return each_once([run for sweep in sweeps for run in runs_of(sweep, path, choice)])
+
+
+def _settings(sweep: Sweep) -> list[dict[str, Any]]:
+    return [{**sweep.set, **settings} for settings in sweep.combinations()]
+
+
+def _chosen(sweep: Sweep, optimizers: Sequence[str] | None) -> Iterable[dict[str, Any]]:
+    """The combinations with these optimizers: chosen among, where the sweep names its own."""
+    for settings in sweep.combinations():
+        name = settings.get("optimizer", sweep.set.get("optimizer"))
+        if not optimizers or name in optimizers:
+            yield settings
+        elif name is None:
+            yield from ({"optimizer": one, **settings} for one in optimizers)

@@ -142,7 +142,8 @@ def command(request: Request, profile: str) -> str:
     """What sends the missing runs."""
     if request.path.parent == FOLDER:
         return f"make {request.name} DATASET={request.dataset} CLUSTER={profile}"
-    return f"python -m slurm.submit {request.path} --dataset {request.dataset} --profile {profile}"
+    words = f"{request.path} dataset={request.dataset} --profile {profile}"
+    return f".venv/bin/python -m slurm.submit {words}"
 
 
 # ---------------------------------------------------------------------------------- the tables

@@ -40,7 +40,7 @@ def states(results: SweepResults) -> list[tuple[str, str, str, str]]:
     """State, combination, directory and problem of every run, in the file's order."""
     return [
         (one.state, f"{point.label}, seed {one.run.config.seed}",
-         str(one.run.directory.path.relative_to(results.root)), one.problem)
+         str(one.directory.relative_to(results.root)), one.problem)
         for point in results.points
         for one in point.members
     ]  # fmt: skip
@@ -109,4 +109,4 @@ def advice(results: SweepResults) -> str:
     if not results.missing:
         return ""
     count = f"{len(results.missing)} of {len(results.members)} runs"
-    return f"{count} are missing; this sends them (--profile slurm: to a cluster):"
+    return f"{count} are missing; this trains them (CLUSTER=slurm: on a cluster):"

@@ -6,16 +6,19 @@ both counts once. A run that diverged is a result: it is not missing.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from experiments.config.metrics import Metric
 from experiments.plans.paper_tables import Cell, Request
+from experiments.plans.planned_run import PlannedRun
+from experiments.plans.select import is_table
 from experiments.results import committed
 from experiments.results.committed import DIVERGED
 from experiments.results.sweeps import Member, member
 from experiments.results.tables import Results
-from experiments.runs.directory import RunDirectory
 from experiments.runs.reading import Run
 
 COMMITTED = "in results/"
@@ -103,9 +106,9 @@ class TableResults:
         return [member for one in self.found for member in one.members]
 
     @property
-    def missing(self) -> list[RunDirectory]:
+    def missing(self) -> list[PlannedRun]:
         """What has to be trained: has no result, is not being trained, and did not diverge."""
-        return [m.run.directory for m in self.members if m.missing and m.state not in HAVE]
+        return [m.run for m in self.members if m.missing and m.state not in HAVE]
 
     @property
     def finished(self) -> list[Run]:
@@ -127,14 +130,32 @@ def read(request: Request) -> TableResults:
     return results
 
 
+def have_result(planned: Sequence[PlannedRun], root: Path) -> set[Path]:
+    """Of the planned runs of tables, the places of those that need no training.
+
+    They are done below the root, committed, or known to diverge; runs of other plans are not looked
+    for in `results/`.
+
+    Raises:
+        UserError: a file in `results/` is wrong.
+    """
+    tables = {source for source in {run.source for run in planned} if is_table(source)}
+    if not tables:
+        return set()
+    live, exported = Results(root), committed.read(committed.FOLDER, root)
+    runs = [run for run in planned if run.source in tables]
+    members = [_member(member(run, live), exported) for run in runs]
+    return {one.run.place for one in members if one.state in HAVE}
+
+
 def _member(one: Member, exported: dict) -> Member:
     if one.state == "done":
         return one
     if one.record is not None and committed.diverged(one.record):
-        return Member(one.run, one.record, DIVERGED, one.problem)
-    if (run := exported.get(one.run.directory.path)) is not None:
+        return Member(one.run, one.directory, one.record, DIVERGED, one.problem)
+    if (run := exported.get(one.directory)) is not None:
         state = DIVERGED if committed.diverged(run) else COMMITTED
-        return Member(one.run, run, state)
+        return Member(one.run, one.directory, run, state)
     return one
 
 

@@ -13,8 +13,8 @@ from experiments.config.signature import signature
 from experiments.errors import UserError
 from experiments.plans import paper_tables
 from experiments.plans.load import load, resolve
-from experiments.runs.directory import RunDirectory
 from experiments.runs.jsonlines import read_rows
+from experiments.runs.layout import find_seeds
 
 REPOSITORY = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "paper_figures"
@@ -80,11 +80,9 @@ def our_runs(figure: PaperFigure, root: Path) -> dict[str, list[list[dict]]]:
     experiment = load(REPOSITORY / figure.config)
     runs = {}
     for name in (name for name in OPTIMIZERS if name in experiment.optimizers):
-        path = RunDirectory(root, resolve(experiment, name, seed=1)).path
-        signature = path.name.removesuffix("-s1")
-        done = sorted(path.parent.glob(f"{signature}-s*/DONE"))
+        done = find_seeds(root, resolve(experiment, name, seed=1), holding="DONE")
         if done:
-            runs[name] = [_rows(marker.with_name("metrics.jsonl")) for marker in done]
+            runs[name] = [_rows(run / "metrics.jsonl") for run in done]
     return runs
 
 

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.config.flat import flatten
 from experiments.config.signature import signature
 from experiments.plans import sweeps
-from experiments.plans.settings import flatten
+from experiments.plans.planned_run import PlannedRun
 from experiments.results.statistics import compare
 from experiments.results.tables import ComparisonTable, Results, find_reference
 from experiments.runs.reading import Run
@@ -28,12 +29,14 @@ class Member:
 
     Attributes:
         run: what the sweep's file asks for.
+        directory: where it is recorded, whether it was begun or not.
         record: what its files say; None where there are none, or none that can be read.
         state: see `experiments.runs.states`.
         problem: why it has no result, as far as its files say.
     """
 
-    run: sweeps.PlannedRun
+    run: PlannedRun
+    directory: Path
     record: Run | None
     state: State
     problem: str = ""
@@ -41,7 +44,7 @@ class Member:
     @property
     def missing(self) -> bool:
         """Whether submitting the sweep again sends this run."""
-        return not self.run.directory.done and self.state != "running"
+        return not (self.directory / "DONE").exists() and self.state != "running"
 
 
 @dataclass
@@ -127,7 +130,7 @@ class SweepResults(Results):
     @property
     def command(self) -> str:
         """What sends the runs that are missing, and no others."""
-        return f"python -m slurm.submit {self.path} --profile local"
+        return f"make sweep SWEEP={self.path}"
 
 
 def read_sweep(path: Path, root: Path) -> SweepResults:
@@ -137,7 +140,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         UserError: something in the file is wrong.
     """
     results = SweepResults(root, path=path)
-    runs = sweeps.expand(path, root)
+    runs = sweeps.expand(path)
     named = dict.fromkeys(key for run in runs for key in run.settings)
     keys = [key for key in named if key not in ("optimizer", "seed")]
     values = [_effective(run, keys) for run in runs]
@@ -159,7 +162,7 @@ def short(key: str) -> str:
     return key.removeprefix("optimizer.")
 
 
-def _effective(run: sweeps.PlannedRun, keys: list[str]) -> dict[str, Any]:
+def _effective(run: PlannedRun, keys: list[str]) -> dict[str, Any]:
     """The values of keys in a run, also where only other runs of the sweep set them."""
     resolved = flatten(run.config.model_dump(mode="json"))
     name = run.config.optimizer_name
@@ -167,11 +170,15 @@ def _effective(run: sweeps.PlannedRun, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def member(run: sweeps.PlannedRun, results: Results) -> Member:
+def member(run: PlannedRun, results: Results) -> Member:
     """Read one run of a sweep into the results, if it was begun."""
-    path = run.directory.path
-    if not (path / "meta.json").exists():
-        return Member(run, None, *read_state(path))
-    if (record := results.add(path)) is None:
-        return Member(run, None, "unreadable", results.unreadable[path])
-    return Member(run, record, record.state, record.problem)
+    path = results.root / run.place
+    state, reason = read_state(path)
+    if state == "unreadable":
+        return Member(run, path, None, state, reason)
+    record = results.add(path) if (path / "meta.json").exists() else None
+    if record is not None:
+        return Member(run, path, record, record.state, record.problem)
+    if path in results.unreadable:
+        return Member(run, path, None, "unreadable", results.unreadable[path])
+    return Member(run, path, None, state, reason)

@@ -12,16 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.config.flat import flatten, optimizer_defaults
 from experiments.config.metrics import Metric
 from experiments.errors import UserError
+from experiments.plans.differences import differences, protocol, protocol_defaults
 from experiments.plans.experiments import optimizer_order
-from experiments.plans.settings import (
-    differences,
-    flatten,
-    optimizer_defaults,
-    protocol,
-    protocol_defaults,
-)
+from experiments.runs.layout import find
 from experiments.runs.reading import Run, read_run
 from experiments.runs.states import STATES, State
 
@@ -120,8 +116,8 @@ def read_results(
         UserError: there is no finished run.
     """
     results = Results(root)
-    for meta_path in sorted(root.glob(f"{dataset or '*'}/{model or '*'}/*/*/meta.json")):
-        results.add(meta_path.parent)
+    for directory in find(root, dataset, model, holding="meta.json"):
+        results.add(directory)
     here = {run.directory for run in results.having("done")}
     for run in more:
         chosen = dataset in (None, run.meta["dataset"]) and model in (None, run.meta["model"])

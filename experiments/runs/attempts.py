@@ -16,12 +16,14 @@ from typing import Any
 from experiments.runs import checkpoint
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.lease import LeaseLost, job_id
+from experiments.runs.storage import StorageError, writing
 from experiments.runtime.stopping import Stopped
 
 NAME = "attempts.jsonl"
 KILLED = "killed"
 DONE = "done"
 LIMIT = 3
+_STARTED = {"attempt", "started", "host", "job", "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,13 @@ def read(directory: Path) -> list[Attempt]:
     rows, _ = read_rows(directory / NAME)
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(row["attempt"], {}).update(row)
+        found.setdefault(row.get("attempt"), {}).update(row)
     return [
         Attempt(
             row["attempt"], row["started"], row["host"], row["job"], row["checkpoint"],
             row.get("reason"),
         )
-        for row in found.values() if "started" in row
+        for row in found.values() if _STARTED <= row.keys()
     ]  # fmt: skip
 
 
@@ -101,16 +103,16 @@ def describe(error: BaseException) -> str:
 def _end(directory: Path, number: int, reason: str) -> None:
     try:
         _append(directory, {"attempt": number, "ended": _now(), "reason": reason})
-    except checkpoint.StorageError:
+    except StorageError:
         pass  # most likely the very reason, which must not be hidden behind this one
 
 
 def _append(directory: Path, row: dict[str, Any]) -> None:
     path = directory / NAME
-    with checkpoint.writing(path):
+    with writing(path):
         # After a torn line, start on a new one.
         torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(("\n" if torn else "") + json.dumps(row) + "\n")
 
 

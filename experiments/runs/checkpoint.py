@@ -2,43 +2,24 @@
 
 A checkpoint is written beside the current one, forced to disk, and moved into place by rename;
 the one before it stays as `checkpoint.prev.pt`.
+
+torch is imported where it is needed: `make status` asks for a checkpoint's time stamp, and need not
+wait for torch.
 """
 
 import os
 import uuid
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from experiments.errors import UserError
+from experiments.runs.storage import StorageError, sync_directory, writing
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 DAMAGED = "checkpoint.damaged.pt"
-
-
-class StorageError(UserError):
-    """A file that cannot be written or read: the disk is full, read-only, or away."""
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the file that cannot be written.
-
-    Raises:
-        StorageError: in place of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; the last good checkpoint stays. "
-            "Make room or writable, then the same command goes on from there"
-        ) from error
 
 
 def save(
@@ -54,6 +35,8 @@ def save(
     Raises:
         StorageError: the old checkpoint stays.
     """
+    import torch
+
     temporary = directory / f"checkpoint.{uuid.uuid4().hex}.tmp.pt"
     try:
         with writing(directory / CURRENT):
@@ -84,33 +67,56 @@ def load(directory: Path) -> dict[str, Any] | None:
 
     Raises:
         StorageError: a file is there and cannot be read at all, which is no damage.
+        UserError: a file is sound and torch refuses what is in it, which is no damage either.
     """
+    import torch
+
     for name in (CURRENT, PREVIOUS):
         path = directory / name
         if not path.exists():
             continue
-        try:
-            # torch reads past a flipped bit; the archive's own checksums do not.
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"wrong checksum of {damaged}")
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-        except Exception as error:  # damage has no type: it can surface anywhere in the reader
+        if damage := _damage(path):
             warnings.warn(
-                f"{path} is damaged ({error}); going back to what was saved before it",
+                f"{path} is damaged ({damage}); going back to what was saved before it",
                 stacklevel=2,
             )
             with writing(path):
                 os.replace(path, directory / DAMAGED)
+            continue
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:  # of any type: what was saved may hold any object
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path} is complete, but torch does not load it: {reason}. Nothing was changed"
+            ) from error
     return None
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with the file of a checkpoint; empty for a sound one.
+
+    torch reads past a flipped bit; the archive's own checksums do not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damage has no type: it can surface anywhere in the reader
+        return str(error) or type(error).__name__
+    return f"wrong checksum of {damaged}" if damaged else ""
 
 
 def clean(directory: Path) -> None:
     """Remove what a killed process left half written; for who alone may write there."""
-    for path in directory.glob("checkpoint.*.tmp.pt"):
-        path.unlink(missing_ok=True)
+    for pattern in ("checkpoint.*.tmp.pt", "*.part"):
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def stamp(directory: Path) -> int | None:
@@ -123,21 +129,16 @@ def stamp(directory: Path) -> int | None:
 
 def random_state() -> dict[str, Any]:
     """The states of torch's generators; the harness draws from no others."""
+    import torch
+
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": devices}
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Undo every draw since `random_state`; GPU states where there are as many GPUs as then."""
+    import torch
+
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def sync_directory(directory: Path) -> None:
-    """Force the names in a directory to disk, so that renames outlive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

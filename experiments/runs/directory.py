@@ -1,6 +1,6 @@
-"""What a run leaves on disk and what it shows on the screen.
+"""What a run leaves on disk.
 
-A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
+A run's directory, named by `experiments.runs.layout`, holds:
 
 - `config.yaml`: the resolved configuration; `experiments.run` takes it like any other.
 - `meta.json`: who this is (dataset, model, optimizer, signature, protocol, seed), the metrics (see
@@ -21,6 +21,7 @@ A run's directory, `<root>/<dataset>/<model>/<optimizer>/<signature>-s<seed>/`:
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +31,11 @@ from experiments.config.experiment import Config, write_yaml
 from experiments.config.signature import protocol, signature
 from experiments.errors import UserError
 from experiments.runs import attempts, checkpoint
+from experiments.runs.labels import titles
+from experiments.runs.layout import path_of
 from experiments.runs.lease import Lease
 from experiments.runs.metrics import best_row, read_json, read_metrics, without_times
+from experiments.runs.storage import StorageError, write_whole, writing
 
 
 class RunDirectory:
@@ -40,14 +44,17 @@ class RunDirectory:
     Args:
         root: where all runs live.
         config: the resolved configuration, which gives the directory its name.
+        writes: whether this process records the run. Of several processes that train one run, only
+            the first does; for the others every method that would write does nothing.
+        title: of the run among those that it is trained with, see `experiments.runs.labels`.
     """
 
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(self, root: Path, config: Config, writes: bool = True, title: str = "") -> None:
         self.config = config
-        self.name = f"{signature(config)}-s{config.seed}"
-        self.path = (
-            root / config.dataset.name / config.model.label / config.optimizer_name / self.name
-        )
+        self.writes = writes
+        self.title = title or titles([config])[0]
+        self.path = root / path_of(config)
+        self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
         self.lease = Lease(self.path)
 
@@ -66,7 +73,10 @@ class RunDirectory:
             LeaseHeld: another process is training the run.
             StorageError: the directory cannot be written.
         """
-        with checkpoint.writing(self.path):
+        if not self.writes:
+            yield
+            return
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with self.lease.held(wait), attempts.recorded(self.path):
             checkpoint.clean(self.path)
@@ -79,7 +89,16 @@ class RunDirectory:
         headline: str,
         parameters: int | None = None,
     ) -> None:
-        """Write `config.yaml` and `meta.json`, keeping the sessions that were there."""
+        """Write `config.yaml` and `meta.json`, keeping the sessions that were there.
+
+        Args:
+            session: this one, see `experiments.runs.provenance`.
+            metrics: what the task measures, as `experiments.config.metrics.dump` has it.
+            headline: the name of the metric that reports show.
+            parameters: of the model, how many numbers.
+        """
+        if not self.writes:
+            return
         config = self.config
         meta = {
             "dataset": config.dataset.name,
@@ -98,13 +117,34 @@ class RunDirectory:
         self._write("meta.json", json.dumps(meta, indent=2) + "\n")
 
     def meta(self) -> dict[str, Any] | None:
+        """What `meta.json` holds; None, with a warning, where it is damaged.
+
+        Raises:
+            StorageError: it may not be read.
+        """
         path = self.path / "meta.json"
-        return read_json(path) if path.exists() else None
+        try:
+            meta = read_json(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+        except ValueError:
+            meta = None
+        if not isinstance(meta, dict) or not isinstance(meta.get("sessions", []), list):
+            warnings.warn(f"{path} is damaged; it is written anew", stacklevel=2)
+            return None
+        return meta
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line to the metrics, on disk when this returns."""
+        if not self.writes:
+            return
         self.lease.check()
-        with checkpoint.writing(self.metrics_path), self.metrics_path.open("a") as file:
+        with (
+            writing(self.metrics_path),
+            self.metrics_path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -115,21 +155,27 @@ class RunDirectory:
 
     def cut_metrics(self, size: int) -> None:
         """Forget the lines written after a checkpoint: they will be written again."""
+        if not self.writes:
+            return
         if self.metrics_size() < size:
             raise UserError(
                 f"{self.metrics_path} is shorter than when the checkpoint was saved; "
                 f"remove {self.path} to train this run anew"
             )
         self.lease.check()
-        with checkpoint.writing(self.metrics_path), self.metrics_path.open("ab") as file:
+        with writing(self.metrics_path), self.metrics_path.open("ab") as file:
             file.truncate(size)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save the state of the training; see `checkpoint.save`."""
+        if not self.writes:
+            return
         checkpoint.save(self.path, state, before_renaming=self.lease.check)
 
     def finish(self, headline: str, direction: str) -> None:
         """Write the summary and so mark the run as done."""
+        if not self.writes:
+            return
         rows = read_metrics(self.metrics_path)
         best = best_row(rows, f"{self.config.best_epoch_split}/{headline}", direction)
         summary = {
@@ -140,39 +186,5 @@ class RunDirectory:
         self._write("DONE", json.dumps(summary, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        """Write a whole file by rename: it is there complete or not at all."""
-        temporary = self.path / f"{name}.tmp"
         self.lease.check()
-        with checkpoint.writing(self.path / name):
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path / name)
-            checkpoint.sync_directory(self.path)
-
-
-class Onlooker(RunDirectory):
-    """A run's directory for all but the first of several processes: it is read, never written."""
-
-    @contextmanager
-    def locked(self, wait: bool = False) -> Iterator[None]:
-        yield
-
-    def describe(self, *arguments: Any) -> None:
-        pass
-
-    def append(self, row: dict[str, Any]) -> None:
-        pass
-
-    def cut_metrics(self, size: int) -> None:
-        pass
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        pass
-
-    def finish(self, *arguments: str) -> None:
-        pass
-
-
-# --------------------------------------------------------------------------------- the screen
+        write_whole(self.path / name, text)

@@ -13,7 +13,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], str]:
     if not path.exists():
         return [], ""
     rows, damaged = [], 0
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:

@@ -23,13 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.runs.checkpoint import StorageError, writing
+from experiments.runs.storage import StorageError, writing
 from experiments.runtime import stopping
 
 NAME = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 POLL_SECONDS = 1.0
+
+# Whoever a damaged lease belongs to: it is dead when nobody has touched it for a minute.
+NOBODY: dict[str, Any] = {"token": "", "host": "", "pid": 0, "job": None, "kernel": ""}
 
 
 class LeaseHeld(UserError):
@@ -65,8 +68,10 @@ class Lease:
         """
         self.token = uuid.uuid4().hex
         temporary = self.path.with_name(f"lease.{self.token}.tmp")
-        with writing(self.path):
-            temporary.write_text(json.dumps({"token": self.token, **_identity()}))
+        with writing(self.path), temporary.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"token": self.token, **_identity()}))
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not leave a lease without an owner
         with temporary.open("r+") as file:  # over NFS, an exclusive flock needs the right to write
             try:
                 with suppress(OSError):  # a file system without flock: the heartbeat has to do
@@ -82,7 +87,7 @@ class Lease:
             finally:
                 released.set()
                 heart.join()
-                if (read(self.path) or {}).get("token") == self.token:
+                if (read(self.path) or NOBODY)["token"] == self.token:
                     self.path.unlink()
                 self.token = None
 
@@ -140,7 +145,7 @@ class Lease:
         except FileNotFoundError:
             return
         try:
-            if (read(aside) or {}).get("token") != token:
+            if (read(aside) or NOBODY)["token"] != token:
                 os.link(aside, self.path)  # its owner notices if someone else was faster still
         except FileExistsError:
             pass
@@ -165,23 +170,23 @@ class _Watch:
                 return True
         except FileNotFoundError:
             return False
-        # Clocks of different machines are not compared: a beat counts when it is seen to change.
+        # A beat counts when it is seen to change, by this process's own clock: the clocks of two
+        # machines differ, and that of this one may be set while the owner lives.
         if self.seen != (owner["token"], beat):
             self.alive = self.seen is not None
             self.seen, self.since = (owner["token"], beat), time.monotonic()
-        age = time.time() - beat / 1e9 if here else time.monotonic() - self.since
-        if here and age <= STALE_SECONDS:
+        if here and abs(time.time() - beat / 1e9) <= STALE_SECONDS:
             self.alive = True
-        return age > STALE_SECONDS
+        return time.monotonic() - self.since > STALE_SECONDS
 
 
 def _has_let_go(path: Path, token: str) -> bool:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return False
-        return json.load(file)["token"] == token
+        return _owner(file.read())["token"] == token
 
 
 def _beat(file: Any, released: threading.Event) -> None:
@@ -220,16 +225,24 @@ def alive(directory: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The owner in a lease's file; None where there is none."""
+    """The owner in a lease's file: `NOBODY` in a damaged one; None where there is no file."""
     try:
-        return json.loads(path.read_text())
+        return _owner(path.read_text(encoding="utf-8", errors="replace"))
     except FileNotFoundError:
         return None
 
 
+def _owner(text: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(text)
+    except ValueError:
+        return NOBODY
+    return owner if isinstance(owner, dict) and NOBODY.keys() <= owner.keys() else NOBODY
+
+
 def describe(owner: dict[str, Any] | None) -> str:
     """An owner in words."""
-    if owner is None:
+    if owner is None or owner is NOBODY:
         return "nobody known"
     job = f"job {owner['job']}, " if owner["job"] else ""
     return f"{job}process {owner['pid']} on {owner['host']}"

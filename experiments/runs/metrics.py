@@ -9,7 +9,7 @@ from experiments.runs.jsonlines import read_rows
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a `meta.json` or `DONE`."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

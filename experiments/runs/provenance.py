@@ -5,15 +5,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from experiments.runs.metrics import read_json
 
+if TYPE_CHECKING:
+    import torch
 
-def session(device: torch.device) -> dict[str, Any]:
+
+def session(device: "torch.device") -> dict[str, Any]:
     """Where and with what a training was started or continued."""
+    import torch
+
     return {
         "command": " ".join(["python -m experiments.run", *sys.argv[1:]]),
         **git_state(),

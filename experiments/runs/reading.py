@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.metrics import Metric, read, result_key
-from experiments.config.yaml_reader import read_yaml
+from experiments.config.yaml_reader import read_yaml_file
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.states import State, read_state
@@ -131,7 +131,7 @@ def read_run(directory: Path) -> Run:
             `config.yaml` or `metrics.jsonl` is damaged.
     """
     state, reason = read_state(directory)  # first: what is done has all its rows
-    config = read_yaml((directory / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml_file(directory / "config.yaml")
     rows, damage = read_rows(directory / "metrics.jsonl")
     problem = "; ".join(text for text in (reason, damage) if text)
     run = Run(directory, read_json(directory / "meta.json"), config, rows, state, problem)

@@ -1,4 +1,4 @@
-"""How a run is, told from its files: the words that reports, sweeps and `make status` share.
+"""A run's state, told from its files: the words that reports, sweeps and `make status` share.
 
 - `done`: trained to its end, with a result.
 - `running`: a process that is alive holds its lease.
@@ -8,7 +8,7 @@
 - `failed`: an error ended the last attempt; the reason is its text.
 - `no result`: marked as done, but its test metric is missing or not finite; nothing trains it
   again.
-- `unreadable`: its files are damaged.
+- `unreadable`: its files are damaged, or may not be read.
 - `new`: never begun; it may be waiting in a queue, which no file tells.
 """
 
@@ -27,6 +27,13 @@ STATES: tuple[State, ...] = get_args(State)
 
 def read_state(directory: Path) -> tuple[State, str]:
     """A run's state, and the reason where its files tell more than the state's word does."""
+    try:
+        return _read_state(directory)
+    except OSError as error:
+        return "unreadable", f"{Path(error.filename or directory).name}: {error.strerror or error}"
+
+
+def _read_state(directory: Path) -> tuple[State, str]:
     if (directory / "DONE").exists():
         return _result(directory)
     if lease.alive(directory):
@@ -45,7 +52,7 @@ def read_state(directory: Path) -> tuple[State, str]:
 
 def _result(directory: Path) -> tuple[State, str]:
     try:
-        meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
+        meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         key = metrics.result_key(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return "unreadable", f"meta.json: {type(error).__name__}: {error}"

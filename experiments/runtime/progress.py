@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any
 
@@ -15,12 +16,13 @@ class Progress:
     """
 
     line_every_seconds = 30
+    bars = True  # on a terminal; False where several processes share it
 
     def __init__(self, label: str, total: int, stream: IO[str] | None = None) -> None:
         self.label, self.total = label, total
         self.stream = stream or sys.stderr
         self.bar = None
-        if self.stream.isatty():
+        if self.bars and self.stream.isatty():
             self.bar = self._make_bar()
         self.last_line = time.monotonic()
 
@@ -64,4 +66,6 @@ class Progress:
             self.bar.update(self.task, note=text)
         elif last or now - self.last_line >= self.line_every_seconds:
             self.last_line = now
-            print(f"{self.label}: {text}", file=self.stream, flush=True)
+            # A training does not end because nobody reads what it says any more.
+            with suppress(OSError):
+                print(f"{self.label}: {text}", file=self.stream, flush=True)

@@ -5,10 +5,12 @@ itself. Either is imported when it is needed.
 """
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.experiment import Config
+from experiments.config.flat import schema_defaults
 from experiments.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -34,6 +36,17 @@ def config_class(name: Any) -> type[Config]:
     if not isinstance(name, str) or name not in TASKS:
         raise UserError(f"task = {name!r}: no such task; {nearest(str(name), TASKS)}")
     return _import(TASKS[name][0])
+
+
+def protocol_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of what a configuration's optimizers share, flat: those of its task's keys.
+
+    Of a task that is not there any more they are those that all tasks have.
+    """
+    try:
+        return schema_defaults(config_class(config.get("task")))
+    except UserError:
+        return schema_defaults(Config)
 
 
 def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task":

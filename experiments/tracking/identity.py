@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.plans.settings import changes
+from experiments.plans.differences import changes
 
 NAME_LIMIT, TAG_LIMIT = 110, 64  # characters; wandb takes 128 of a name, with the seed
 

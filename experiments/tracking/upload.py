@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.runs.layout import find
 from experiments.runs.metrics import read_json, read_metrics
 from experiments.runtime.network import can_connect, first_hop
 from experiments.tracking import tracker as tracking
@@ -35,7 +36,7 @@ def find_runs(root: Path) -> Iterator[Path]:
     Raises:
         UserError: there is none.
     """
-    runs = [path.parent for path in sorted(root.glob("*/*/*/*/metrics.jsonl"))]
+    runs = find(root, holding="metrics.jsonl")
     if not runs:
         raise UserError(f"no run below {root}; RUNS_ROOT names another place")
     yield from runs

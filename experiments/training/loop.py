@@ -103,10 +103,9 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     if position == Position():
         curvature.record_spectrum(config, directory.path, task, model, epoch=0)
 
-    label = f"{config.dataset.name} {config.model.label} {config.optimizer_name} seed {config.seed}"
     steps = config.epochs * task.steps_per_epoch
     mode = None if distributed.is_main() else "disabled"
-    with Tracker(directory.path, mode) as tracker, Progress(label, steps) as progress:
+    with Tracker(directory.path, mode) as tracker, Progress(directory.title, steps) as progress:
         while position.epoch < config.epochs:
             times = train_epoch(training, position, progress)
 

@@ -1,32 +1,41 @@
 """One run from its directory to its end, whoever asks for it."""
 
 import sys
+import warnings
+
+import torch
 
 from experiments.config.experiment import Config
 from experiments.errors import FAILED
-from experiments.runs.directory import Onlooker, RunDirectory
+from experiments.runs import checkpoint
+from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import git_state
 from experiments.runtime import distributed, stopping
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
+from experiments.runtime.threads import VARIABLE, threads_per_run
 from experiments.training.loop import NonFiniteLoss, train
 
 
-def train_unless_done(config: Config, wait: bool = False) -> int:
+def train_unless_done(config: Config, wait: bool = False, title: str = "") -> int:
     """Train one run, or say that it is done; returns the exit code.
 
     Args:
         config: of the run.
         wait: while another process trains it, rather than refuse.
+        title: see `RunDirectory`.
     """
-    distributed.start(build_device(config))
-    directory = (RunDirectory if distributed.is_main() else Onlooker)(runs_root(), config)
-    if distributed.broadcast(directory.done):
-        print(f"done already: {directory.path}{_other_commit(directory)}", file=sys.stderr)
+    device = build_device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(threads_per_run())
+    distributed.start(device)
+    directory = RunDirectory(runs_root(), config, distributed.is_main(), title)
+    if distributed.broadcast(say_if_done(directory)):
         return 0
     try:
         with stopping.listening(), directory.locked(wait):
             if not distributed.broadcast(directory.done):  # it may be since we waited
+                _warn_of_other_threads(directory, device)
                 train(config, directory, data_root())
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
@@ -34,6 +43,26 @@ def train_unless_done(config: Config, wait: bool = False) -> int:
     return 0
 
 
-def _other_commit(directory: RunDirectory) -> str:
-    then, now = directory.meta()["sessions"][-1]["commit"], git_state()["commit"]
-    return "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
+def say_if_done(directory: RunDirectory) -> bool:
+    """Whether a run is done, which is said with the commit that it came from."""
+    if not directory.done:
+        return False
+    sessions = (directory.meta() or {}).get("sessions") or [{}]
+    then, now = sessions[-1].get("commit"), git_state()["commit"]
+    other = "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
+    print(f"done already: {directory.path}{other}", file=sys.stderr)
+    return True
+
+
+def _warn_of_other_threads(directory: RunDirectory, device: torch.device) -> None:
+    """Say where a training goes on with another number of threads than it began with."""
+    if device.type != "cpu" or checkpoint.stamp(directory.path) is None:
+        return
+    sessions = (directory.meta() or {}).get("sessions") or [{}]
+    before, now = sessions[-1].get("threads"), torch.get_num_threads()
+    if sessions[-1].get("device") == "cpu" and before not in (None, now):
+        warnings.warn(
+            f"{directory.path} was trained with {before} thread(s) so far and goes on with {now}: "
+            f"rounding differs, and so will its results; {VARIABLE}={before} goes on as before",
+            stacklevel=2,
+        )

@@ -69,7 +69,7 @@ class Lab:
 
     def submit_one(self, **profile: str | int) -> RunDirectory:
         """Send the run that the tests disturb."""
-        options = ("--optimizers", "adahessian", "--seeds", "1", "--set", *SMALL, *LONG)
+        options = ("optimizer=adahessian", "seed=1", *SMALL, *LONG)
         assert self.submit(str(DIGITS), *options, **profile) == 0
         return RunDirectory(self.root, small_config(*LONG, optimizer="adahessian"))
 
@@ -346,7 +346,7 @@ def test_cancelled_it_is_saved_and_not_requeued(lab, undisturbed):
 
 def test_what_is_submitted_is_what_the_dry_run_shows_and_holds_no_secret(lab, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a-secret-of-forty-letters")
-    options = (str(DIGITS), "--optimizers", "sgd,adam", "--set", *SMALL, "epochs=1")
+    options = (str(DIGITS), "optimizer=sgd,adam", *SMALL, "epochs=1")
     lab.submit(*options, "--dry-run")
     shown = capsys.readouterr().out
     assert not lab.root.exists()
@@ -372,7 +372,7 @@ def test_the_code_of_submission_runs(lab, monkeypatch, tmp_path):
     monkeypatch.setattr(submit, "REPOSITORY", code)
     run("scontrol", "update", "partition=main", "state=down")
     try:
-        lab.submit(str(DIGITS), "--optimizers", "sgd", "--set", *SMALL, "epochs=1")
+        lab.submit(str(DIGITS), "optimizer=sgd", *SMALL, "epochs=1")
         edited = code / "experiments" / "train.py"
         edited.write_text("raise SystemExit('edited while the job waited')\n")
     finally:
@@ -386,7 +386,7 @@ def test_several_processes_compute_what_one_does(nodes, lab, tmp_path):
     """Two tasks per node; also stopped and resumed on the way. float64, no batch normalization."""
     overrides = ("model.name=convnet", "model.depth=3", "dtype=float64", "epochs=5",
                  "checkpoint_every_epochs=5")  # fmt: skip
-    options = ("--optimizers", "adahessian", "--set", *overrides)
+    options = ("optimizer=adahessian", *overrides)
     assert lab.submit(str(DIGITS), *options, nodes=nodes, tasks_per_node=2) == 0
     config = resolve(load(DIGITS, overrides), "adahessian", 1)
     directory = RunDirectory(lab.root, config)

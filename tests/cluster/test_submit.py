@@ -54,10 +54,16 @@ def test_a_mistake_in_a_profile_is_named_with_its_file(text, message, tmp_path):
     ("arguments", "message"),
     [
         (["--profile", "slrum"], "no profile 'slrum'; did you mean 'slurm'?"),
-        (["--optimizers", "sdg"], "did you mean 'sgd'?"),
-        (["--seeds", "x"], "seeds = 'x': write 1-5 or 1,2,7"),
-        (["--set", "epoch=1"], "did you mean 'epochs'?"),
-        (["--optimizers", "sgd"], "no Slurm here (no srun on the PATH); --profile local"),
+        (["optimizer=sdg"], "did you mean 'sgd'?"),
+        (["optimizer=sgd", "seed=x"], "seed = 'x': write whole numbers, 0 or more: 1-5"),
+        (["optimizer=sgd", "epoch=1"], "did you mean 'epochs'?"),
+        ([], "which optimizer? add optimizer=NAME[,NAME] with sgd, adam, adamw, adahessian"),
+        (["optimizer=sgd"], "no Slurm here (no srun on the PATH); --profile local"),
+        # What options there were says what is written in their place.
+        (["--optimizers", "sgd"], "--optimizers is gone: write optimizer=A,B"),
+        (["--seeds", "1-5"], "--seeds is gone: write seed=1-5"),
+        (["--set", "a=1", "b=2"], "--set is gone: write key=value, without --set"),
+        (["--dataset", "digits"], "--dataset is gone: write dataset=NAME"),
     ],
 )
 def test_a_users_mistake_is_one_message_and_exit_code_2(
@@ -70,16 +76,9 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(
     assert not root.exists()
 
 
-def test_a_sweep_takes_no_options_of_an_experiment(capsys):
-    sweep = DIGITS.parent.parent / "sweeps" / "digits-lr.yaml"
-    assert submit.main([str(sweep), "--seeds", "1"]) == 2
-    assert "is a sweep: optimizers, seeds and settings belong into it" in capsys.readouterr().err
-
-
 def test_in_this_process_and_then_not_again(root, capsys):
     """The profile `debug`: real jobs, real files, no cluster."""
-    command = [str(DIGITS), "--optimizers", "sgd", "--seeds", "1-2", "--profile", "debug",
-               "--set", *SMALL, "epochs=1"]  # fmt: skip
+    command = [str(DIGITS), "optimizer=sgd", "--profile", "debug", "seed=1-2", *SMALL, "epochs=1"]
     assert submit.main(command) == 0
     output = capsys.readouterr()
     assert "seed 1: epoch 1/1" in output.err and "seed 2: epoch 1/1" in output.err
@@ -96,8 +95,8 @@ def test_in_this_process_and_then_not_again(root, capsys):
 
 
 def test_a_failed_run_is_shown_with_its_reason_and_its_neighbours_are_trained(root, capsys):
-    command = [str(DIGITS), "--optimizers", "sgd,adam", "--profile", "debug",
-               "--set", *SMALL, "epochs=1", "optimizers.sgd.lr=1e30"]  # fmt: skip
+    command = [str(DIGITS), "optimizer=sgd,adam", "--profile", "debug", *SMALL, "epochs=1",
+               "optimizers.sgd.lr=1e30"]  # fmt: skip
     with pytest.raises(SystemExit, match="failed: .*/sgd/"):
         submit.main(command)
     rows = {row.run.split("/")[2]: row for row in status.collect(root, None)[0]}
@@ -151,10 +150,12 @@ def test_what_is_over(state):
 
 
 @pytest.mark.slow
-def test_on_this_machine_in_the_background_cancelled_and_sent_again(root, capsys):
+def test_on_this_machine_in_the_background_cancelled_and_sent_again(root, tmp_path, capsys):
     overrides = ("epochs=20", "checkpoint_every_steps=2")
-    arguments = [str(DIGITS), "--optimizers", "sgd", "--seeds", "1-2", "--profile", "local",
-                 "--set", *SMALL, *overrides]  # fmt: skip
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("cluster: local\ntimeout_minutes: 60\narray_parallelism: 1\n")
+    arguments = [str(DIGITS), "optimizer=sgd", "seed=1-2", "--profile", str(profile),
+                 *SMALL, *overrides]  # fmt: skip
     directory = RunDirectory(root, small_config(*overrides))
 
     def send():

@@ -18,9 +18,9 @@ FLOORS = (
     {"reports", "slurm"},
     {"training", "results"},
     {"tracking", "plans"},
-    {"runs", "tasks", "landscapes"},
+    {"runs", "tasks", "landscapes", "cli"},
     {"config", "runtime", "ports"},
-    {"adahessian", "models", "plots", "errors", "cli"},
+    {"adahessian", "models", "plots", "errors"},
 )
 # Packages of others, and the room that imports them. torchvision is three things: transforms, the
 # ImageNet networks, and the loader that ours is measured beside.

@@ -6,8 +6,8 @@ from support.harness import REPOSITORY, finish_run, small_config
 
 from experiments import export, report
 from experiments.config.signature import signature
+from experiments.plans.differences import protocol
 from experiments.plans.load import parse
-from experiments.plans.settings import protocol
 from experiments.results import committed
 from experiments.results.committed import DIVERGED, diverged, read
 from experiments.results.tables import read_results

@@ -1,14 +1,30 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
-from support.harness import DIGITS, SMALL, complete, small_config
+from support.harness import (
+    DIGITS,
+    REPOSITORY,
+    SMALL,
+    command,
+    complete,
+    finish_run,
+    interrupted,
+    small_config,
+    start,
+)
+from support.training import assert_equal, result
 
 from experiments import run
-from experiments.errors import UserError
-from experiments.plans.select import select
+from experiments.runs import checkpoint, lease
 from experiments.runs.directory import RunDirectory
+from experiments.runs.states import read_state
 from experiments.tasks.image_classification import datasets
-from experiments.training import session
+from experiments.training import loop, session
 
 
 @pytest.fixture(autouse=True)
@@ -22,25 +38,17 @@ def main(*settings: str) -> int:
     return run.main([str(DIGITS), *SMALL, *settings])
 
 
-def test_optimizers_and_seeds_as_lists():
-    runs = select(str(DIGITS), ["optimizer=sgd,adam", "seed=1,2,3", "epochs=4"])
-    chosen = [(config.optimizer_name, config.seed, config.epochs) for config in runs]
-    assert chosen == [(name, seed, 4) for name in ("sgd", "adam") for seed in (1, 2, 3)]
-
-
-def test_what_is_left_out():
-    with pytest.raises(UserError, match="which optimizer?.* sgd, adam, adamw, adahessian"):
-        select(str(DIGITS), [])
-    (config,) = select(str(DIGITS), ["optimizer=sgd"])
-    assert config.seed == 1
+def several(*settings: str) -> subprocess.CompletedProcess[str]:
+    """The real command: each of its runs is a process of its own."""
+    return subprocess.run(command(*settings), cwd=REPOSITORY, capture_output=True, text=True)
 
 
 def test_asking_twice_runs_once_and_says_what_commit_it_came_from(tmp_path, capsys, monkeypatch):
-    assert main("optimizer=sgd", "seed=1,2", "epochs=1") == 0
-    output = capsys.readouterr().err
-    assert "sgd seed 1: epoch 1/1" in output and "sgd seed 2: epoch 1/1" in output
-    assert main("optimizer=sgd", "seed=1", "epochs=1") == 0
-    assert capsys.readouterr().err.startswith(f"done already: {tmp_path}")
+    done = several("optimizer=sgd", "seed=1,2", "epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert "sgd seed 1: epoch 1/1" in done.stderr and "sgd seed 2: epoch 1/1" in done.stderr
+    assert main("optimizer=sgd", "seed=1-2", "epochs=1") == 0
+    assert capsys.readouterr().err.count(f"done already: {tmp_path}") == 2
     monkeypatch.setattr(session, "git_state", lambda: {"commit": "0123456789abcdef"})
     main("optimizer=sgd", "seed=1", "epochs=1")
     assert "this is 0123456789)" in capsys.readouterr().err
@@ -58,7 +66,8 @@ def test_a_finished_runs_own_configuration_is_the_same_run(tmp_path, capsys):
     ("settings", "message"),
     [
         (["optimizer=addam"], "did you mean 'adam'?"),
-        (["optimizer=sgd", "seed=x"], "seed = 'x': must be a whole number"),
+        (["optimizer=sgd", "seed=x"], "seed = 'x': write whole numbers, 0 or more"),
+        ([], "which optimizer? add optimizer=NAME[,NAME] with sgd, adam, adamw, adahessian"),
         (["optimizer=sgd", "epoch=1"], "did you mean 'epochs'?"),
         # Refused before the first of the two trains.
         (["optimizer=adam,sgd", "optimizers.sgd.momentum=-1"], "Invalid momentum"),
@@ -80,11 +89,112 @@ def test_cifar_without_data_or_network(tmp_path, capsys, monkeypatch):
     assert "`make quickstart` needs no download" in output
 
 
-def test_a_run_that_explodes_fails_and_the_others_go_on(capsys):
-    code = main("optimizer=sgd,adam", "optimizers.sgd.lr=1e30", "epochs=1")
-    output = capsys.readouterr().err
-    assert code == 1
-    assert "learning rate 1e+30" in output and "adam seed 1: epoch 1/1" in output
+def test_a_run_that_explodes_fails_and_the_others_go_on():
+    done = several("optimizer=sgd,adam", "optimizers.sgd.lr=1e30", "epochs=1")
+    assert done.returncode == 1
+    assert "learning rate 1e+30" in done.stderr and "adam seed 1: epoch 1/1" in done.stderr
+
+
+def test_results_do_not_depend_on_how_many_are_trained_at_a_time(tmp_path, monkeypatch):
+    settings = ("optimizer=adahessian", "seed=1-3", "epochs=1")
+    found = []
+    for jobs in ("1", "3"):
+        monkeypatch.setenv("RUNS_ROOT", str(tmp_path / jobs))
+        done = several(*settings, "--jobs", jobs)
+        assert done.returncode == 0 and f"3 runs, {jobs} at a time, 1 thread each" in done.stderr
+        configs = [
+            small_config("epochs=1", optimizer="adahessian", seed=seed) for seed in (1, 2, 3)
+        ]
+        directories = [RunDirectory(tmp_path / jobs, config) for config in configs]
+        found.append([result(directory) for directory in directories])
+        assert {directory.meta()["sessions"][-1]["threads"] for directory in directories} == {1}
+    for one, other in zip(*found, strict=True):
+        assert_equal(one, other)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(number, tmp_path):
+    settings = ("optimizer=sgd", "seed=1-3", "epochs=60", "checkpoint_every_epochs=60", "--jobs=2")
+    process = start(tmp_path / "runs", *settings)
+    runs = [
+        RunDirectory(tmp_path / "runs", small_config(*settings[2:4], seed=s)) for s in (1, 2, 3)
+    ]
+    while not all(run.metrics_size() for run in runs[:2]):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert errors.endswith(f"stopped by {number.name}; the same command goes on from here\n")
+    for one in runs[:2]:
+        assert checkpoint.stamp(one.path) and read_state(one.path)[0] == "stopped"
+    assert not runs[2].path.exists(), "none is begun any more"
+
+
+def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path):
+    process = start(tmp_path / "runs", "optimizer=sgd", "seed=1-2", "epochs=20", "--jobs=2")
+    runs = [RunDirectory(tmp_path / "runs", small_config("epochs=20", seed=s)) for s in (1, 2)]
+    while not all(run.metrics_size() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(lease.read(runs[0].path / lease.NAME)["pid"], signal.SIGKILL)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "error: digits resnet8 sgd seed 1: killed by SIGKILL" in errors
+    assert [run.done for run in runs] == [False, True]
+
+
+def test_without_their_parent_they_stop_as_well(tmp_path):
+    settings = ("optimizer=sgd", "seed=1-2", "epochs=200", "checkpoint_every_epochs=200")
+    process = start(tmp_path / "runs", *settings)
+    runs = [RunDirectory(tmp_path / "runs", small_config(*settings[2:], seed=s)) for s in (1, 2)]
+    while not all(run.metrics_size() for run in runs):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 60
+    while {read_state(run.path)[0] for run in runs} != {"stopped"}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_sweep_in_the_foreground(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(
+        f"config: {DIGITS}\nset: {{model.depth: 8, epochs: 1, optimizer: sgd}}\n"
+        "grid: {optimizer.lr: [0.1, 0.3]}\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run([sys.executable, "-m", "experiments.run", str(path)], cwd=REPOSITORY,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert {line.partition(":")[0] for line in lines[1:]} == {
+        "digits resnet8 sgd lr=0.1 seed 1",
+        "digits resnet8 sgd lr=0.3 seed 1",
+    }
+
+
+def test_going_on_with_another_number_of_threads_is_said(tmp_path, monkeypatch, capsys):
+    config = small_config("epochs=2", "checkpoint_every_epochs=1")
+    monkeypatch.setattr(loop, "evaluate", interrupted(loop.evaluate, lambda call: call == 2))
+    assert main("optimizer=sgd", "epochs=2") == 130
+    monkeypatch.setattr(session.torch, "get_num_threads", lambda: 3)
+    capsys.readouterr()
+    assert main("optimizer=sgd", "epochs=2") == 0
+    said = capsys.readouterr().err
+    path = RunDirectory(tmp_path / "runs", config).path
+    assert f"{path} was trained with 1 thread(s) so far and goes on with 3" in said
+    assert "OMP_NUM_THREADS=1 goes on as before" in said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_what_is_done_and_describes_itself_no_more_is_done(text, tmp_path, capsys):
+    run_directory = finish_run(tmp_path / "runs", small_config(), [0.5])
+    (run_directory.path / "meta.json").write_text(text)
+    assert main("optimizer=sgd") == 0
+    assert "done already" in capsys.readouterr().err
 
 
 def test_the_command_in_a_process_of_its_own(tmp_path):

@@ -17,11 +17,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from support.slurm_cluster import Cluster, run  # noqa: E402
 
-from experiments.plans.sweeps import Run, expand
+from experiments.plans.sweeps import expand
 from experiments.reports import sweeps as reports_sweeps
 from experiments.results import sweeps
 from experiments.runs import attempts, checkpoint
+from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
+from experiments.runs.states import read_state
 from slurm.jobs import submitted
 
 SWEEP = Path(__file__).parents[2] / "configs" / "sweeps" / "digits-lr.yaml"
@@ -36,24 +38,24 @@ setup: [export OMP_NUM_THREADS=1]
 """
 
 
-def send(root: Path, profile: str) -> list[Run]:
+def send(root: Path, profile: str) -> list[RunDirectory]:
     """Submit the sweep with its runs below `root`."""
     run(sys.executable, "-m", "slurm.submit", str(SWEEP), "--profile", profile, RUNS_ROOT=root)
-    return expand(SWEEP, root)
+    return [RunDirectory(root, planned.config) for planned in expand(SWEEP)]
 
 
-def disturb(cluster: Cluster, runs: list[Run]) -> list[str]:
+def disturb(cluster: Cluster, runs: list[RunDirectory]) -> list[str]:
     """Preempt two running jobs, then kill the node of a third; returns what was done to whom."""
     said = []
     hit: set[Path] = set()
     for kind in ("preempted", "preempted", "its node killed"):
         victim = None
         while victim is None:
-            victim = next((one for one in runs if one.directory.path not in hit
-                           and checkpoint.stamp(one.directory.path)
-                           and one.state == "running"), None)  # fmt: skip
+            victim = next((one for one in runs if one.path not in hit
+                           and checkpoint.stamp(one.path)
+                           and read_state(one.path)[0] == "running"), None)  # fmt: skip
             time.sleep(0.1)
-        path = victim.directory.path
+        path = victim.path
         hit.add(path)
         node = run("squeue", "-h", "-j", submitted(path).job, "-o", "%N").strip()
         if not node:
@@ -66,8 +68,8 @@ def disturb(cluster: Cluster, runs: list[Run]) -> list[str]:
     return said
 
 
-def rows(runs: list[Run]) -> list[list[dict]]:
-    return [[without_times(row) for row in read_metrics(one.directory.metrics_path)]
+def rows(runs: list[RunDirectory]) -> list[list[dict]]:
+    return [[without_times(row) for row in read_metrics(one.metrics_path)]
             for one in runs]  # fmt: skip
 
 
@@ -90,14 +92,14 @@ def demonstrate(cluster: Cluster, folder: Path) -> str:
     disturbed = send(folder / "disturbed", str(folder / "profile.yaml"))
     said = disturb(cluster, disturbed)
     undisturbed = send(folder / "undisturbed", "local")  # beside what is left of the other
-    cluster.wait_for(lambda: all(one.directory.done for one in disturbed), 500, "end of the sweep")
+    cluster.wait_for(lambda: all(one.done for one in disturbed), 500, "end of the sweep")
     seconds = time.monotonic() - start
-    cluster.wait_for(lambda: all(one.directory.done for one in undisturbed), 300, "local sweep")
+    cluster.wait_for(lambda: all(one.done for one in undisturbed), 300, "local sweep")
     assert rows(disturbed) == rows(undisturbed)
     found = table(folder / "disturbed")
     assert found == table(folder / "undisturbed")
-    tries = [attempts.read(one.directory.path) for one in disturbed]
-    again = [f"{one.directory.path.parent.name}/{one.directory.name}: "
+    tries = [attempts.read(one.path) for one in disturbed]
+    again = [f"{one.path.parent.name}/{one.name}: "
              + ", then ".join(str(attempt.reason or "killed") for attempt in attempted)
              for one, attempted in zip(disturbed, tries, strict=True)
              if len(attempted) > 1]  # fmt: skip

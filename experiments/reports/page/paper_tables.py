@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 
+from experiments.config.signature import signature
 from experiments.plans import paper_tables as plans_paper_tables
 from experiments.reports.paper_table_plots import draw
 from experiments.reports.paper_table_text import section
@@ -28,6 +29,4 @@ def tables(results: Results) -> Iterator[Section]:
 def _signatures(name: str, variant: str) -> frozenset[tuple[str, str]]:
     """Data set and signature of each cell of a table."""
     configs = [cell.runs[0] for cell in plans_paper_tables.find(name, variant).cells]
-    return frozenset(
-        (run.config.dataset.name, run.directory.name.rpartition("-s")[0]) for run in configs
-    )
+    return frozenset((run.config.dataset.name, signature(run.config)) for run in configs)

@@ -3,6 +3,7 @@ from support.harness import DIGITS
 
 from experiments.errors import UserError
 from experiments.plans import sweeps
+from experiments.plans.select import is_sweep
 from experiments.runs.directory import RunDirectory
 
 
@@ -26,8 +27,8 @@ grid: {optimizer: [sgd, adahessian], optimizer.lr: [0.1, 0.2]}
 zip: {batch_size: [64, 128], crop: [0, 1]}
 """.replace("crop:", "dataset.crop_padding:"),
     )
-    runs = sweeps.expand(path, tmp_path)
-    assert len(runs) == 2 * 2 * 2 * 2 and len({run.directory.path for run in runs}) == 16
+    runs = sweeps.expand(path)
+    assert len(runs) == 2 * 2 * 2 * 2 and len({run.place for run in runs}) == 16
     last = runs[-1]
     assert last.settings == {
         "optimizer": "adahessian", "optimizer.lr": 0.2, "batch_size": 128,
@@ -35,14 +36,14 @@ zip: {batch_size: [64, 128], crop: [0, 1]}
     }  # fmt: skip
     assert last.config.optimizer.lr == 0.2 and last.config.seed == 2
     assert last.config.dataset.crop_padding == 1 and last.config.epochs == 3
-    assert "optimizers.adahessian.lr=0.2" in last.overrides
-    assert last.directory.path == RunDirectory(tmp_path, last.config).path
+    assert RunDirectory(tmp_path, last.config).path == tmp_path / last.place
+    assert last.source == path
     assert [run.config.seed for run in runs[:2]] == [1, 2]
 
 
 def test_a_list_and_seeds_one_by_one(tmp_path):
     text = "seeds: [3, 5]\nlist: [{optimizer: sgd}, {optimizer: adam, optimizer.lr: 0.01}]"
-    runs = sweeps.expand(write(tmp_path, text), tmp_path)
+    runs = sweeps.expand(write(tmp_path, text))
     assert settings(runs) == [
         {"optimizer": "sgd", "seed": 3},
         {"optimizer": "sgd", "seed": 5},
@@ -53,7 +54,7 @@ def test_a_list_and_seeds_one_by_one(tmp_path):
 
 def test_values_reach_the_configuration_as_they_are(tmp_path):
     text = "list: [{optimizer: adam, optimizer.betas: [0.8, 0.9], device: cpu, optimizer.lr: 5e-4}]"
-    (run,) = sweeps.expand(write(tmp_path, text), tmp_path)
+    (run,) = sweeps.expand(write(tmp_path, text))
     assert run.config.optimizer.arguments()["betas"] == (0.8, 0.9)
     assert run.config.device == "cpu" and run.config.optimizer.lr == 5e-4
 
@@ -61,7 +62,7 @@ def test_values_reach_the_configuration_as_they_are(tmp_path):
 def test_the_same_run_is_there_once(tmp_path):
     """0.1 is the configuration's own value, so both combinations are one run."""
     text = "list: [{optimizer: sgd}, {optimizer: sgd, optimizer.lr: 0.1}]"
-    assert len(sweeps.expand(write(tmp_path, text), tmp_path)) == 1
+    assert len(sweeps.expand(write(tmp_path, text))) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,9 @@ def test_the_same_run_is_there_once(tmp_path):
         ("zip: {a: [1, 2], b: [1]}", "zip pairs lists of one length, not a 2, b 1"),
         ("grid: {optimizer: []}", "optimizer: the list is empty"),
         ("seeds: 5-2", "2 is below 5"),
-        ("seeds: a", "seeds = 'a': write 1-5"),
-        ("grid: {epochs: [1]}", "which optimizer? one of sgd, adam"),
+        ("seeds: a", "seed = 'a': write whole numbers, 0 or more: 1-5"),
+        ("seeds: []", "seeds: the list is empty, so there would be no run"),
+        ("grid: {epochs: [1]}", "which optimizer? add optimizer=NAME[,NAME] with sgd, adam"),
         ("grid: {optimizer: [sgd], seed: [1]}", "seed belongs to `seeds`"),
         ("grid: {optimizer: [sgd], optimizer.momentun: [1]}", "did you mean 'momentum'?"),
         ("grid: {optimizer: [sgd], epochs: [1, x]}", "at {'optimizer': 'sgd', 'epochs': 'x'}"),
@@ -80,15 +82,15 @@ def test_the_same_run_is_there_once(tmp_path):
 )
 def test_mistakes_are_named_with_their_file(text, message, tmp_path):
     with pytest.raises(UserError) as caught:
-        sweeps.expand(write(tmp_path, text), tmp_path)
+        sweeps.expand(write(tmp_path, text))
     assert message in str(caught.value)
-    if "seeds:" not in text:
+    if "-2" not in text and "seeds: a" not in text:
         assert "sweep.yaml" in str(caught.value)
 
 
-def test_every_sweep_of_the_repository_expands(tmp_path):
+def test_every_sweep_of_the_repository_expands():
     files = sorted((DIGITS.parent.parent / "sweeps").glob("*.yaml"))
     assert files
     for path in files:
-        assert sweeps.is_sweep(path) and sweeps.expand(path, tmp_path)
-    assert not sweeps.is_sweep(DIGITS)
+        assert is_sweep(path) and sweeps.expand(path)
+    assert not is_sweep(DIGITS)

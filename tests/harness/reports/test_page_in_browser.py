@@ -124,7 +124,7 @@ def test_a_sweep_is_drawn_over_its_keys(values, visit, tmp_path):
     path = tmp_path / "rates.yaml"
     grid = f"grid: {{optimizer: [sgd, adam], optimizer.lr: {values}}}"
     path.write_text(f"config: {DIGITS}\nset: {{model.depth: 8}}\n{grid}\n")
-    for run in expand(path, tmp_path)[:-1]:
+    for run in expand(path)[:-1]:
         finish_run(tmp_path, run.config, [0.5])
     page = visit(write_page(read_sweep(path, tmp_path), tmp_path / "report.html"), **PHONE)
     read_through(page)

@@ -28,7 +28,7 @@ def write(tmp_path, text):
 
 def finish(path, root, accuracy):
     """Files of finished runs, as far as `accuracy` of the settings is a number."""
-    for run in sweeps.expand(path, root):
+    for run in sweeps.expand(path):
         if (last := accuracy(run.settings)) is not None:
             finish_run(root, run.config, [0.3, last])
 
@@ -69,7 +69,7 @@ def test_the_table_has_the_swept_keys_and_marks_the_best_of_many(tmp_path):
 
 def test_the_best_says_that_it_is_incomplete(tmp_path):
     path = write(tmp_path, RATES)
-    runs = sweeps.expand(path, tmp_path)
+    runs = sweeps.expand(path)
     finish_run(tmp_path, runs[0].config, [0.5])
     finish_run(tmp_path, runs[2].config, [0.9])
     text = verdict(read_sweep(path, tmp_path))
@@ -79,7 +79,7 @@ def test_the_best_says_that_it_is_incomplete(tmp_path):
 
 def test_every_state_is_named_with_its_reason(tmp_path):
     path = write(tmp_path, SET + "seeds: 1-6\ngrid: {optimizer: [sgd]}\n")
-    runs = sweeps.expand(path, tmp_path)
+    runs = sweeps.expand(path)
     places = [finish_run(tmp_path, run.config, [0.5]).path for run in runs[:5]]
     (places[1] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n')
     (places[2] / "meta.json").write_text("{")
@@ -203,15 +203,15 @@ def test_the_command_on_a_real_training_and_a_run_not_begun(tmp_path, capsys, mo
     path = write(tmp_path, SET + "grid: {optimizer: [sgd], optimizer.lr: [0.05, 0.1]}")
     complete(tmp_path / "runs", "optimizer=sgd", "seed=1", "optimizers.sgd.lr=0.05")
     output = show(tmp_path, monkeypatch, capsys, path)
-    trained, other = sweeps.expand(path, tmp_path / "runs")
-    last = trained.directory.metrics_path.read_text().splitlines()[-1]
+    trained, other = sweeps.expand(path)
+    last = (tmp_path / "runs" / trained.place / "metrics.jsonl").read_text().splitlines()[-1]
     row = [c.split() for c in output.splitlines() if c.split()[:2] == ["sgd", "0.05"]]
     assert row == [["sgd", "0.05", "1", f"{100 * json.loads(last)['test/accuracy']:.2f}",
                     "★", "1", "done"]]  # fmt: skip
-    relative = other.directory.path.relative_to(tmp_path / "runs")
+    relative = other.place
     assert f"new: sgd lr=0.1, seed 1 ({relative})\n" in output
-    assert f"1 of 2 runs are missing; this sends them (--profile slurm: to a cluster):\n  python "\
-           f"-m slurm.submit {path} --profile local\n" in output  # fmt: skip
+    assert "1 of 2 runs are missing; this trains them (CLUSTER=slurm: on a cluster):\n" in output
+    assert f"\n  make sweep SWEEP={path}\n" in output
     table = output.partition("new:")[0]
     assert max(map(len, table.splitlines())) <= 80
     markdown = (tmp_path / "runs" / "report" / "report.md").read_text()

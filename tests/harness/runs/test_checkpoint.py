@@ -7,8 +7,10 @@ import torch
 from support.harness import complete, interrupted, small_config, start, until_done
 from support.training import OVERRIDES, assert_equal, result, train_here
 
+from experiments.errors import UserError
 from experiments.runs import attempts, checkpoint
 from experiments.runs.directory import RunDirectory
+from experiments.runs.storage import StorageError
 from experiments.training import loop
 
 
@@ -72,7 +74,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint(full_disk):
     checkpoint.save(full_disk, {"number": 1})
     too_much = {"number": 2, "data": torch.zeros(100_000)}
     with pytest.raises(
-        checkpoint.StorageError, match="full/checkpoint.pt: No space left on device; the last good"
+        StorageError, match="full/checkpoint.pt: No space left on device; the last good"
     ):
         checkpoint.save(full_disk, too_much)
     assert [path.name for path in full_disk.iterdir()] == ["checkpoint.pt"]
@@ -83,7 +85,7 @@ def test_a_disk_that_fills_up_stops_the_run_which_goes_on_when_there_is_room(ful
     config = small_config("epochs=3", *OVERRIDES, optimizer="adahessian")
     subprocess.run(["mount", "-o", "remount,size=3m", full_disk], check=True)
     (full_disk / "ballast").write_bytes(bytes(1_700_000))  # room for one checkpoint, not for two
-    with pytest.raises(checkpoint.StorageError, match="No space left on device"):
+    with pytest.raises(StorageError, match="No space left on device"):
         train_here(full_disk, config)
     directory = RunDirectory(full_disk, config)
     assert checkpoint.load(directory.path)["position"]["step"] > 0
@@ -98,13 +100,13 @@ def test_a_read_only_directory_is_named(full_disk):
     config = small_config()
     RunDirectory(full_disk, config).path.mkdir(parents=True)
     subprocess.run(["mount", "-o", "remount,ro", full_disk], check=True)
-    with pytest.raises(checkpoint.StorageError, match=r"cannot write \S+: Read-only file system"):
+    with pytest.raises(StorageError, match=r"cannot write \S+: Read-only file system"):
         train_here(full_disk, config)
 
 
 def test_a_checkpoint_that_cannot_be_read_at_all_is_not_taken_for_damaged(tmp_path):
     (tmp_path / "checkpoint.pt").mkdir()
-    with pytest.raises(checkpoint.StorageError, match="cannot read .*checkpoint.pt: Is a dir"):
+    with pytest.raises(StorageError, match="cannot read .*checkpoint.pt: Is a dir"):
         checkpoint.load(tmp_path)
 
 
@@ -179,3 +181,24 @@ def modified(directory):
         return path.stat().st_mtime_ns
     except FileNotFoundError:  # also for the moment between the two renames
         return None
+
+
+class Foreign:
+    """An object in an optimizer's state that torch does not load again without being told to."""
+
+
+@pytest.mark.parametrize("fault", ["refused", "no memory"])
+def test_what_is_sound_and_cannot_be_loaded_is_not_taken_for_damaged(fault, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, {"number": 1})
+    checkpoint.save(tmp_path, {"number": 2, "state": Foreign()} if fault == "refused" else {})
+
+    def full(*arguments, **named):
+        raise MemoryError
+
+    if fault == "no memory":
+        monkeypatch.setattr(torch, "load", full)
+    error = MemoryError if fault == "no memory" else UserError
+    with pytest.raises(error) as caught:
+        checkpoint.load(tmp_path)
+    assert fault == "no memory" or "is complete, but torch does not load it" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint.prev.pt"}

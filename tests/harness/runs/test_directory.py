@@ -2,7 +2,7 @@ import io
 import json
 
 import pytest
-from support.harness import small_config
+from support.harness import finish_run, small_config
 
 from experiments.config.signature import protocol, signature
 from experiments.errors import UserError
@@ -113,3 +113,28 @@ def test_on_a_terminal_progress_is_a_bar():
         progress.step(10)
         progress.note("epoch 1/1")
     assert "my run" in stream.getvalue() and "100%" in stream.getvalue()
+
+
+def test_who_does_not_write_leaves_no_trace_and_reads_what_is_there(tmp_path):
+    """Of several processes that train one run, all but the first."""
+    config = small_config()
+    onlooker = RunDirectory(tmp_path, config, writes=False)
+    with onlooker.locked():
+        onlooker.describe({}, {}, "accuracy")
+        onlooker.append({"epoch": 1})
+        onlooker.cut_metrics(5)
+        onlooker.save_checkpoint({})
+        onlooker.finish("accuracy", "max")
+    assert list(tmp_path.iterdir()) == []
+    finish_run(tmp_path, config, [0.5])
+    assert onlooker.done and onlooker.metrics_size() and onlooker.meta()["headline"] == "accuracy"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"sessions": 3}'])
+def test_a_damaged_description_is_written_anew(text, tmp_path):
+    run = finish_run(tmp_path, small_config(), [0.5])
+    (run.path / "meta.json").write_text(text)
+    with pytest.warns(UserWarning, match="meta.json is damaged"):
+        run.describe({"commit": 2}, {"accuracy": "max"}, "accuracy")
+    assert run.meta()["sessions"] == [{"commit": 2}]
+    assert not list(run.path.glob("*.part"))

@@ -180,3 +180,26 @@ def test_a_frozen_training_is_taken_over_and_stops_when_it_wakes(tmp_path):
     assert second.returncode == 0, errors
     assert [one.reason for one in attempts.read(directory.path)] == [None, "done"]
     assert_equal(result(directory), result(train_here(tmp_path / "whole", config)))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": "a"', b"[]", b"{}", b"\xff\xff"])
+def test_a_damaged_lease_holds_as_long_as_somebody_touches_it(content, tmp_path):
+    """A power cut can leave one without an owner: it must not have to be removed by hand."""
+    path = tmp_path / "lease.json"
+    path.write_bytes(content)
+    assert lease.alive(tmp_path)
+    assert lease.describe(lease.read(path)) == "nobody known"
+    start = time.monotonic()
+    with Lease(tmp_path).held(wait=False):
+        assert 0.5 < time.monotonic() - start < 5
+        assert lease.read(path)["pid"] == os.getpid()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_clock_that_is_set_takes_no_lease_from_an_owner_that_lives(hours, tmp_path, monkeypatch):
+    now = time.time
+    with Lease(tmp_path).held(wait=False):
+        monkeypatch.setattr(lease.time, "time", lambda: now() + 3600 * hours)
+        with pytest.raises(LeaseHeld), Lease(tmp_path).held(wait=False):
+            pass

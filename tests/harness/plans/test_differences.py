@@ -4,8 +4,7 @@ import pytest
 from support.harness import DIGITS, small_config
 
 from experiments.plans import experiments
-from experiments.plans.experiments import optimizer_order
-from experiments.plans.settings import (
+from experiments.plans.differences import (
     changes,
     differences,
     flatten,
@@ -13,6 +12,7 @@ from experiments.plans.settings import (
     protocol,
     protocol_defaults,
 )
+from experiments.plans.experiments import optimizer_order
 
 
 def plain(*overrides, optimizer="adahessian"):
