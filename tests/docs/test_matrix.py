@@ -1,4 +1,4 @@
-"""The test matrix of `.ci/`: its file can be read, its parts exist, and nightly says what it found."""
+"""The test matrix of `.ci/`: its file can be read, its parts exist, nightly says what it found."""
 
 import importlib.util
 import sys
