@@ -171,12 +171,19 @@ test-all: test browser ## The test suite, and the slow tests after it (35 minute
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py
 
-lint: $(VENV)/.ready-for-tests ## Check style and formatting
+docs: $(VENV)/.ready-for-tests ## Build the documentation's site into build/site (20 seconds)
+	$(PY) -m tools.site
+
+nightly: $(VENV)/.ready-for-tests browser ## What takes hours: all of .ci/matrix.yaml; writes .ci/nightly.md
+	$(PY) .ci/matrix.py --in nightly
+
+lint: $(VENV)/.ready-for-tests ## Check style, formatting and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 
 format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

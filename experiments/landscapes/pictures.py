@@ -84,8 +84,6 @@ def draw_descents(
 
 def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
     """Steps by angle and condition number, a panel for each method."""
-    from matplotlib.colors import LogNorm
-
     columns = 3
     rows = -(-len(steps) // columns)
     figure, panels = pyplot().subplots(
@@ -94,7 +92,7 @@ def draw_quadratics(steps: dict[str, Tensor], path: Path) -> None:
     for axes, (label, table) in zip(panels.flat, steps.items(), strict=True):
         image = axes.imshow(
             table.T.clamp(max=quadratics.MAX_STEPS).numpy(), origin="lower", aspect="auto",
-            cmap="viridis_r", norm=LogNorm(1, quadratics.MAX_STEPS),
+            cmap="viridis_r", norm="log", vmin=1, vmax=quadratics.MAX_STEPS,
         )  # fmt: skip
         for (i, j), value in zip(torch.cartesian_prod(*map(torch.arange, table.shape)),
                                  table.flatten().tolist(), strict=True):  # fmt: skip

@@ -40,7 +40,7 @@ def run(*command, **kwargs):
 def wheel(tmp_path_factory):
     """Build the wheel from a copy (setuptools leaves a build folder), without the network."""
     tree = tmp_path_factory.mktemp("tree")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
     shutil.copytree(
         ROOT / "adahessian", tree / "adahessian", ignore=shutil.ignore_patterns("__pycache__")
@@ -54,8 +54,10 @@ def test_wheel_holds_the_library_alone(wheel):
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"adahessian"}
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
-    requires = [r for r in text.decode().splitlines() if r.startswith("Requires-Dist")]
+    lines = text.decode().splitlines()
+    requires = [r for r in lines if r.startswith("Requires-Dist")]
     assert [r for r in requires if "extra ==" not in r] == ["Requires-Dist: torch>=2.11"]
+    assert "License-Expression: MIT" in lines and any(n.endswith("LICENSE") for n in names)
 
 
 def closure_of_requirements(name):

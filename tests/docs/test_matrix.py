@@ -1,0 +1,72 @@
+"""The test matrix of `.ci/`: its file can be read, its parts exist, nightly says what it found."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def matrix(monkeypatch):
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / ".ci" / "matrix.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "matrix", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(matrix, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["matrix.py", *arguments])
+    return matrix.main()
+
+
+def test_entries_name_tests_and_extras_that_exist(matrix):
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for entry in matrix.read().values():
+        assert set(entry.extras) <= set(extras["optional-dependencies"])
+        paths = [word for word in entry.tests if word.startswith("tests")]
+        assert paths and all((ROOT / path).exists() for path in paths)
+        assert entry.when in ("run", "nightly")
+        assert entry.python or not entry.torch, "another torch needs an environment of its own"
+
+
+def test_python_and_torch_are_tested_at_both_ends(matrix):
+    both = {(entry.python, entry.torch) for entry in matrix.read().values() if entry.python}
+    oldest, newest = "3.11", max((p for p, _ in both), key=lambda v: int(v.split(".")[1]))
+    assert {(oldest, "2.11"), (newest, "2.11"), (newest, "")} <= both
+
+
+def test_other_torch_is_not_pinned(matrix):
+    names = ("torch", "torchvision", "triton", "nvidia-cublas", "cuda-toolkit", "setuptools")
+    assert all(matrix.OF_TORCH.match(f"{name}==1") for name in names)
+    assert not matrix.OF_TORCH.match("torch-optimizer==0.3.0")
+
+
+def test_nightly_writes_what_it_found(matrix, tmp_path, monkeypatch, capsys):
+    results = {"jax": (False, "1 failed, 2 passed"), "avx2": (True, "9 passed")}
+    monkeypatch.setattr(matrix, "run", lambda entry: results.get(entry.name, (True, "not run")))
+    monkeypatch.setattr(matrix, "NIGHTLY", tmp_path / "nightly.md")
+    monkeypatch.setattr(matrix, "LOGS", tmp_path)
+    (tmp_path / "jax.log").write_text("what failed")
+    assert command(matrix, monkeypatch, "--in", "nightly") == 1
+    text = (tmp_path / "nightly.md").read_text()
+    assert "| jax | FAILED | 1 failed, 2 passed |" in text
+    assert "| avx2 | passed | 9 passed |" in text
+    assert "commit" in text and "Last run: 20" in text
+    assert "what failed" in capsys.readouterr().out
+
+
+def test_unknown_entry_is_refused(matrix, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        command(matrix, monkeypatch, "jaxx")
+    assert "no such entry: jaxx" in capsys.readouterr().err
+
+
+def test_python_that_is_not_here_is_said(matrix):
+    passed, line = matrix.run(matrix.Entry("x", ["tests"], "run", python="3.99"))
+    assert passed and line == "not run: no Python 3.99 here"
