@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,26 @@ def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
         torch._foreach_copy_(
             members, [p.view(t.shape) for p, t in zip(parts, members, strict=True)]
         )
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What makes gradients, and H·z alike, those of the unscaled loss over all processes.
+
+    Attributes:
+        scale: a GradScaler's factor of the loss, one element; None without one.
+        process_group: over which to average; None for one process.
+    """
+
+    scale: Tensor | None = None
+    process_group: Any = None
+
+    def apply_(self, tensors: Sequence[Tensor]) -> None:
+        """Unscale tensors and average them over the processes, in place."""
+        if self.scale is not None:
+            torch._foreach_div_(tensors, self.scale)
+        if self.process_group is not None:
+            average_(tensors, self.process_group)
 
 
 def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None:

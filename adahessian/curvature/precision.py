@@ -14,7 +14,7 @@ STEP_SIZES: dict[torch.dtype | str, float] = {
 }
 
 
-def _rounds_to_tf32(called: set[str]) -> bool:
+def rounds_to_tf32(called: set[str]) -> bool:
     """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.
 
     That is the default for convolutions and recurrent layers, but not for matrix products.
