@@ -87,6 +87,9 @@ class AdaHessian(Optimizer):
         foreach: update all parameters of a group together (default: yes).
         maximize: ascend instead of descend.
 
+    ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
+    beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
+
     State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``. It
     begins with the first refresh at which the parameter has a gradient; one that joins between
     refreshes (unfrozen, a new group) keeps its value until then.
@@ -97,6 +100,8 @@ class AdaHessian(Optimizer):
         RuntimeError: on stepping: the curvature is due but no gradient has a graph. Parameters
             and state are then unchanged.
     """
+
+    COUNTERS = tuple(COUNTERS)
 
     def __init__(
         self,

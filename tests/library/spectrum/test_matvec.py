@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from adahessian import spectrum
 from adahessian.spectrum import GaussNewton, Hessian, layers
 
-HERE = Path(__file__).parents[2] / "support"
+TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 
 
@@ -221,9 +221,9 @@ def test_vectors_that_leave_tensors_out_are_no_lost_steps():
 def test_two_processes_share_the_batches(tmp_path):
     processes = [
         subprocess.Popen(
-            [sys.executable, HERE / "spectrum_process.py", str(rank), "2", tmp_path / "store",
-             tmp_path],
-            cwd=HERE.parent, env={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            [sys.executable, TESTS / "support/spectrum_process.py", str(rank), "2",
+             tmp_path / "store", tmp_path],
+            env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(2)
@@ -264,7 +264,7 @@ def test_curvlinops_agrees():
 
 
 def test_the_documentation_runs():
-    text = (HERE.parents[1] / "docs" / "spectrum.md").read_text()
+    text = (TESTS.parent / "docs" / "spectrum.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) == 2
     exec(compile("\n".join(examples), "docs/spectrum.md", "exec"), {})
