@@ -153,9 +153,11 @@ test-all: test browser ## The test suite, and the slow tests after it (35 minute
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py
 
-lint: $(VENV)/.ready-for-tests ## Check style and formatting
+lint: $(VENV)/.ready-for-tests ## Check style, formatting and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
+	$(VENV)/bin/pyrefly check --preset basic experiments slurm
 
 format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .

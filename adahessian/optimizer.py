@@ -3,7 +3,7 @@
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from adahessian.curvature import hessian_products
-from adahessian.curvature.closures import call
+from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.options import SharedOptions, check_options, check_parameter
@@ -20,6 +20,8 @@ from adahessian.refresh import Member, Overflow, estimate_curvature, is_due, pro
 from adahessian.replicas import Reduction, check_replicas, local
 from adahessian.state import COUNTERS, init_state, take_over
 from adahessian.update import foreach_update, single_update
+
+_Loss = TypeVar("_Loss")  # what a closure returns, a Tensor as a rule
 
 
 class AdaHessian(Optimizer):
@@ -193,8 +195,14 @@ class AdaHessian(Optimizer):
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
         take_over(self.param_groups, self.defaults, self.state)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -203,7 +211,8 @@ class AdaHessian(Optimizer):
                 Without it the gradients must be there.
 
         Returns:
-            What the closure returned, detached; None without a closure.
+            What the closure returned, detached; None without a closure, and where a GradScaler
+            skips the step.
         """
         if self._gradients_overflowed():
             self._drop_graphs()
@@ -236,7 +245,7 @@ class AdaHessian(Optimizer):
             return loss
 
         # 3. Reduce and clip the gradient.
-        reduction.apply_([m.param.grad for m in members])
+        reduction.apply_(gradients(m.param for m in members))
         if options.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._all_params(), options.max_grad_norm)
 
@@ -376,7 +385,7 @@ class AdaHessian(Optimizer):
                 (1 - beta1 ** state["step"].item(), 1 - beta2 ** state["num_refreshes"].item())
             )
         update = single_update if group["foreach"] is False else foreach_update
-        grads = [local(p.grad) for p in params]
+        grads = [local(g) for g in gradients(params)]
         update(
             [local(p) for p in params],
             torch._foreach_neg(grads) if group["maximize"] else grads,
@@ -391,3 +400,6 @@ class AdaHessian(Optimizer):
             weight_decay=group["weight_decay"],
             hessian_power=group["hessian_power"],
         )
+
+
+Adahessian = AdaHessian  # the published spelling

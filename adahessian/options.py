@@ -45,7 +45,7 @@ class SharedOptions:
 def check_parameter(p: Tensor, index: int) -> None:
     """Raise ValueError if parameter number ``index`` or its gradient is of an unfit kind."""
     name = f"parameter {index} of the optimizer, of shape {tuple(p.shape)},"
-    if p.grad.is_sparse:
+    if p.grad is not None and p.grad.is_sparse:
         raise ValueError(
             f"{name} has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
             "sparse=False, or train it with another optimizer)"

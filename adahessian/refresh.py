@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adahessian.curvature.closures import gradients
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.curvature.products import HessianProducts
 from adahessian.options import SharedOptions
@@ -86,9 +87,9 @@ def estimate_curvature(
         return {}
     params = [m.param for m in members]
     resolution = products.resolution()
-    finest = [local(p.grad) for p in params] if resolution else []
+    finest = [local(g) for g in gradients(params)] if resolution else []
     finest = torch._foreach_mul(torch._foreach_abs(finest), resolution) if finest else []
-    totals: Sequence[Tensor] = []
+    totals: list[Tensor] = []
     for estimate in hutchinson_samples(products.product, probes):
         sample = [estimate[p] for p in params]
         if finest:
@@ -102,7 +103,7 @@ def estimate_curvature(
             s.abs_() if m.group["averaging"] == "abs" else s
             for s, m in zip(sample, members, strict=True)
         ]
-        totals = torch._foreach_add(totals, terms) if totals else terms
+        totals = list(torch._foreach_add(totals, terms)) if totals else terms
     if len(probes) > 1:
         torch._foreach_div_(totals, len(probes))
     if reduction.scale is not None and not all(t.isfinite().all() for t in totals):

@@ -5,12 +5,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from adahessian.averaging import BlockSize, block_average
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
@@ -44,7 +47,7 @@ class Reduction:
     scale: Tensor | None = None
     process_group: Any = None
 
-    def apply_(self, tensors: Sequence[Tensor]) -> None:
+    def apply_(self, tensors: list[Tensor]) -> None:
         """Unscale tensors and average them over the processes, in place."""
         if self.scale is not None:
             torch._foreach_div_(tensors, self.scale)
@@ -76,7 +79,7 @@ def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None
         )
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether ``tensor`` is a DTensor, of which this process may hold a part."""
     return hasattr(tensor, "to_local")
 
@@ -86,7 +89,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def local_box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def local_box(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shape of this process's part of a DTensor, and where in the whole it begins."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -106,7 +109,8 @@ def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> T
     if not is_sharded(whole) or block_size is None:
         return block_average(part, block_size)
     shape, offset = local_box(whole)
-    kept = {"kernel": 2, "row": 1 if whole.ndim == 2 else 2}.get(block_size, 0)
+    # The leading dims that tell blocks apart; 0 where blocks are runs of elements.
+    kept = 0 if isinstance(block_size, int) else 1 if (block_size, whole.ndim) == ("row", 2) else 2
     if kept and shape[kept:] == tuple(whole.shape[kept:]):
         return block_average(part, block_size)  # no block crosses the border of a part
     from torch.distributed.tensor import DTensor

@@ -49,7 +49,8 @@ class _BatchNorm(Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         dx, dweight, dbias = _Backward.apply(grad, *ctx.saved_tensors, ctx.eps)
         return dx, dweight, dbias, None, None, None, None
 
@@ -76,7 +77,7 @@ class _Backward(Function):
         return dx, dweight, dbias
 
     @staticmethod
-    def backward(ctx, v, v_weight, v_bias):
+    def backward(ctx, *vectors):
         """The derivative of s = Σ dx·v + dweight·v_weight + dbias·v_bias.
 
         Let m = mean(g x̂), k = mean(v x̂) and p = mean(g v) − mean(g) mean(v) − m k, so that
@@ -87,6 +88,7 @@ class _Backward(Function):
             ds/dx = b (g − mean(g) − x̂ m) + c (v − mean(v) − x̂ k) − w r² p x̂
                     with b = r v_weight − w r² k,  c = −w r² m
         """
+        v, v_weight, v_bias = vectors
         g, x, weight, mean, inv_std, dweight, dbias = ctx.saved_tensors
         if torch.is_grad_enabled():  # a third derivative may follow, as of a gradient penalty
             return _differentiable_backward(ctx, g, x, weight, (v, v_weight, v_bias))

@@ -10,10 +10,11 @@ anything that it changes itself other than gradients, buffers of modules, and to
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 
 def call(closure: Callable[[], Any] | None) -> Any:
@@ -26,6 +27,11 @@ def call(closure: Callable[[], Any] | None) -> Any:
         # The finite difference notes which modules run by such a hook; twice is no matter.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there")
         return closure()
+
+
+def gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return the gradients of parameters that have one."""
+    return cast(list[Tensor], [p.grad for p in params])
 
 
 def not_repeatable(found: str) -> RuntimeError:

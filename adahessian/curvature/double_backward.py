@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.batch_norm import FastBatchNorm
-from adahessian.curvature.closures import call
+from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
 
@@ -138,7 +138,7 @@ class DoubleBackward:
         params = [p for p in z if p.grad is not None]
         earlier = self._sums[self._num_products]
         self._num_products += 1
-        if not earlier and not any(p.grad.requires_grad for p in params):
+        if not earlier and not any(g.requires_grad for g in gradients(params)):
             raise RuntimeError(_MISSING_GRAPH)
         last = self._num_products == len(self._probes)
         return {
@@ -184,7 +184,7 @@ class _BeforeBackward(FastBatchNorm):
 
 def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:
     """Return the product by the graph of the gradients; say what to do where there is none."""
-    grads = [p.grad for p in params]
+    grads = gradients(params)
     if not all(g.requires_grad for g in grads) and _runs_again_without_graph(grads):
         raise RuntimeError(_REENTRANT)
     try:

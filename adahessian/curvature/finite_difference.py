@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adahessian.curvature.closures import not_repeatable
+from adahessian.curvature.closures import gradients, not_repeatable
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import STEP_SIZES
 from adahessian.curvature.products import Vector
@@ -86,7 +86,7 @@ class FiniteDifference:
         second_grads = self._gradients_at(params, [z[p] for p in params], h)
         with torch.no_grad():
             products = torch._foreach_sub(
-                [local(g) for g in second_grads], [local(p.grad) for p in params]
+                [local(g) for g in second_grads], [local(g) for g in gradients(params)]
             )
             torch._foreach_div_(products, h)
         return dict(zip(params, products, strict=True))
@@ -104,7 +104,7 @@ class FiniteDifference:
         return torch.finfo(dtype).eps / 2 / (self.step_size or STEP_SIZES[dtype])
 
     def _gradients_at(
-        self, params: Sequence[Tensor], directions: Sequence[Tensor], h: float
+        self, params: list[Tensor], directions: list[Tensor], h: float
     ) -> list[Tensor]:
         """Return the gradients at θ + h·direction; θ is afterwards what it was."""
         values = [local(p.detach()) for p in params]
@@ -120,10 +120,10 @@ class FiniteDifference:
         if not grads.keys() >= self._used.intersection(params):
             raise not_repeatable("a parameter got a gradient in the first evaluation only")
         # A gradient that no evaluation fills is a zero for the sake of other processes.
-        return [grads.get(p, p.grad) for p in params]
+        return [grads.get(p, g) for p, g in zip(params, gradients(params), strict=True)]
 
 
-def _check_realised(values: Sequence[Tensor], first_values: Sequence[Tensor], h: float) -> None:
+def _check_realised(values: list[Tensor], first_values: list[Tensor], h: float) -> None:
     """Raise if θ + h·z is θ for one of the parameters."""
     steps = torch._foreach_norm(torch._foreach_sub(values, first_values))
     sizes = torch.tensor([v.numel() for v in values], device=steps[0].device).sqrt()

@@ -7,7 +7,7 @@ So the second evaluation starts from the first one's buffers and random states, 
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from adahessian.curvature.closures import call, not_repeatable
+from adahessian.curvature.closures import call, gradients, not_repeatable
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
 from adahessian.replicas import local
@@ -89,7 +89,8 @@ class Replay:
         self._closure = closure
         self._gates = Gates() if gates is None else gates
         self._given = dict.fromkeys(params)
-        self._params = dict.fromkeys(params)  # an ordered set: those of the modules join it
+        # An ordered set: those of the modules join it.
+        self._params: dict[Tensor, None] = dict.fromkeys(params)
         self._devices = {p.device for p in params if p.device.type != "cpu"}
 
     def record(self, *, check: bool = False) -> Any:
@@ -137,7 +138,7 @@ class Replay:
             return value, {p: p.grad for p in self._params if p.grad is not None}
 
     @contextlib.contextmanager
-    def rewound(self, clear_grads: bool = True) -> Iterator[None]:
+    def rewound(self, clear_grads: bool = True) -> Generator[None]:
         """Go back to where the recorded evaluation started, and in the end to where it ended.
 
         Args:
@@ -207,7 +208,8 @@ class Replay:
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if self._before.add(module):
-            self._params.update(dict.fromkeys(module.parameters(recurse=False)))
+            for p in module.parameters(recurse=False):
+                self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:
         kept = {p: p.grad.detach().clone() for p in self._params if p.grad is not None}
@@ -224,7 +226,7 @@ class Replay:
                 again = self._evaluate_again()
             finally:
                 self._gates.backward_scale = 1.0
-            second = [p.grad.detach() / factor for p in params]
+            second = [g.detach() / factor for g in gradients(params)]
             norms = torch._foreach_norm([local(g) for g in first])
             changes = torch._foreach_norm(
                 [local(a - b) for a, b in zip(second, first, strict=True)]

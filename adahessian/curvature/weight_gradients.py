@@ -116,7 +116,8 @@ class _Convolution(Function):
         return func(x, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         x, weight = ctx.saved_tensors
         first = next(ctx.remaining, None)
         if first is None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +140,7 @@ def scale_by_adahessian(
         exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
 
         refresh = state.steps_to_refresh <= 0
-        step = optax.safe_increment(state.step)
+        step = cast(jax.Array, optax.safe_increment(state.step))
         num_refreshes = jnp.where(
             refresh, optax.safe_increment(state.num_refreshes), state.num_refreshes
         )

@@ -44,7 +44,7 @@ class PreservedState:
         warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when .*global hooks")
 
     def __exit__(self, *_: Any) -> None:
-        self._warnings.__exit__()
+        self._warnings.__exit__(None, None, None)
         self._hook.remove()
         for module, buffers in self._buffers.items():
             module._buffers.update(buffers)
@@ -132,5 +132,5 @@ class ShiftedEvaluation:
         return value, step
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:
     return math.hypot(*(float(n) for n in torch._foreach_norm(tensors)))

@@ -145,9 +145,10 @@ class _BatchedMatvec:
     def _products(self, pieces: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
         """Yield each batch's weight and its product."""
         known = self._evaluations
-        if not self._first_time and all(e.product for e in known):
-            for e in known:
-                yield e.weight, e.product(pieces, True)
+        kept = [(e.weight, e.product) for e in known if e.product is not None]
+        if not self._first_time and len(kept) == len(known):
+            for weight, product in kept:
+                yield weight, product(pieces, True)
             return
         # A loader that shuffles by torch's generator takes the same order again.
         set_random_states(self._random)
@@ -272,7 +273,7 @@ class Hessian(_BatchedMatvec):
             grads, step = shifted.at(pieces)
             if not step:
                 return [torch.zeros_like(p) for p in params]
-            return torch._foreach_div(torch._foreach_sub(grads, shifted.value), step)
+            return list(torch._foreach_div(torch._foreach_sub(grads, shifted.value), step))
 
         return losses[0], product
 
