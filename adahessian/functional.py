@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from adahessian._torch import pytree
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.hutchinson import Probes
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.hashing import random_words, stream_keys
-from adahessian.replicas import is_sharded, local_box
+from adahessian.replicas import is_sharded
 
 _BITS = 32  # elements that share one random word: element e takes bit e % 32 of word e // 32
 
@@ -83,7 +84,7 @@ class _Part(NamedTuple):
         shape = tuple(tensor.shape)
         if not is_sharded(tensor) or not shape:
             return cls(0, tensor.numel(), shape, ())
-        part, offset = local_box(tensor)
+        part, offset = _torch.local_shape_and_offset(tensor)
         if 0 in part:
             return cls(0, 0, tuple(part), ())
         # The run spans the part's first to last row along the first dim.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.averaging import BlockSize, block_average
 
 if TYPE_CHECKING:
@@ -89,15 +90,6 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def local_box(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of this process's part of a DTensor, and where in the whole it begins."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return compute_local_shape_and_global_offset(
-        tensor.shape, tensor.device_mesh, tensor.placements
-    )
-
-
 def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> Tensor:
     """Return this process's part of a block average.
 
@@ -108,7 +100,7 @@ def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> T
     """
     if not is_sharded(whole) or block_size is None:
         return block_average(part, block_size)
-    shape, offset = local_box(whole)
+    shape, offset = _torch.local_shape_and_offset(whole)
     # The leading dims that tell blocks apart; 0 where blocks are runs of elements.
     kept = 0 if isinstance(block_size, int) else 1 if (block_size, whole.ndim) == ("row", 2) else 2
     if kept and shape[kept:] == tuple(whole.shape[kept:]):

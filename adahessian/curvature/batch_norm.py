@@ -11,6 +11,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from adahessian import _torch
+
 
 class FastBatchNorm(TorchFunctionMode):
     """While active, ``F.batch_norm`` in training mode has the closed-form second derivative.
@@ -31,9 +33,9 @@ def _batch_norm(
     full_precision = input.dtype in (torch.float32, torch.float64)
     # Checkpointing runs the forward again within backward, where this mode is off: what is saved
     # under its hooks must be what torch itself saves.
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    hooked = _torch.has_saved_tensor_hooks()
     usual = hooked or not training or weight is None or bias is None or not full_precision
-    if usual or torch._C._are_functorch_transforms_active():  # they need rules of their own
+    if usual or _torch.under_functorch():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from adahessian import _torch
 from adahessian.curvature.closures import call, gradients, not_repeatable
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
@@ -57,7 +58,7 @@ class _Snapshot:
         if module in self._buffers:
             return False
         self._buffers[module] = [
-            (name, b, b.clone()) for name, b in module._buffers.items() if b is not None
+            (name, b, b.clone()) for name, b in _torch.buffers(module).items() if b is not None
         ]
         return True
 
@@ -66,7 +67,7 @@ class _Snapshot:
         """Put everything back: the same buffers, with their values."""
         for module, buffers in self._buffers.items():
             for name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)
+                _torch.buffers(module)[name] = buffer.copy_(value)
         set_random_states(self._random)
 
 
@@ -147,7 +148,7 @@ class Replay:
         # What is evaluated within writes its gradients into tensors of its own. Views are those of
         # a communication buffer that it would overwrite.
         grads = [
-            (p, p.grad.clone() if p.grad is not None and p.grad._is_view() else p.grad)
+            (p, p.grad.clone() if p.grad is not None and _torch.is_view(p.grad) else p.grad)
             for p in self._params
         ]
         if clear_grads:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from adahessian import _torch
 from adahessian.curvature.precision import STEP_SIZES
 from adahessian.curvature.replay import (
     RandomStates,
@@ -47,7 +48,7 @@ class PreservedState:
         self._warnings.__exit__(None, None, None)
         self._hook.remove()
         for module, buffers in self._buffers.items():
-            module._buffers.update(buffers)
+            _torch.buffers(module).update(buffers)
         self._buffers.clear()
         for p, grad in zip(self._params, self._grads, strict=True):
             p.grad = grad
@@ -59,11 +60,12 @@ class PreservedState:
 
     def _lend_copies(self, module: nn.Module, _: Any = None) -> None:
         self._modules[module] = None
-        if module._buffers and module not in self._buffers:
-            self._buffers[module] = dict(module._buffers)
+        buffers = _torch.buffers(module)
+        if buffers and module not in self._buffers:
+            self._buffers[module] = dict(buffers)
             for name, buffer in self._buffers[module].items():
                 if buffer is not None:
-                    module._buffers[name] = buffer.clone()
+                    buffers[name] = buffer.clone()
 
 
 # The optimizer's step h suits random signs, which the largest eigenvectors have little part in: the

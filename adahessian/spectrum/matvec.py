@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from adahessian import _torch
+from adahessian._torch import pytree
 from adahessian.curvature import CURVATURES
 from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.double_backward import double_backward
@@ -109,10 +110,10 @@ class _BatchedMatvec:
         if vector.shape != (self.size,):
             raise ValueError(f"expected a vector of shape ({self.size},), got {vector.shape}")
         if self._first_time:
-            self._versions = [p._version for p in self.params]
+            self._versions = [_torch.version(p) for p in self.params]
             self._random = self._preserved_state.random_states()
             self._evaluations.clear()  # a first product may have failed half way
-        elif self._versions != [p._version for p in self.params]:
+        elif self._versions != [_torch.version(p) for p in self.params]:
             raise RuntimeError(
                 "the parameters have changed since the first product: make a new "
                 f"{type(self).__name__} for the new ones"
