@@ -3,20 +3,20 @@
 At each refresh the optimizer knows u = z · Hz, with random signs z. Given the Hessian H of the
 refresh's batch, E[u] = diag(H), the elements of u add up to zᵀHz with E[zᵀHz] = tr H, and, because
 the elements of z are ±1, ‖u‖² = ‖Hz‖² with E‖Hz‖² = ‖H‖_F². So a window of R refreshes (an epoch,
-say) gives, at the price of some sums:
+say) gives, for the price of some sums:
 
 **Trace**: the mean of zᵀHz, of the whole and of each layer. Its standard error comes from the
-differences of consecutive refreshes, ½ mean (zᵀHz_{t+1} − zᵀHz_t)² / R (von Neumann 1941): the
-chance in probes and batches counts, the Hessian's slow drift during the window hardly does.
+differences of consecutive refreshes, ½ mean (zᵀHz_{t+1} − zᵀHz_t)² / R (von Neumann 1941), which
+see the randomness of probes and batches, and hardly the Hessian's slow drift during the window.
 
 **Frobenius norm**: the root of the mean of ‖u‖². It is that of single batches' Hessians, which is
 above the norm of their mean.
 
 **Negative share**: Σ max(−ū, 0) / Σ |ū| with ū the window's mean of u, an estimate of the share of
-negative curvature on the diagonal. Chance makes elements of ū negative too, so it comes from above
-(from 0.5, without any signal) and is to be believed where R times the signal-to-noise of block size
-1, below, is well above one. Exact products only: a finite difference does not know the signs of
-small elements.
+negative curvature on the diagonal. Noise makes elements of ū negative too, so the estimate is too
+large (0.5 without any signal); it is reliable where R times the signal-to-noise of block size 1,
+below, is well above one. Exact products only: a finite difference does not know the signs of small
+elements.
 
 **Signal-to-noise of the diagonal for blocks of b elements**: what averaging over blocks gains and
 loses. Let h be the diagonal's mean over batches, h_B its mean over a block B, and m_B that of u.

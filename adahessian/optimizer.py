@@ -73,10 +73,11 @@ class AdaHessian(Optimizer):
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         curvature: how H·z is computed: "double_backward", exact, or "finite_difference", from one
-            more evaluation of the closure: less than half the time and memory, any model whose
-            gradient can be computed, an error of about 1 % (:mod:`adahessian.curvature`).
-        update_interval: refresh the curvature at the first step and then every so many steps. May
-            be changed in ``param_groups`` during training.
+            more evaluation of the closure: less than half the time and memory, for any model whose
+            gradient can be computed, with an error of about 1 %
+            (:class:`adahessian.curvature.FiniteDifference`).
+        update_interval: steps between refreshes of the curvature, from the first step on. May be
+            changed in ``param_groups`` during training.
         num_samples: probes per refresh.
         seed: of the probes, 0 to 2⁶³ − 1. Replicas of one model need the same.
         max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
@@ -296,8 +297,8 @@ class AdaHessian(Optimizer):
     def check_replicas(self) -> None:
         """Raise RuntimeError, on all processes, if their parameters are not the same.
 
-        A check of many processes that train one model: call it every now and then. Over
-        ``process_group``, or all processes.
+        For several processes that train one model; call it now and then. It compares over
+        ``process_group``, or over all processes.
         """
         check_replicas(self._all_params(), self._process_group)
 

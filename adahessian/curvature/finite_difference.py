@@ -20,7 +20,7 @@ class FiniteDifference:
     H·z = (g(θ + h·z) − g(θ)) / h + O(h). One scalar h serves all tensors: with an h for each
     tensor the mixed third derivatives would be weighted wrongly. The second evaluation is a
     :class:`~adahessian.curvature.replay.Replay` of the first: it sees the same activation pattern,
-    pooling indices, dropout masks, buffers and random states. After it parameters, gradients,
+    pooling indices, dropout masks, buffers and random states. Afterwards parameters, gradients,
     buffers and random states are what the first evaluation left, bit for bit, also if it raises.
 
     Args:
@@ -95,8 +95,8 @@ class FiniteDifference:
         """Return how fine products are: an element below this times |gradient| is noise.
 
         Under bfloat16 autocast a gradient is known to one part in 256. Where the curvature is
-        small the difference is then often exactly zero, and a step divided by it goes through the
-        roof. In full precision the resolution, a thousandth of the gradient, does not matter: 0.
+        small the difference is then often exactly zero, and a step divided by it becomes huge. In
+        full precision the resolution, a thousandth of the gradient, does not matter: 0.
         """
         dtype = self.replay.autocast_dtype
         if dtype is None:
