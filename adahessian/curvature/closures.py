@@ -2,11 +2,13 @@
 
 It clears the gradients, computes the loss of one fixed batch, calls
 ``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss. It may do so for several
-micro-batches, and then scales their losses, not the gradients. With ``curvature="finite_difference"`` it
-is evaluated twice at a step that refreshes the curvature (and once more at the first one, to see
-whether it is repeatable), and must then compute the same function of the parameters: it may not
-draw a new batch, clip or otherwise change the gradients (there is ``max_grad_norm``), or depend on
-anything that it changes itself other than gradients, buffers of modules, and torch's random state.
+micro-batches, and then scales their losses, not the gradients.
+
+With ``curvature="finite_difference"`` it is evaluated twice at a step that refreshes the curvature,
+and once more at the first one, to see whether it is repeatable. It must then compute the same
+function of the parameters each time: it may not draw a new batch, clip or otherwise change the
+gradients (there is ``max_grad_norm``), or depend on anything that it changes itself other than
+gradients, buffers of modules, and torch's random state.
 """
 
 import warnings

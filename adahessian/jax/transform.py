@@ -85,7 +85,7 @@ def adahessian(
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         update_interval: steps between refreshes of the curvature, from the first step on; the
-            others ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
+            steps between ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
         weight_decay_mask: a tree of bools, or a function from the parameters to one: what decays.
 
     Returns:
