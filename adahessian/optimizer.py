@@ -11,12 +11,11 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from adahessian.curvature import hessian_products
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.options import SharedOptions, check_options, check_parameter
-from adahessian.refresh import Member, Overflow, estimate_curvature, is_due, probes_of_refresh
+from adahessian.refresh import Member, Overflow, Refresh, is_due
 from adahessian.replicas import Reduction, check_replicas, local
 from adahessian.state import COUNTERS, init_state, take_over
 from adahessian.update import foreach_update, single_update
@@ -224,22 +223,13 @@ class AdaHessian(Optimizer):
         reduction = Reduction(self._loss_scale(), self._process_group)
 
         # 1. Evaluate the loss and its gradient.
-        products, probes = None, self._probes_of_refresh(options)
-        if probes is None:
-            loss = call(closure)
-        else:
-            is_first = all(group["last_refresh"] is None for group in self.param_groups)
-            products = hessian_products(
-                options.curvature, closure, self._all_params(), probes, check=is_first
-            )
-            loss = products.evaluate()
+        refresh = self._begin_refresh(closure, options)
+        loss = call(closure) if refresh is None else refresh.evaluate()
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         members = self._members()
 
         # 2. At a refresh, estimate the curvature.
-        curvature: dict[Tensor, Tensor] | Overflow = {}
-        if products is not None and probes is not None:
-            curvature = estimate_curvature(members, products, probes, reduction, self._show)
+        curvature = {} if refresh is None else refresh.estimate(members, reduction, self._show)
         self._drop_graphs()
         if isinstance(curvature, Overflow):
             curvature.warn()
@@ -284,8 +274,8 @@ class AdaHessian(Optimizer):
         """
         params = [p for p in self._all_params() if p.requires_grad]
         grads = [p.grad for p in params]
-        first = self.param_groups[0]
-        probe = Probes(params, seed=first["seed"], step=first["step"])
+        seed, step = (self.param_groups[0][key] for key in ("seed", "step"))
+        probe = Probes(params, seed=seed, step=step)
         self._comparing = True  # the closure asks needs_graph
         try:
             return compare_products(closure, params, probe)
@@ -313,11 +303,12 @@ class AdaHessian(Optimizer):
         for hook in self._curvature_hooks.values():
             hook(self, params, estimates)
 
-    def _probes_of_refresh(self, options: SharedOptions) -> Probes | None:
-        """Return the coming step's probes; None between refreshes."""
+    def _begin_refresh(
+        self, closure: Callable[[], Any] | None, options: SharedOptions
+    ) -> Refresh | None:
         if not self._refresh_is_due():
             return None
-        return probes_of_refresh(self._all_members(), options, self.param_groups[0]["step"])
+        return Refresh(closure, self._all_members(), options, self.param_groups[0]["step"])
 
     def _gradients_overflowed(self) -> bool:
         """Whether a GradScaler calls and has found a gradient that is not finite."""
