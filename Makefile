@@ -177,10 +177,12 @@ docs: $(VENV)/.ready-for-tests ## Build the documentation's site into build/site
 nightly: $(VENV)/.ready-for-tests browser ## What takes hours: all of .ci/matrix.yaml; writes .ci/nightly.md
 	$(PY) .ci/matrix.py --in nightly
 
-lint: $(VENV)/.ready-for-tests ## Check style, formatting and spelling
+lint: $(VENV)/.ready-for-tests ## Check style, formatting, spelling and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
+	$(VENV)/bin/pyrefly check
+	$(VENV)/bin/pyrefly check --preset basic experiments slurm
 
 format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .

@@ -1,30 +1,45 @@
 """AdaHessian, a second-order optimizer for deep learning (arXiv:2006.00719), for PyTorch.
 
 Names are resolved when they are first used (PEP 562), so that ``adahessian.jax`` can be imported
-where torch is not installed.
+where torch is not installed. Type checkers see ordinary imports.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "AdaHessian": "adahessian.optimizer",
-    "CurvatureStatistics": "adahessian.curvature_statistics",
-    "block_average": "adahessian.averaging",
-    "grad_and_hessian": "adahessian.functional",
-    "rademacher_like": "adahessian.probes",
-    "value_grad_and_hessian": "adahessian.functional",
-}
-_ALIASES = {"Adahessian": "AdaHessian"}  # the published spelling
+if TYPE_CHECKING:
+    from adahessian.averaging import block_average
+    from adahessian.curvature_statistics import CurvatureStatistics
+    from adahessian.functional import grad_and_hessian, value_grad_and_hessian
+    from adahessian.optimizer import AdaHessian, Adahessian
+    from adahessian.probes import rademacher_like
 
-__all__ = [*_HOMES, *_ALIASES]
+__all__ = [
+    "AdaHessian",
+    "Adahessian",
+    "CurvatureStatistics",
+    "block_average",
+    "grad_and_hessian",
+    "rademacher_like",
+    "value_grad_and_hessian",
+]
 __version__ = "0.1.0"
 
+_HOMES = {
+    "AdaHessian": "optimizer",
+    "Adahessian": "optimizer",
+    "CurvatureStatistics": "curvature_statistics",
+    "block_average": "averaging",
+    "grad_and_hessian": "functional",
+    "rademacher_like": "probes",
+    "value_grad_and_hessian": "functional",
+}
 
-def __getattr__(name: str):
-    name = _ALIASES.get(name, name)
+
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -3,20 +3,20 @@
 At each refresh the optimizer knows u = z · Hz, with random signs z. Given the Hessian H of the
 refresh's batch, E[u] = diag(H), the elements of u add up to zᵀHz with E[zᵀHz] = tr H, and, because
 the elements of z are ±1, ‖u‖² = ‖Hz‖² with E‖Hz‖² = ‖H‖_F². So a window of R refreshes (an epoch,
-say) gives, at the price of some sums:
+say) gives, for the price of some sums:
 
 **Trace**: the mean of zᵀHz, of the whole and of each layer. Its standard error comes from the
-differences of consecutive refreshes, ½ mean (zᵀHz_{t+1} − zᵀHz_t)² / R (von Neumann 1941): the
-chance in probes and batches counts, the Hessian's slow drift during the window hardly does.
+differences of consecutive refreshes, ½ mean (zᵀHz_{t+1} − zᵀHz_t)² / R (von Neumann 1941), which
+see the randomness of probes and batches, and hardly the Hessian's slow drift during the window.
 
 **Frobenius norm**: the root of the mean of ‖u‖². It is that of single batches' Hessians, which is
 above the norm of their mean.
 
 **Negative share**: Σ max(−ū, 0) / Σ |ū| with ū the window's mean of u, an estimate of the share of
-negative curvature on the diagonal. Chance makes elements of ū negative too, so it comes from above
-(from 0.5, without any signal) and is to be believed where R times the signal-to-noise of block size
-1, below, is well above one. Exact products only: a finite difference does not know the signs of
-small elements.
+negative curvature on the diagonal. Noise makes elements of ū negative too, so the estimate is too
+large (0.5 without any signal); it is reliable where R times the signal-to-noise of block size 1,
+below, is well above one. Exact products only: a finite difference does not know the signs of small
+elements.
 
 **Signal-to-noise of the diagonal for blocks of b elements**: what averaging over blocks gains and
 loses. Let h be the diagonal's mean over batches, h_B its mean over a block B, and m_B that of u.
@@ -38,13 +38,15 @@ best, for the mean of u with its sign (``averaging="signed"``) and before averag
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from adahessian.spectrum.estimate import Estimate
+
+if TYPE_CHECKING:
+    from adahessian.optimizer import AdaHessian
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,19 @@ class CurvatureStatistics:
 
     @torch.no_grad()
     def __call__(
-        self, optimizer: Optimizer, params: Sequence[Tensor], estimates: Sequence[Tensor]
+        self, optimizer: "AdaHessian", params: Sequence[Tensor], estimates: Sequence[Tensor]
     ) -> None:
         """Take in one sample of z · Hz; see :meth:`AdaHessian.register_curvature_hook`."""
         if not self._belongs_to_window(optimizer, params):
             return
         if self._layout is None:
-            self._begin(params, estimates, exact=optimizer.is_second_order)
+            self._layout = self._begin(params, estimates, exact=optimizer.is_second_order)
         self._samples.append(self._layout.join(estimates))
         if len(self._samples) == optimizer.param_groups[0]["num_samples"]:
             samples, self._samples = self._samples, []
-            self._add(samples)
+            self._add(self._layout, samples)
 
-    def _belongs_to_window(self, optimizer: Optimizer, params: Sequence[Tensor]) -> bool:
+    def _belongs_to_window(self, optimizer: "AdaHessian", params: Sequence[Tensor]) -> bool:
         if len(params) == len(self._params):
             if all(p is known for p, known in zip(params, self._params, strict=True)):
                 return True
@@ -147,17 +149,19 @@ class CurvatureStatistics:
         self._params = tuple(params)
         return True
 
-    def _begin(self, params: Sequence[Tensor], estimates: Sequence[Tensor], exact: bool) -> None:
+    def _begin(
+        self, params: Sequence[Tensor], estimates: Sequence[Tensor], exact: bool
+    ) -> "_Layout":
         no_layer = len(self._names)
-        self._layout = _Layout(
+        layout = _Layout(
             estimates, [self._layer_of.get(p, no_layer) for p in params], self._block_sizes[-1]
         )
         if self._sums:  # from a state dict, which knows no device
-            device = self._layout.device
+            device = layout.device
             self._sums = {key: value.to(device) for key, value in self._sums.items()}
             self._previous = {key: value.to(device) for key, value in self._previous.items()}
-            return
-        zeros = self._layout.zeros
+            return layout
+        zeros = layout.zeros
         num_traces, num_levels = 1 + len(self._names), len(self._block_sizes)
         self._sums = {
             "refreshes": zeros(1),
@@ -174,16 +178,18 @@ class CurvatureStatistics:
             "traces": zeros(num_traces),
             "squares": zeros(num_levels),
         }
-        flat = self._layout.join([torch.zeros_like(e) for e in estimates])
-        for level, sums in enumerate(self._layout.block_sums(flat)):
+        flat = layout.join([torch.zeros_like(e) for e in estimates])
+        for level, sums in enumerate(layout.block_sums(flat)):
             self._previous[f"block_sums_{level}"] = sums
         if exact:
             self._sums["diagonal"] = torch.zeros_like(flat)
+        return layout
 
-    def _add(self, samples: list[Tensor]) -> None:
+    def _add(self, layout: "_Layout", samples: list[Tensor]) -> None:
         """Take in the samples of one refresh."""
-        layout, sums, previous = self._layout, self._sums, self._previous
-        squared = sum(torch.dot(s, s).double() for s in samples)
+        sums, previous = self._sums, self._previous
+        zero = torch.zeros((), dtype=torch.float64, device=layout.device)
+        squared = sum((torch.dot(s, s).double() for s in samples), zero)
         # Without asking the device: what is not finite becomes zero and counts as zero.
         valid = squared.isfinite()
         mean = torch.stack(samples).mean(0) if len(samples) > 1 else samples[0]

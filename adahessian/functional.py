@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from adahessian._torch import pytree
 from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.hutchinson import hutchinson_samples
+from adahessian.curvature.hutchinson import Probes
 
 
 def value_grad_and_hessian(
@@ -73,15 +73,12 @@ def value_grad_and_hessian(
             grads = [torch.zeros_like(leaf) for leaf in leaves]
 
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    probes = Probes(leaves, seed=seed, step=0, num_samples=num_samples)
     diagonal = [torch.zeros_like(leaf) for leaf in leaves]
-    for sample in hutchinson_samples(
-        lambda z, more: double_backward(grads, leaves, z, retain_graph=more),
-        leaves,
-        seed=seed,
-        step=0,
-        num_samples=num_samples,
-    ):
-        torch._foreach_add_(diagonal, sample, alpha=1 / num_samples)
+    for sample, z in enumerate(probes, 1):
+        signs = list(z.values())
+        products = double_backward(grads, leaves, signs, retain_graph=sample < num_samples)
+        torch._foreach_add_(diagonal, torch._foreach_mul(signs, products), alpha=1 / num_samples)
     return (
         value.detach(),
         pytree.tree_unflatten([g.detach() for g in grads], spec),

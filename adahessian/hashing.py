@@ -6,10 +6,12 @@ numbers on all of them: products are reduced to 32 bits by a mask, so that neith
 bits (torch) nor at 32 (numpy, JAX) nor exact integers (Python) makes a difference.
 """
 
+from typing import Any
+
 _LOW_32_BITS = 0xFFFFFFFF
 
 
-def mix(x):
+def mix(x: Any) -> Any:
     """Return a bijective scramble of the 32-bit unsigned integers in ``x``.
 
     Every output bit depends on every input bit with a probability close to one half. The constants
@@ -23,7 +25,7 @@ def mix(x):
     return x ^ (x >> 16)
 
 
-def stream_keys(seed, step, sample, tensor_index):
+def stream_keys(seed: Any, step: Any, sample: Any, tensor_index: Any) -> tuple[Any, Any]:
     """Return the two 32-bit keys of one stream of random words.
 
     The arguments are absorbed one after another, each behind a full scramble, twice from different
@@ -43,7 +45,7 @@ def stream_keys(seed, step, sample, tensor_index):
     return keys[0], keys[1]
 
 
-def random_words(word_index, keys):
+def random_words(word_index: Any, keys: tuple[Any, ...]) -> Any:
     """Return the 32 random bits of each ``word_index`` in the stream of ``keys``.
 
     Args:

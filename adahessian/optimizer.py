@@ -2,26 +2,25 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from adahessian.curvature import DOORS
-from adahessian.curvature.closures import call
-from adahessian.curvature.compare import CurvatureError, compare_doors
-from adahessian.options import check_options, check_parameter
-from adahessian.probes import rademacher_like
-from adahessian.refresh import Member, diagonals, draw_probes, is_due
-from adahessian.replicas import average_, check_replicas, local
-from adahessian.state import init_state, take_over
+from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.compare import CurvatureError, compare_products
+from adahessian.curvature.hutchinson import Probes
+from adahessian.options import SharedOptions, check_options, check_parameter
+from adahessian.refresh import Member, Overflow, Refresh, is_due
+from adahessian.replicas import Reduction, check_replicas, local
+from adahessian.state import COUNTERS, init_state, take_over
 from adahessian.update import foreach_update, single_update
 
-# One product, and one gradient norm, span all groups.
-_OPTIMIZER_WIDE = ("curvature", "num_samples", "seed", "max_grad_norm")
+_Loss = TypeVar("_Loss")  # what a closure returns, a Tensor as a rule
 
 
 class AdaHessian(Optimizer):
@@ -58,9 +57,9 @@ class AdaHessian(Optimizer):
     β₂ and its bias correction once a refresh, not once a step.
 
     Args:
-        params: parameters or parameter groups; every option but ``curvature``, ``num_samples``,
-            ``seed`` and ``max_grad_norm`` can differ between groups. float32 or float64 (under
-            autocast the parameters stay float32).
+        params: parameters, (name, parameter) pairs or parameter groups; every option but
+            ``curvature``, ``num_samples``, ``seed`` and ``max_grad_norm`` can differ between
+            groups. float32 or float64 (under autocast the parameters stay float32).
         lr: learning rate, zero allowed; a float or a one-element tensor. 0.15 is the paper's value
             for image classification.
         betas: decay of the two running averages, each in [0, 1).
@@ -73,10 +72,11 @@ class AdaHessian(Optimizer):
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         curvature: how H·z is computed: "double_backward", exact, or "finite_difference", from one
-            more evaluation of the closure: less than half the time and memory, any model whose
-            gradient can be computed, an error of about 1 % (:mod:`adahessian.curvature`).
-        update_interval: refresh the curvature at the first step and then every so many steps. May
-            be changed in ``param_groups`` during training.
+            more evaluation of the closure: less than half the time and memory, for any model whose
+            gradient can be computed, with an error of about 1 %
+            (:class:`adahessian.curvature.FiniteDifference`).
+        update_interval: steps between refreshes of the curvature, from the first step on. May be
+            changed in ``param_groups`` during training.
         num_samples: probes per refresh.
         seed: of the probes, 0 to 2⁶³ − 1. Replicas of one model need the same.
         max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
@@ -89,6 +89,9 @@ class AdaHessian(Optimizer):
         foreach: update all parameters of a group together (default: yes).
         maximize: ascend instead of descend.
 
+    ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
+    beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
+
     State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``. It
     begins with the first refresh at which the parameter has a gradient; one that joins between
     refreshes (unfrozen, a new group) keeps its value until then.
@@ -100,9 +103,11 @@ class AdaHessian(Optimizer):
             and state are then unchanged.
     """
 
+    COUNTERS = tuple(COUNTERS)
+
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: ParamsT,
         lr: float | Tensor = 0.15,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-4,
@@ -135,16 +140,13 @@ class AdaHessian(Optimizer):
             "max_grad_norm": max_grad_norm,
             "foreach": foreach,
             "maximize": maximize,
-            # Counters, not options. They stand here because only what is in `state` or in
-            # `param_groups` survives deepcopy, pickle and state_dict.
-            "step": 0,
-            "last_refresh": None,
         }
         self._process_group = process_group
         self._curvature_hooks: dict[int, Callable[..., None]] = OrderedDict()
         super().__init__(params, defaults)
 
-    # GradScaler then leaves the unscaling to us: H·z has the scale of the loss too.
+    # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too. It sets
+    # `found_inf` and `grad_scale` for the time of a step.
     _step_supports_amp_scaling = True
     _comparing = False  # whether curvature_error is evaluating the closure
 
@@ -156,11 +158,7 @@ class AdaHessian(Optimizer):
     @property
     def is_second_order(self) -> bool:
         """Whether this optimizer ever needs create_graph (a convention of timm); constant."""
-        return self._curvature == "double_backward"
-
-    @property
-    def _curvature(self) -> str:
-        return self.param_groups[0]["curvature"]
+        return self.param_groups[0]["curvature"] == "double_backward"
 
     def _refresh_is_due(self) -> bool:
         return any(
@@ -173,19 +171,12 @@ class AdaHessian(Optimizer):
         if isinstance(param_group, dict):  # if not, torch raises
             group = {**self.defaults, **param_group}
             check_options(group)
+            counters = {key: param_group.get(key, value) for key, value in COUNTERS.items()}
             if self.param_groups:
                 first = self.param_groups[0]
-                for key in _OPTIMIZER_WIDE:
-                    if group[key] != first[key]:
-                        raise ValueError(
-                            f"{key} is one for all parameter groups: got {group[key]!r} beside "
-                            f"{first[key]!r}"
-                        )
-                param_group = {
-                    **param_group,
-                    "step": first["step"],
-                    "last_refresh": first["last_refresh"],
-                }
+                SharedOptions.of(first).check_same(SharedOptions.of(group))
+                counters = {key: first[key] for key in COUNTERS}
+            param_group = {**param_group, **counters}
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,12 +190,19 @@ class AdaHessian(Optimizer):
         step then refreshes the curvature.
         """
         super().__setstate__(state)
+        self.defaults = {k: v for k, v in self.defaults.items() if k not in COUNTERS}
         # Like torch's own hooks, these are not part of a copy or a pickle.
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
         take_over(self.param_groups, self.defaults, self.state)
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -213,49 +211,38 @@ class AdaHessian(Optimizer):
                 Without it the gradients must be there.
 
         Returns:
-            What the closure returned, detached; None without a closure.
+            What the closure returned, detached; None without a closure, and where a GradScaler
+            skips the step.
         """
-        scale = None  # of the loss
-        if getattr(self, "found_inf", None) is not None:  # we are called by a GradScaler
-            if self.found_inf.item():
-                self._drop_graphs()
-                return None
-            scale = self._loss_scale()
-
-        door, first = None, self.param_groups[0]
-        if self._refresh_is_due():
-            door = DOORS[self._curvature](
-                closure, self._all_params(), lambda: draw_probes(self._all_members(), first)
-            )
-            is_first = all(group["last_refresh"] is None for group in self.param_groups)
-            loss = door.first_pass(check=is_first)
-        else:
-            loss = call(closure)
-        loss = loss.detach() if isinstance(loss, Tensor) else loss
-
-        members = self._members()
-        refreshing = [m for m in members if door is not None and is_due(m.group)]
-        curvature = {}  # d by parameter
-        if refreshing:
-            curvature = diagonals(refreshing, first, door, scale, self._process_group, self._show)
-        self._drop_graphs()
-        if curvature is None:  # overflow
-            return loss
-        self._finish_gradients([m.param.grad for m in members], scale)
-
+        if self._gradients_overflowed():
+            self._drop_graphs()
+            return None
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            refresh = bool(curvature) and is_due(group)
-            if refresh:
-                for p in params:
-                    init_state(self.state[p], p)
-                group["last_refresh"] = group["step"]
-            # The others await their first refresh. Their state need not be empty: wrappers such as
-            # timm's Lookahead keep things of their own there.
-            params = [p for p in params if "step" in self.state.get(p, {})]
-            if params:
-                self._update(group, params, [curvature[p] for p in params] if refresh else None)
-            group["step"] += 1
+            check_options(group)
+        options = SharedOptions.of(self.param_groups[0])
+        reduction = Reduction(self._loss_scale(), self._process_group)
+
+        # 1. Evaluate the loss and its gradient.
+        refresh = self._begin_refresh(closure, options)
+        loss = call(closure) if refresh is None else refresh.evaluate()
+        loss = loss.detach() if isinstance(loss, Tensor) else loss
+        members = self._members()
+
+        # 2. At a refresh, estimate the curvature.
+        curvature = {} if refresh is None else refresh.estimate(members, reduction, self._show)
+        self._drop_graphs()
+        if isinstance(curvature, Overflow):
+            curvature.warn()
+            return loss
+
+        # 3. Reduce and clip the gradient.
+        reduction.apply_(gradients(m.param for m in members))
+        if options.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._all_params(), options.max_grad_norm)
+
+        # 4. Update averages and parameters.
+        for group in self.param_groups:
+            self._update_group(group, curvature)
         return loss
 
     def register_curvature_hook(self, hook: Callable[..., None]) -> RemovableHandle:
@@ -287,11 +274,11 @@ class AdaHessian(Optimizer):
         """
         params = [p for p in self._all_params() if p.requires_grad]
         grads = [p.grad for p in params]
-        first = self.param_groups[0]
-        z = rademacher_like(params, seed=first["seed"], step=first["step"])
+        seed, step = (self.param_groups[0][key] for key in ("seed", "step"))
+        probe = Probes(params, seed=seed, step=step)
         self._comparing = True  # the closure asks needs_graph
         try:
-            return compare_doors(closure, params, z)
+            return compare_products(closure, params, probe)
         finally:
             self._comparing = False
             for p, grad in zip(params, grads, strict=True):
@@ -300,8 +287,8 @@ class AdaHessian(Optimizer):
     def check_replicas(self) -> None:
         """Raise RuntimeError, on all processes, if their parameters are not the same.
 
-        A check of many processes that train one model: call it every now and then. Over
-        ``process_group``, or all processes.
+        For several processes that train one model; call it now and then. It compares over
+        ``process_group``, or over all processes.
         """
         check_replicas(self._all_params(), self._process_group)
 
@@ -316,14 +303,30 @@ class AdaHessian(Optimizer):
         for hook in self._curvature_hooks.values():
             hook(self, params, estimates)
 
+    def _begin_refresh(
+        self, closure: Callable[[], Any] | None, options: SharedOptions
+    ) -> Refresh | None:
+        if not self._refresh_is_due():
+            return None
+        return Refresh(closure, self._all_members(), options, self.param_groups[0]["step"])
+
+    def _gradients_overflowed(self) -> bool:
+        """Whether a GradScaler calls and has found a gradient that is not finite."""
+        found_inf = getattr(self, "found_inf", None)
+        return found_inf is not None and bool(found_inf.item())
+
     def _loss_scale(self) -> Tensor | None:
-        if self.grad_scale is None and self._refresh_is_due():
+        """Return the factor of a GradScaler that calls; None for 1."""
+        if getattr(self, "found_inf", None) is None:
+            return None
+        scale = getattr(self, "grad_scale", None)
+        if scale is None and self._refresh_is_due():
             raise RuntimeError(
                 "scaler.unscale_(optimizer) has unscaled the gradient, but not the Hessian, by a "
                 "factor that torch does not pass on: call scaler.step(optimizer) without it, and "
                 "clip by max_grad_norm= instead; or use bfloat16 autocast without a GradScaler"
             )
-        return self.grad_scale
+        return scale
 
     def _drop_graphs(self) -> None:
         for p in self._all_params():
@@ -332,20 +335,8 @@ class AdaHessian(Optimizer):
                 # are views, as DistributedDataParallel makes them.
                 p.grad = p.grad.detach()
 
-    def _finish_gradients(self, grads: list[Tensor], scale: Tensor | None) -> None:
-        """Unscale, average over the processes, clip; in place."""
-        if scale is not None:
-            torch._foreach_div_(grads, scale)
-        if self._process_group is not None:
-            average_(grads, self._process_group)
-        max_norm = self.param_groups[0]["max_grad_norm"]
-        if max_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._all_params(), max_norm)
-
     def _members(self) -> list[Member]:
-        """Return the parameters with a gradient; raise if one of them, or an option, is bad."""
-        for group in self.param_groups:
-            check_options(group)
+        """Return the parameters with a gradient; raise if one of them is bad."""
         if self._process_group is not None:  # all processes must send the same tensors
             for p in self._all_params():
                 if p.requires_grad and p.grad is None:
@@ -354,6 +345,22 @@ class AdaHessian(Optimizer):
         for m in members:
             check_parameter(m.param, m.index)
         return members
+
+    def _update_group(self, group: dict[str, Any], curvature: dict[Tensor, Tensor]) -> None:
+        """Update a group's parameters; ``curvature`` is empty between refreshes."""
+        params = [p for p in group["params"] if p.grad is not None]
+        refresh = bool(curvature) and is_due(group)
+        if refresh:
+            params = [p for p in params if p in curvature]
+            for p in params:
+                init_state(self.state[p], p)
+            group["last_refresh"] = group["step"]
+        # The others await their first refresh. Their state need not be empty: wrappers such as
+        # timm's Lookahead keep things of their own there.
+        params = [p for p in params if "step" in self.state.get(p, {})]
+        if params:
+            self._update(group, params, [curvature[p] for p in params] if refresh else None)
+        group["step"] += 1
 
     def _update(
         self, group: dict[str, Any], params: list[Tensor], diagonals: list[Tensor] | None
@@ -370,7 +377,7 @@ class AdaHessian(Optimizer):
                 (1 - beta1 ** state["step"].item(), 1 - beta2 ** state["num_refreshes"].item())
             )
         update = single_update if group["foreach"] is False else foreach_update
-        grads = [local(p.grad) for p in params]
+        grads = [local(g) for g in gradients(params)]
         update(
             [local(p) for p in params],
             torch._foreach_neg(grads) if group["maximize"] else grads,
@@ -385,3 +392,6 @@ class AdaHessian(Optimizer):
             weight_decay=group["weight_decay"],
             hessian_power=group["hessian_power"],
         )
+
+
+Adahessian = AdaHessian  # the published spelling

@@ -1,20 +1,51 @@
-"""What the optimizer refuses, with messages that name the value and say what to do."""
+"""The optimizer's options: those that all groups share, and what is refused.
+
+Messages name the value and say what to do.
+"""
 
 import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, float32, float64
 
 from adahessian.averaging import check_block_size
-from adahessian.curvature import DOORS
+from adahessian.curvature import CURVATURES
 
 _AVERAGINGS = ("abs", "signed")
+
+
+@dataclass(frozen=True)
+class SharedOptions:
+    """The options that are one for all parameter groups.
+
+    One product H·z and one gradient norm span all groups.
+    """
+
+    curvature: str
+    num_samples: int
+    seed: int
+    max_grad_norm: float | None
+
+    @classmethod
+    def of(cls, group: dict[str, Any]) -> "SharedOptions":
+        """Return those of a parameter group."""
+        return cls(**{field.name: group[field.name] for field in fields(cls)})
+
+    def check_same(self, other: "SharedOptions") -> None:
+        """Raise ValueError if ``other``, of a group that is to be added, differs."""
+        for field in fields(self):
+            ours, theirs = getattr(self, field.name), getattr(other, field.name)
+            if ours != theirs:
+                raise ValueError(
+                    f"{field.name} is one for all parameter groups: got {theirs!r} beside {ours!r}"
+                )
 
 
 def check_parameter(p: Tensor, index: int) -> None:
     """Raise ValueError if parameter number ``index`` or its gradient is of an unfit kind."""
     name = f"parameter {index} of the optimizer, of shape {tuple(p.shape)},"
-    if p.grad.is_sparse:
+    if p.grad is not None and p.grad.is_sparse:
         raise ValueError(
             f"{name} has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
             "sparse=False, or train it with another optimizer)"
@@ -52,7 +83,7 @@ def check_options(group: dict[str, Any]) -> None:
     check_block_size(group["block_size"])
     averaging = group["averaging"]
     curvature = group["curvature"]
-    require("curvature", curvature, curvature in DOORS, f"one of {tuple(DOORS)}")
+    require("curvature", curvature, curvature in CURVATURES, f"one of {CURVATURES}")
     require("averaging", averaging, averaging in _AVERAGINGS, f"one of {_AVERAGINGS}")
     for name in ("update_interval", "num_samples"):
         value = group[name]

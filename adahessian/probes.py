@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.hashing import random_words, stream_keys
-from adahessian.replicas import is_sharded, local_box
+from adahessian.replicas import is_sharded
 
 _BITS = 32  # elements that share one random word: element e takes bit e % 32 of word e // 32
 
@@ -46,7 +47,7 @@ def rademacher_like(
     if tensor_indices is None:
         tensor_indices = range(len(tensors))
     parts = [_Part.of(t) for t in tensors]
-    probes: list[Tensor | None] = [None] * len(tensors)
+    probes: dict[int, Tensor] = {}
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(tensors):
         places.setdefault((tensor.device, tensor.dtype), []).append(place)
@@ -55,7 +56,7 @@ def rademacher_like(
         word_index, owner = _layout(words, device)
         index_of_owner = _constant(tuple(tensor_indices[i] for i in members), device)
         keys = stream_keys(seed, step, sample, index_of_owner)
-        bits = random_words(word_index, [key.index_select(0, owner) for key in keys])
+        bits = random_words(word_index, tuple(key.index_select(0, owner) for key in keys))
         # One pass for all tensors of a kind: on an accelerator the launches would cost more than
         # the arithmetic. Each tensor owns whole words, so its signs are a contiguous run.
         octets = (bits.unsqueeze(1) >> _constant((0, 8, 16, 24), device)) & 255
@@ -63,7 +64,7 @@ def rademacher_like(
         runs = signs.split([_BITS * (last - first) for first, last in words])
         for place, run in zip(members, runs, strict=True):
             probes[place] = parts[place].cut(run)
-    return probes
+    return [probes[place] for place in range(len(tensors))]
 
 
 class _Part(NamedTuple):
@@ -83,7 +84,7 @@ class _Part(NamedTuple):
         shape = tuple(tensor.shape)
         if not is_sharded(tensor) or not shape:
             return cls(0, tensor.numel(), shape, ())
-        part, offset = local_box(tensor)
+        part, offset = _torch.local_shape_and_offset(tensor)
         if 0 in part:
             return cls(0, 0, tuple(part), ())
         # The run spans the part's first to last row along the first dim.

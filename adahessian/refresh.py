@@ -5,16 +5,18 @@ independent of an optimizer.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adahessian.curvature.hutchinson import hutchinson_samples
-from adahessian.curvature.products import Door
-from adahessian.probes import rademacher_like
-from adahessian.replicas import average_, local_block_average
+from adahessian.curvature import hessian_products
+from adahessian.curvature.closures import gradients
+from adahessian.curvature.hutchinson import Probes, hutchinson_samples
+from adahessian.options import SharedOptions
+from adahessian.replicas import Reduction, local, local_block_average
 
 
 class Member(NamedTuple):
@@ -25,92 +27,111 @@ class Member(NamedTuple):
     param: Tensor
 
 
+@dataclass(frozen=True)
+class Overflow:
+    """H·z is not finite at a GradScaler's loss scale: there is no curvature for this step."""
+
+    scale: float
+
+    def warn(self) -> None:
+        warnings.warn(
+            f"H·z overflowed at the loss scale {self.scale:g}: this step is skipped. Start "
+            "the GradScaler with a smaller init_scale, or use bfloat16 autocast without one.",
+            stacklevel=3,
+        )
+
+
 def is_due(group: dict[str, Any]) -> bool:
     """Whether the coming step refreshes the curvature of a group."""
     last = group["last_refresh"]
     return last is None or group["step"] - last >= group["update_interval"]
 
 
-def draw_probes(members: Sequence[Member], first: dict[str, Any]) -> list[list[Tensor | None]]:
-    """Return the probes of the refresh that is due: for each sample one for each member.
+class Refresh:
+    """A refresh of the curvature, in one step of the optimizer.
 
     Args:
-        members: all that the optimizer has; those that are not refreshed get None.
-        first: the optimizer's first group, for the options that are one for all groups.
+        closure: the step's; see :mod:`adahessian.curvature.closures`.
+        members: all that the optimizer has. Frozen ones, and those of groups whose refresh is not
+            due, take no part.
+        options: of the optimizer.
+        step: the number of the coming step.
     """
-    due = [m for m in members if m.param.requires_grad and is_due(m.group)]
-    drawn = []
-    for sample in range(first["num_samples"]):
-        z = rademacher_like(
+
+    def __init__(
+        self,
+        closure: Callable[[], Any] | None,
+        members: Sequence[Member],
+        options: SharedOptions,
+        step: int,
+    ) -> None:
+        due = [m for m in members if m.param.requires_grad and is_due(m.group)]
+        self._probes = Probes(
             [m.param for m in due],
-            seed=first["seed"],
-            step=first["step"],
-            sample=sample,
+            seed=options.seed,
+            step=step,
+            num_samples=options.num_samples,
             tensor_indices=[m.index for m in due],
         )
-        by_param = dict(zip((m.param for m in due), z, strict=True))
-        drawn.append([by_param.get(m.param) for m in members])
-    return drawn
-
-
-def diagonals(
-    members: Sequence[Member],
-    first: dict[str, Any],
-    door: Door,
-    scale: Tensor | None,
-    process_group: Any,
-    show: Callable[[list[Tensor], list[Tensor]], None],
-) -> dict[Tensor, Tensor] | None:
-    """Return the averaged curvature d of each parameter in ``members``.
-
-    Args:
-        members: those with a gradient whose refresh is due.
-        first: as in :func:`draw_probes`.
-        door: after its first pass.
-        scale: a GradScaler's, of the loss.
-        process_group: over which H·z is averaged; None for one process.
-        show: is called with the parameters and the signed z · Hz of each probe.
-
-    Returns:
-        None if it has overflowed at the scale.
-    """
-    params = [m.param for m in members]
-    samples = hutchinson_samples(
-        lambda z, more: door.product(params, z, more),
-        params,
-        seed=first["seed"],
-        step=first["step"],
-        num_samples=first["num_samples"],
-        tensor_indices=[m.index for m in members],
-    )
-    totals = None
-    for sample in samples:
-        resolution = door.resolution(params)
-        if resolution is not None:
-            sizes = torch._foreach_maximum(torch._foreach_abs(sample), resolution)
-            sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
-        if scale is not None:
-            torch._foreach_div_(sample, scale)
-        if process_group is not None:
-            # Before the absolute value: the mean of |z · Hz| over the processes would grow
-            # with their number.
-            average_(sample, process_group)
-        show(params, sample)
-        terms = [
-            s.abs_() if m.group["averaging"] == "abs" else s
-            for s, m in zip(sample, members, strict=True)
-        ]
-        totals = terms if totals is None else torch._foreach_add(totals, terms)
-    if first["num_samples"] > 1:
-        torch._foreach_div_(totals, first["num_samples"])
-    if scale is not None and not all(t.isfinite().all() for t in totals):
-        warnings.warn(
-            f"H·z overflowed at the loss scale {float(scale):g}: this step is skipped. Start "
-            "the GradScaler with a smaller init_scale, or use bfloat16 autocast without one.",
-            stacklevel=3,
+        self._products = hessian_products(
+            options.curvature,
+            closure,
+            [m.param for m in members],
+            self._probes,
+            check=all(m.group["last_refresh"] is None for m in members),
         )
-        return None
-    return {
-        m.param: local_block_average(total, m.param, m.group["block_size"])
-        for total, m in zip(totals, members, strict=True)
-    }
+
+    def evaluate(self) -> Any:
+        """Evaluate the closure; return what it returns."""
+        return self._products.evaluate()
+
+    def estimate(
+        self,
+        members: Sequence[Member],
+        reduction: Reduction,
+        show: Callable[[list[Tensor], list[Tensor]], None],
+    ) -> dict[Tensor, Tensor] | Overflow:
+        """Return the averaged curvature d of each parameter that takes part.
+
+        Args:
+            members: those with a gradient.
+            reduction: makes H·z that of the unscaled loss, over all processes.
+            show: is called with the parameters and the signed z · Hz of each probe.
+        """
+        members = [m for m in members if m.param in self._probes.params]
+        if not members:
+            return {}
+        params = [m.param for m in members]
+        totals: list[Tensor] = []
+        for sample in self._samples(params):
+            # Before the absolute value: the mean of |z · Hz| over the processes would grow with
+            # their number.
+            reduction.apply_(sample)
+            show(params, sample)
+            terms = [
+                s.abs_() if m.group["averaging"] == "abs" else s
+                for s, m in zip(sample, members, strict=True)
+            ]
+            totals = list(torch._foreach_add(totals, terms)) if totals else terms
+        if len(self._probes) > 1:
+            torch._foreach_div_(totals, len(self._probes))
+        if reduction.scale is not None and not all(t.isfinite().all() for t in totals):
+            return Overflow(float(reduction.scale))
+        return {
+            m.param: local_block_average(total, m.param, m.group["block_size"])
+            for total, m in zip(totals, members, strict=True)
+        }
+
+    def _samples(self, params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield z · Hz for each probe z, with no magnitude below the products' resolution."""
+        resolution = self._products.resolution()
+        finest: list[Tensor] = []
+        if resolution:
+            sizes = torch._foreach_abs([local(g) for g in gradients(params)])
+            finest = list(torch._foreach_mul(sizes, resolution))
+        for estimate in hutchinson_samples(self._products.product, self._probes):
+            sample = [estimate[p] for p in params]
+            if finest:
+                sizes = torch._foreach_maximum(torch._foreach_abs(sample), finest)
+                sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
+            yield sample

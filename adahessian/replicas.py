@@ -4,12 +4,17 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.averaging import BlockSize, block_average
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
@@ -29,6 +34,26 @@ def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
         torch._foreach_copy_(
             members, [p.view(t.shape) for p, t in zip(parts, members, strict=True)]
         )
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What makes gradients, and H·z alike, those of the unscaled loss over all processes.
+
+    Attributes:
+        scale: a GradScaler's factor of the loss, one element; None without one.
+        process_group: over which to average; None for one process.
+    """
+
+    scale: Tensor | None = None
+    process_group: Any = None
+
+    def apply_(self, tensors: list[Tensor]) -> None:
+        """Unscale tensors and average them over the processes, in place."""
+        if self.scale is not None:
+            torch._foreach_div_(tensors, self.scale)
+        if self.process_group is not None:
+            average_(tensors, self.process_group)
 
 
 def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None:
@@ -55,7 +80,7 @@ def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None
         )
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether ``tensor`` is a DTensor, of which this process may hold a part."""
     return hasattr(tensor, "to_local")
 
@@ -63,15 +88,6 @@ def is_sharded(tensor: Tensor) -> bool:
 def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a DTensor, over the same memory; other tensors as they are."""
     return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def local_box(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the shape of this process's part of a DTensor, and where in the whole it begins."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    return compute_local_shape_and_global_offset(
-        tensor.shape, tensor.device_mesh, tensor.placements
-    )
 
 
 def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> Tensor:
@@ -84,8 +100,9 @@ def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> T
     """
     if not is_sharded(whole) or block_size is None:
         return block_average(part, block_size)
-    shape, offset = local_box(whole)
-    kept = {"kernel": 2, "row": 1 if whole.ndim == 2 else 2}.get(block_size, 0)
+    shape, offset = _torch.local_shape_and_offset(whole)
+    # The leading dims that tell blocks apart; 0 where blocks are runs of elements.
+    kept = 0 if isinstance(block_size, int) else 1 if (block_size, whole.ndim) == ("row", 2) else 2
     if kept and shape[kept:] == tuple(whole.shape[kept:]):
         return block_average(part, block_size)  # no block crosses the border of a part
     from torch.distributed.tensor import DTensor

@@ -1,12 +1,18 @@
-"""The state of a parameter: how it begins, and how one that was written elsewhere is taken over.
+"""What an optimizer counts and remembers: how it begins, and how older files are taken over.
 
-Counters stay on the CPU: a step must not wait for the device to read them.
+The counters of a parameter's state stay on the CPU: a step must not wait for the device to read
+them.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# The counters of a parameter group, with their first values: how many steps it has taken, and the
+# number of the step that refreshed its curvature last. They stand among the options, in
+# `param_groups`, because only what is there or in `state` survives deepcopy, pickle and state_dict.
+COUNTERS: dict[str, Any] = {"step": 0, "last_refresh": None}
 
 
 def init_state(state: dict[str, Any], p: Tensor) -> None:
@@ -29,7 +35,7 @@ def take_over(
     """
     for group in groups:
         old = "last_refresh" not in group
-        for key, value in defaults.items():
+        for key, value in {**defaults, **COUNTERS}.items():
             group.setdefault(key, value)
         for p in group["params"]:
             state = states.get(p)

@@ -1,10 +1,35 @@
 """The curvature of a loss: ways to Hessian-vector products, and the estimates made from them."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
-from adahessian.curvature.products import Door
+from adahessian.curvature.hutchinson import Probes
+from adahessian.curvature.products import HessianProducts
 
-DOORS: dict[str, type[Door]] = {
-    "double_backward": DoubleBackward,
-    "finite_difference": FiniteDifference,
-}
+CURVATURES = ("double_backward", "finite_difference")  # the values of the option `curvature`
+
+
+def hessian_products(
+    curvature: str,
+    closure: Callable[[], Any] | None,
+    params: Sequence[Tensor],
+    probes: Probes,
+    *,
+    check: bool = False,
+) -> HessianProducts:
+    """Return the way to Hessian-vector products that the option ``curvature`` names.
+
+    Args:
+        curvature: one of ``CURVATURES``.
+        closure: see :mod:`adahessian.curvature.closures`.
+        params: the parameters whose gradients it fills.
+        probes: the vectors of all products that will be asked for, in this order.
+        check: see whether the finite difference can be trusted (:class:`FiniteDifference`).
+    """
+    if curvature == "double_backward":
+        return DoubleBackward(closure, params, probes)
+    return FiniteDifference(closure, params, check=check)

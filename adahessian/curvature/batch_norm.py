@@ -11,6 +11,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from adahessian import _torch
+
 
 class FastBatchNorm(TorchFunctionMode):
     """While active, ``F.batch_norm`` in training mode has the closed-form second derivative.
@@ -31,9 +33,9 @@ def _batch_norm(
     full_precision = input.dtype in (torch.float32, torch.float64)
     # Checkpointing runs the forward again within backward, where this mode is off: what is saved
     # under its hooks must be what torch itself saves.
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+    hooked = _torch.has_saved_tensor_hooks()
     usual = hooked or not training or weight is None or bias is None or not full_precision
-    if usual or torch._C._are_functorch_transforms_active():  # they need rules of their own
+    if usual or _torch.under_functorch():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
 
@@ -49,7 +51,8 @@ class _BatchNorm(Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         dx, dweight, dbias = _Backward.apply(grad, *ctx.saved_tensors, ctx.eps)
         return dx, dweight, dbias, None, None, None, None
 
@@ -76,7 +79,7 @@ class _Backward(Function):
         return dx, dweight, dbias
 
     @staticmethod
-    def backward(ctx, v, v_weight, v_bias):
+    def backward(ctx, *vectors):
         """The derivative of s = Σ dx·v + dweight·v_weight + dbias·v_bias.
 
         Let m = mean(g x̂), k = mean(v x̂) and p = mean(g v) − mean(g) mean(v) − m k, so that
@@ -87,6 +90,7 @@ class _Backward(Function):
             ds/dx = b (g − mean(g) − x̂ m) + c (v − mean(v) − x̂ k) − w r² p x̂
                     with b = r v_weight − w r² k,  c = −w r² m
         """
+        v, v_weight, v_bias = vectors
         g, x, weight, mean, inv_std, dweight, dbias = ctx.saved_tensors
         if torch.is_grad_enabled():  # a third derivative may follow, as of a gradient penalty
             return _differentiable_backward(ctx, g, x, weight, (v, v_weight, v_bias))

@@ -2,18 +2,21 @@
 
 It clears the gradients, computes the loss of one fixed batch, calls
 ``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss. It may do so for several
-micro-batches, whose losses it scales (not the gradients). With ``curvature="finite_difference"`` it
-is evaluated twice at a step that refreshes the curvature (and once more at the first one, to see
-whether it is repeatable), and must then compute the same function of the parameters: it may not
-draw a new batch, clip or otherwise change the gradients (there is ``max_grad_norm``), or depend on
-anything that it changes itself other than gradients, buffers of modules, and torch's random state.
+micro-batches, and then scales their losses, not the gradients.
+
+With ``curvature="finite_difference"`` it is evaluated twice at a step that refreshes the curvature,
+and once more at the first one, to see whether it is repeatable. It must then compute the same
+function of the parameters each time: it may not draw a new batch, clip or otherwise change the
+gradients (there is ``max_grad_norm``), or depend on anything that it changes itself other than
+gradients, buffers of modules, and torch's random state.
 """
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 
 def call(closure: Callable[[], Any] | None) -> Any:
@@ -23,9 +26,14 @@ def call(closure: Callable[[], Any] | None) -> Any:
     # torch warns of a reference cycle between a parameter and its gradient: the step breaks it.
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph")
-        # The finite difference notes which modules run by such a hook; twice is no matter.
+        # A replay notes by such a hook which modules run; to be called twice does no harm.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there")
         return closure()
+
+
+def gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return the gradients of parameters that have one."""
+    return cast(list[Tensor], [p.grad for p in params])
 
 
 def not_repeatable(found: str) -> RuntimeError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.hutchinson import Probes
 
 
 class CurvatureError(NamedTuple):
@@ -27,43 +28,46 @@ class CurvatureError(NamedTuple):
 
     @property
     def median(self) -> float:
+        """Of ``relative``, without those in ``flat``."""
         return statistics.median(e for e in self.relative if e == e)
 
     @property
     def largest(self) -> float:
+        """Of ``relative``, without those in ``flat``."""
         return max(e for e in self.relative if e == e)
 
 
-def compare_doors(
-    closure: Callable[[], Any], params: Sequence[Tensor], vectors: Sequence[Tensor]
+def compare_products(
+    closure: Callable[[], Any], params: Sequence[Tensor], probe: Probes
 ) -> CurvatureError:
-    """Compute one product through both doors; change nothing but the gradients.
+    """Compute one product in both ways; change nothing but the gradients.
 
     Args:
-        closure: as for the doors; ``backward`` is called with create_graph in the exact one.
-        params: the parameters; those without a gradient are left out.
-        vectors: the vector.
+        closure: see :mod:`adahessian.curvature.closures`; it is evaluated once with
+            ``create_graph``, if it can be asked to.
+        params: the parameters whose gradients it fills.
+        probe: a single one; parameters without a gradient are left out.
     """
-    difference = FiniteDifference(closure, params)
-    difference.first_pass(check=True)
-    used = [(p, v) for p, v in zip(params, vectors, strict=True) if p.grad is not None]
-    params, vectors = [p for p, _ in used], [v for _, v in used]
-    approximate = difference.product(params, vectors)
-    with difference.rerun():
-        door = DoubleBackward(closure, params, lambda: [list(vectors)])
-        door.first_pass()
-        exact = door.product(params, vectors)
-    difference.undo()
+    (z,) = probe.keep()
+    difference = FiniteDifference(closure, params, check=True)
+    difference.evaluate()
+    approximate = difference.product(z)
+    with difference.replay.rewound():
+        exact_products = DoubleBackward(closure, params, probe)
+        exact_products.evaluate()
+        exact = exact_products.product(z)
+    difference.replay.undo()
+    pairs = [(approximate[p], exact[p]) for p in approximate]
 
     def rms(tensors: Sequence[Tensor]) -> float:
         count = sum(t.numel() for t in tensors)
         return (sum(float(t.double().square().sum()) for t in tensors) / count) ** 0.5
 
-    network = rms(exact)
+    network = rms([e for _, e in pairs])
     relative, flat = [], {}
-    for i, (a, e) in enumerate(zip(approximate, exact, strict=True)):
+    for i, (a, e) in enumerate(pairs):
         if rms([e]) < 1e-6 * network:
             flat[i] = rms([a - e]) / network
         relative.append(math.nan if i in flat else rms([a - e]) / rms([e]))
-    means = [sum(float(t.double().abs().sum()) for t in side) for side in (approximate, exact)]
+    means = [sum(float(t.double().abs().sum()) for t in side) for side in zip(*pairs, strict=True)]
     return CurvatureError(relative, flat, means[0] / means[1])

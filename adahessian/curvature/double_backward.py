@@ -1,4 +1,4 @@
-"""H·z by differentiating the gradient once more: the exact door."""
+"""Exact Hessian-vector products, by differentiating the gradient once more."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.batch_norm import FastBatchNorm
-from adahessian.curvature.closures import call
+from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.hutchinson import Probes
+from adahessian.curvature.products import Vector
 
 
 def double_backward(
@@ -84,7 +86,7 @@ def _runs_again_without_graph(grads: Sequence[Tensor]) -> bool:
 
 
 class DoubleBackward:
-    """The exact door.
+    """Exact Hessian-vector products; a :class:`HessianProducts`.
 
     A closure may call backward several times, to accumulate the gradient over micro-batches. H is
     linear in the loss: before each further backward the products with the gradient so far are
@@ -95,27 +97,31 @@ class DoubleBackward:
         closure: computes a loss, calls ``backward(create_graph=True)`` and returns the loss. None
             if the gradients and their graph are there already.
         params: the parameters whose gradients it fills.
-        draw: returns the vectors of all coming products, in their order: for each product one
-            tensor for each of ``params``, None for those that take no part.
+        probes: the vectors of all products that will be asked for, in this order. With the last
+            one the graph is freed.
     """
 
     def __init__(
         self,
         closure: Callable[[], Any] | None,
         params: Sequence[Tensor],
-        draw: Callable[[], list[list[Tensor | None]]],
+        probes: Probes,
     ) -> None:
         self._closure = closure
         self._params = params
-        self._draw = draw
-        self._vectors: list[list[Tensor | None]] = []  # drawn when they are needed
-        # The products with earlier micro-batches, by parameter: one dict for each vector.
-        self._sums: list[dict[Tensor, Tensor]] = []
+        self._probes = probes
+        # The products with earlier micro-batches, by parameter: one dict for each probe.
+        self._sums: list[dict[Tensor, Tensor]] = [{} for _ in range(len(probes))]
         self._num_products = 0
 
-    def first_pass(self, check: bool = False) -> Any:
+    def evaluate(self) -> Any:
+        """Evaluate the closure; return what it returns.
+
+        Raises:
+            RuntimeError: under DistributedDataParallel, which does not support create_graph.
+        """
         # A compiled function has no second derivative.
-        with torch.compiler.set_stance("force_eager"), _Interception(self._accumulate):
+        with torch.compiler.set_stance("force_eager"), _BeforeBackward(self._accumulate):
             try:
                 return call(self._closure)
             except RuntimeError as error:
@@ -123,50 +129,47 @@ class DoubleBackward:
                     raise RuntimeError(_NOT_UNDER_DDP) from error
                 raise
 
-    def product(
-        self, params: Sequence[Tensor], vectors: Sequence[Tensor], more: bool = False
-    ) -> list[Tensor]:
-        earlier = self._sums[self._num_products] if self._sums else {}
-        self._num_products += 1
-        if not earlier and not any(p.grad.requires_grad for p in params):
-            raise RuntimeError(_MISSING_GRAPH)
-        products = _product(params, vectors, retain_graph=more)
-        return [
-            hz + earlier[p] if p in earlier else hz for p, hz in zip(params, products, strict=True)
-        ]
+    def product(self, z: Vector) -> dict[Tensor, Tensor]:
+        """Return H·z for the parameters of ``z`` that have a gradient.
 
-    def resolution(self, params: Sequence[Tensor]) -> None:
-        return None
+        Raises:
+            RuntimeError: there is no graph of the gradient, or no second derivative.
+        """
+        params = [p for p in z if p.grad is not None]
+        earlier = self._sums[self._num_products]
+        self._num_products += 1
+        if not earlier and not any(g.requires_grad for g in gradients(params)):
+            raise RuntimeError(_MISSING_GRAPH)
+        last = self._num_products == len(self._probes)
+        return {
+            p: hz + earlier[p] if p in earlier else hz
+            for p, hz in zip(params, _product(params, z, retain_graph=not last), strict=True)
+        }
+
+    def resolution(self) -> float:
+        """Return 0: the products are exact."""
+        return 0.0
 
     @torch.no_grad()
     def _accumulate(self) -> None:
         """Compute the products with the gradient that is there, and drop its graph."""
-        for p in self._params if self._sums else ():
+        for p in self._params if any(self._sums) else ():
             if p.grad is None or not p.grad.requires_grad and not p.grad.any():
                 for sums in self._sums:  # the closure has cleared the gradient: begin anew
                     sums.pop(p, None)
         if not any(p.grad is not None and p.grad.requires_grad for p in self._params):
             return
-        if not self._vectors:
-            self._vectors = self._draw()
-            self._sums = [{} for _ in self._vectors]
-        for sums, vectors in zip(self._sums, self._vectors, strict=True):
-            taking_part = [
-                (p, v)
-                for p, v in zip(self._params, vectors, strict=True)
-                if p.grad is not None and v is not None
-            ]
-            params = [p for p, _ in taking_part]
+        for sums, z in zip(self._sums, self._probes.keep(), strict=True):
+            params = [p for p in z if p.grad is not None]
             # The micro-batches' losses may share a graph, which is not ours to free.
-            products = _product(params, [v for _, v in taking_part], retain_graph=True)
-            for p, hz in zip(params, products, strict=True):
+            for p, hz in zip(params, _product(params, z, retain_graph=True), strict=True):
                 sums[p] = sums[p] + hz if p in sums else hz
         for p in self._params:
             if p.grad is not None:
                 p.grad = p.grad.detach()
 
 
-class _Interception(FastBatchNorm):
+class _BeforeBackward(FastBatchNorm):
     """Calls a function before each backward, beside giving batch normalization its derivative."""
 
     def __init__(self, before_backward: Callable[[], None]) -> None:
@@ -179,15 +182,13 @@ class _Interception(FastBatchNorm):
         return super().__torch_function__(func, types, args, kwargs)
 
 
-def _product(
-    params: Sequence[Tensor], vectors: Sequence[Tensor], *, retain_graph: bool
-) -> list[Tensor]:
+def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:
     """Return the product by the graph of the gradients; say what to do where there is none."""
-    grads = [p.grad for p in params]
+    grads = gradients(params)
     if not all(g.requires_grad for g in grads) and _runs_again_without_graph(grads):
         raise RuntimeError(_REENTRANT)
     try:
-        return double_backward(grads, params, vectors, retain_graph=retain_graph)
+        return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)
     except RuntimeError as error:
         if "is not implemented" in str(error):
             raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error

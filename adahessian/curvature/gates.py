@@ -22,10 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from adahessian import _torch
 from adahessian.curvature.closures import not_repeatable
 from adahessian.curvature.piecewise import GATES, Detached, name_of
 
@@ -73,9 +72,7 @@ class Gates(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         self._note(func, args)
         gate = GATES.get(func)
-        if gate is Detached and (
-            torch._C._current_graph_task_id() >= 0 or not args[0].requires_grad
-        ):
+        if gate is Detached and (_torch.in_backward() or not args[0].requires_grad):
             # Checkpointing detaches what it runs again: those values do move. And what has no
             # gradient is no concern of the loss: trainers' logging comes and goes.
             gate = None
@@ -129,15 +126,12 @@ class Gates(TorchFunctionMode):
         )
         if self.backward_scale is None:
             self.backward_scale = 1.0
-        if self.backward_scale != 1 and torch._C._current_graph_task_id() < 0:
+        if self.backward_scale != 1 and not _torch.in_backward():
             grads = tuple(g * self.backward_scale for g in grads)
         inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
         retain_graph = create_graph if retain_graph is None else retain_graph
         with self:
-            _engine_run_backward(
-                tensors, grads, retain_graph, create_graph, inputs,
-                allow_unreachable=True, accumulate_grad=True,
-            )  # fmt: skip
+            _torch.run_backward(tensors, grads, retain_graph, create_graph, inputs)
 
     def _replayed(self, func: Callable) -> Any:
         if self._next >= len(self._tape):
@@ -149,7 +143,7 @@ class Gates(TorchFunctionMode):
         return pattern
 
 
-class HiddenKinks(TorchDispatchMode):
+class HiddenKinks(_torch.TorchDispatchMode):
     """Warns of piecewise operations that run where :class:`Gates` cannot intercept them.
 
     It sees every operation of a forward pass, which costs a few microseconds each, so it is used
@@ -162,12 +156,12 @@ class HiddenKinks(TorchDispatchMode):
         self._found: dict[str, str] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::").rstrip("_")
-        if name in _KINKED_KERNELS and not torch._C._current_graph_task_id() >= 0:
+        name = _torch.kernel_name(func).rstrip("_")
+        if name in _KINKED_KERNELS and not _torch.in_backward():
             inside = self._gates.inside or "a TorchScript function or an extension"
             if inside not in ("a gate", *_HARMLESS):
                 self._found.setdefault(name, inside)
-        with torch._C.DisableTorchFunction():  # the gates have seen the call that led here
+        with _torch.below_torch_functions():  # the gates have seen the call that led here
             return func(*args, **(kwargs or {}))
 
     def warn(self) -> None:

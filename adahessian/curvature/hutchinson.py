@@ -1,39 +1,84 @@
 """Hutchinson's estimate of the Hessian's diagonal, from products with random probes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor
 
 from adahessian import probes
+from adahessian.curvature.products import Vector
+
+
+class Probes:
+    """Independent vectors of random signs, each drawn once and when it is needed.
+
+    Iterating yields them in order, by parameter. They are not kept, so that many take no more
+    memory than one, unless :meth:`keep` is called first.
+
+    Args:
+        params: the parameters; the vectors take their shapes, dtypes and devices.
+        seed, step, tensor_indices: see :func:`adahessian.probes.rademacher_like`.
+        num_samples: how many.
+
+    Attributes:
+        params: the parameters, in order, as the keys of a dict.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        *,
+        seed: int,
+        step: int,
+        num_samples: int = 1,
+        tensor_indices: Sequence[int] | None = None,
+    ) -> None:
+        self.params = dict.fromkeys(params)
+        self._seed, self._step, self._num_samples = seed, step, num_samples
+        self._tensor_indices = tensor_indices
+        self._kept: list[Vector] | None = None
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __iter__(self) -> Iterator[Vector]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for sample in range(self._num_samples):
+            yield self._draw(sample)
+
+    def keep(self) -> list[Vector]:
+        """Return all of them, and hold them for the iterations that follow."""
+        if self._kept is None:
+            self._kept = list(self)
+        return self._kept
+
+    def _draw(self, sample: int) -> Vector:
+        z = probes.rademacher_like(
+            list(self.params),
+            seed=self._seed,
+            step=self._step,
+            sample=sample,
+            tensor_indices=self._tensor_indices,
+        )
+        return dict(zip(self.params, z, strict=True))
 
 
 def hutchinson_samples(
-    hvp: Callable[[list[Tensor], bool], list[Tensor]],
-    params: Sequence[Tensor],
-    *,
-    seed: int,
-    step: int,
-    num_samples: int = 1,
-    tensor_indices: Sequence[int] | None = None,
-) -> Iterator[list[Tensor]]:
-    """Yield ``num_samples`` unbiased estimates z·Hz of the Hessian's diagonal.
+    product: Callable[[Vector], Vector], vectors: Iterable[Vector]
+) -> Iterator[dict[Tensor, Tensor]]:
+    """Yield for each probe an unbiased estimate z·Hz of the Hessian's diagonal.
 
     E[z zᵀ] = I makes E[z·Hz] = diag(H) (Bekas, Kokiopoulou and Saad 2007; the paper's Eq. 8). One
     estimate's error at element i has the variance of the off-diagonal row, Σ_{j≠i} H_ij².
 
     Args:
-        hvp: takes a vector (one tensor for each parameter) and whether another product follows,
-            and returns the Hessian's product with it.
-        params: the parameters.
-        seed, step, tensor_indices: see :func:`adahessian.probes.rademacher_like`.
-        num_samples: how many probes.
+        product: takes a vector z and returns Hz (:class:`HessianProducts`).
+        vectors: the probes z.
 
     Yields:
-        Lists with one tensor of each parameter's shape, signed and unaveraged.
+        One tensor of each parameter's shape, signed and unaveraged, by parameter; parameters for
+        which ``product`` returns nothing are left out.
     """
-    for sample in range(num_samples):
-        z = probes.rademacher_like(
-            params, seed=seed, step=step, sample=sample, tensor_indices=tensor_indices
-        )
-        products = hvp(z, sample + 1 < num_samples)
-        yield [zi * hz for zi, hz in zip(z, products, strict=True)]
+    for z in vectors:
+        yield {p: z[p] * hz for p, hz in product(z).items()}

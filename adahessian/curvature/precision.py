@@ -1,5 +1,7 @@
 """In which precision a gradient is computed, and the step of the finite difference for it."""
 
+from typing import Any
+
 import torch
 
 # The step h of the finite difference, by the precision in which the gradient is computed:
@@ -14,12 +16,12 @@ STEP_SIZES: dict[torch.dtype | str, float] = {
 }
 
 
-def _rounds_to_tf32(called: set[str]) -> bool:
+def rounds_to_tf32(called: set[str]) -> bool:
     """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.
 
     That is the default for convolutions and recurrent layers, but not for matrix products.
     """
-    backends = torch.backends
+    backends: Any = torch.backends  # torch gives some of them their attributes at run time
     kinds = {
         backends.cudnn.conv: any(name.startswith("conv") for name in called),
         backends.cudnn.rnn: not called.isdisjoint({"lstm", "gru", "rnn_tanh", "rnn_relu"}),

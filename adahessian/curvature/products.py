@@ -1,37 +1,36 @@
-"""Hessian-vector products, and the estimate of the Hessian's diagonal that is made from them.
+"""Hessian-vector products: what every way to compute them offers.
 
-There are two doors to H·z: :class:`DoubleBackward` differentiates the gradient once more and is
-exact; :class:`FiniteDifference` evaluates the gradient once more and needs no second derivative of
-anything.
+:class:`~adahessian.curvature.double_backward.DoubleBackward` differentiates the gradient once more
+and is exact. :class:`~adahessian.curvature.finite_difference.FiniteDifference` evaluates the
+gradient once more and needs no second derivative of anything.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
-Draw = Callable[[], list[list[Tensor | None]]]
+# One tensor of each parameter's shape and dtype, by parameter; of a DTensor this process's part.
+Vector = Mapping[Tensor, Tensor]
 
 
-class Door(Protocol):
-    """A way from a closure to H·z.
+class HessianProducts(Protocol):
+    """Products of vectors with the Hessian of the loss that a closure computes.
 
-    Args:
-        closure: see :mod:`adahessian.curvature.closures`.
-        params: the parameters whose gradients it fills.
-        draw: returns the vectors of all products that will be asked for, in their order: for each
-            product one tensor for each of ``params``, None for those that take no part.
+    ``evaluate()`` comes first and once; then ``product(z)``, any number of times.
     """
 
-    def __init__(
-        self, closure: Callable[[], Any] | None, params: Sequence[Tensor], draw: Draw
-    ) -> None: ...
+    def evaluate(self) -> Any:
+        """Evaluate the closure, which fills the gradients; return what it returns."""
+        ...
 
-    def first_pass(self, check: bool) -> Any:
-        """Evaluate the closure and return what it returns; ``check`` it the first time."""
+    def product(self, z: Vector) -> dict[Tensor, Tensor]:
+        """Return H·z, by parameter, for the parameters of ``z`` that have a gradient."""
+        ...
 
-    def product(self, params: Sequence[Tensor], vectors: Sequence[Tensor], more: bool):
-        """Return the Hessian's product with a vector; ``more`` says that another one follows."""
+    def resolution(self) -> float:
+        """Return how fine products are: an element below this times |gradient| is rounding noise.
 
-    def resolution(self, params: Sequence[Tensor]) -> list[Tensor] | None:
-        """Return the size below which an element of a product is noise; None if it is exact."""
+        0 where products are exact up to the rounding of the parameters' precision.
+        """
+        ...

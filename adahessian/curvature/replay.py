@@ -1,24 +1,257 @@
-"""What an evaluation finds and leaves: buffers and random states."""
+"""One evaluation of a closure, recorded, and further ones that are the same computation.
+
+A finite difference compares the gradient (or a value) at two points of one and the same function.
+So the second evaluation starts from the first one's buffers and random states, and takes its pieces
+(:mod:`adahessian.curvature.gates`): it differs from the first by the parameters alone.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+from adahessian import _torch
+from adahessian.curvature.closures import call, gradients, not_repeatable
+from adahessian.curvature.gates import Gates, HiddenKinks
+from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
+from adahessian.replicas import local
+
+RandomStates = dict[torch.device, Tensor]
 
 
-def _noted_buffers(module: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
-    return [(name, b, b.clone()) for name, b in module._buffers.items() if b is not None]
+def random_states(devices: Iterable[torch.device]) -> RandomStates:
+    """Return the states of torch's generators for the CPU and some other devices."""
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    return states | {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
 
 
-@torch.no_grad()
-def _restore(buffers, random_states) -> None:
-    for module, name, buffer, value in buffers:
-        module._buffers[name] = buffer.copy_(value)
-    for device, state in random_states.items():
+def set_random_states(states: RandomStates) -> None:
+    """Go back to what :func:`random_states` returned."""
+    for device, state in states.items():
         if device.type == "cpu":
             torch.set_rng_state(state)
         else:
             torch.get_device_module(device).set_rng_state(state, device)
 
 
-def _random_states(devices) -> dict[torch.device, Tensor]:
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    return states | {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
+class _Snapshot:
+    """Random states, and the buffers of modules, at one moment.
+
+    Those of a module are noted when it is added.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self._random = random_states(devices)
+        self._buffers: dict[nn.Module, list[tuple[str, Tensor, Tensor]]] = {}
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        return self._buffers.keys()
+
+    def add(self, module: nn.Module) -> bool:
+        """Note a module's buffers; return False if they are noted already."""
+        if module in self._buffers:
+            return False
+        self._buffers[module] = [
+            (name, b, b.clone()) for name, b in _torch.buffers(module).items() if b is not None
+        ]
+        return True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back: the same buffers, with their values."""
+        for module, buffers in self._buffers.items():
+            for name, buffer, value in buffers:
+                _torch.buffers(module)[name] = buffer.copy_(value)
+        set_random_states(self._random)
+
+
+class Replay:
+    """Records one evaluation of a closure, and repeats it at other values of the parameters.
+
+    After each repetition gradients, buffers and random states are what the recorded evaluation
+    left, bit for bit, also if it raises.
+
+    Args:
+        closure: clears the gradients, computes a loss, calls backward and returns the loss: the
+            same function of the parameters each time. Any other function is good for its value.
+        params: its parameters. The gradients of all others that its modules have are preserved too.
+        gates: what records and replays the pieces of the function.
+    """
+
+    def __init__(
+        self, closure: Callable[[], Any], params: Sequence[Tensor], gates: Gates | None = None
+    ) -> None:
+        self._closure = closure
+        self._gates = Gates() if gates is None else gates
+        self._given = dict.fromkeys(params)
+        # An ordered set: those of the modules join it.
+        self._params: dict[Tensor, None] = dict.fromkeys(params)
+        self._devices = {p.device for p in params if p.device.type != "cpu"}
+
+    def record(self, *, check: bool = False) -> Any:
+        """Evaluate the closure for the first time.
+
+        Args:
+            check: warn of pieces that cannot be frozen and of TF32, and evaluate once more to see
+                whether the closure is repeatable.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            RuntimeError: the closure is not repeatable.
+        """
+        self._before = _Snapshot(self._devices)
+        hook = register_module_forward_pre_hook(self._note_module)
+        kinks = HiddenKinks(self._gates)
+        try:
+            with kinks if check else contextlib.nullcontext():
+                value = self._evaluate()
+        finally:
+            hook.remove()
+        if check:
+            kinks.warn()
+            self._warn_of_tf32()
+        self._after = _Snapshot(self._devices)
+        for module in self._before.modules:
+            self._after.add(module)
+        if check:
+            self._check_repeatable(value)
+        return value
+
+    def again(self) -> tuple[Any, dict[Tensor, Tensor]]:
+        """Evaluate the closure once more, at the values that the parameters have now.
+
+        Returns:
+            What the closure returned, and the gradients that it left, by parameter.
+
+        Raises:
+            RuntimeError: it was another computation than the recorded one.
+        """
+        with self.rewound():
+            value = self._evaluate_again()
+            return value, {p: p.grad for p in self._params if p.grad is not None}
+
+    @contextlib.contextmanager
+    def rewound(self, clear_grads: bool = True) -> Generator[None]:
+        """Go back to where the recorded evaluation started, and in the end to where it ended.
+
+        Args:
+            clear_grads: begin without gradients; else with those of the recorded evaluation.
+        """
+        # What is evaluated within writes its gradients into tensors of its own. Views are those of
+        # a communication buffer that it would overwrite.
+        grads = [
+            (p, p.grad.clone() if p.grad is not None and _torch.is_view(p.grad) else p.grad)
+            for p in self._params
+        ]
+        if clear_grads:
+            for p in self._params:
+                p.grad = None
+        self._before.restore()
+        try:
+            yield
+        finally:
+            for p, grad in grads:
+                p.grad = grad
+            self._after.restore()
+
+    def undo(self) -> None:
+        """Go back to the buffers and random states of before the recorded evaluation."""
+        self._before.restore()
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """In which the recorded evaluation ran under autocast; None if it did not."""
+        return self._gates.autocast_dtype
+
+    def precision(self, params: Sequence[Tensor]) -> torch.dtype | str:
+        """Return the coarsest precision in which the recorded evaluation computed.
+
+        Args:
+            params: those whose gradients are meant.
+
+        Returns:
+            A key of ``STEP_SIZES``.
+        """
+        found: set[torch.dtype | str] = {p.dtype for p in params}
+        if self.autocast_dtype is not None:
+            found.add(self.autocast_dtype)
+        on_gpu = any(p.is_cuda for p in params)
+        if on_gpu and torch.cuda.is_tf32_supported() and rounds_to_tf32(self._gates.called):
+            found.add("tf32")
+        return max(found, key=STEP_SIZES.__getitem__)
+
+    def _evaluate(self) -> Any:
+        # Inside an outer autocast region torch keeps the parameters that it has cast: the second
+        # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
+        torch.clear_autocast_cache()
+        # A compiled function shows no gates. A checkpointed one, run again within backward, must
+        # come through all of them: it may not stop early.
+        with (
+            torch.compiler.set_stance("force_eager"),
+            set_checkpoint_early_stop(False),
+            self._gates,
+        ):
+            return call(self._closure)
+
+    def _evaluate_again(self) -> Any:
+        self._gates.rewind()
+        value = self._evaluate()
+        self._gates.check_complete()
+        return value
+
+    def _note_module(self, module: nn.Module, _: Any) -> None:
+        if self._before.add(module):
+            for p in module.parameters(recurse=False):
+                self._params[p] = None
+
+    def _check_repeatable(self, value: Any) -> None:
+        kept = {p: p.grad.detach().clone() for p in self._params if p.grad is not None}
+        # The closure need not clear what is not the optimizer's.
+        params = [p for p in kept if p in self._given]
+        if not params:
+            return
+        first = [kept[p] for p in params]
+        with self.rewound(clear_grads=False):
+            # A closure that is linear in the gradient passes a factor on; one that clips does not.
+            factor = 1.0 if self._gates.backward_scale is None else 32.0
+            self._gates.backward_scale = factor
+            try:
+                again = self._evaluate_again()
+            finally:
+                self._gates.backward_scale = 1.0
+            second = [g.detach() / factor for g in gradients(params)]
+            norms = torch._foreach_norm([local(g) for g in first])
+            changes = torch._foreach_norm(
+                [local(a - b) for a, b in zip(second, first, strict=True)]
+            )
+            scale, change = torch.stack(norms).norm(), torch.stack(changes).norm()
+        for p, grad in kept.items():
+            p.grad = grad  # a zero_grad(set_to_none=False) has overwritten the first one's
+        if isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6):
+            raise not_repeatable(f"the loss is {float(again)} instead of {float(value)}")
+        if change > 0.01 * scale:
+            raise not_repeatable(
+                f"its gradient differs by {float(change):.2g} of {float(scale):.2g} (does the "
+                "closure clear the gradients itself? does it clip them? max_grad_norm does it)"
+            )
+
+    def _warn_of_tf32(self) -> None:
+        # bfloat16 is somebody's choice; TF32 is torch's default for convolutions.
+        params = [p for p in self._given if p.dtype == torch.float32]
+        if params and self.precision(params) == "tf32":
+            warnings.warn(
+                "the finite difference reads gradients that are computed in TF32, with three "
+                "digits: expect errors of 10 % and more behind batch normalization. Set "
+                "torch.backends.cudnn.allow_tf32 = False (for matrix products: "
+                "torch.set_float32_matmul_precision('highest')), or use "
+                "curvature='double_backward'.",
+                stacklevel=3,
+            )

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from adahessian import _torch
+
 LAYERS = 2  # along a path from the data
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _NODES = 16  # of autograd's graph, to look back for the convolution before
@@ -84,7 +86,7 @@ def _fits(given: dict[str, Any]) -> bool:
         and x.ndim == weight.ndim  # not a single image without a batch
         and not isinstance(given.get("padding"), str)
         and not torch.is_autocast_enabled(x.device.type)
-        and not torch._C._are_functorch_transforms_active()  # they need rules of their own
+        and not _torch.under_functorch()  # they need rules of their own
     )
 
 
@@ -116,7 +118,8 @@ class _Convolution(Function):
         return func(x, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         x, weight = ctx.saved_tensors
         first = next(ctx.remaining, None)
         if first is None:

@@ -4,7 +4,6 @@ The numbers are those of :mod:`adahessian.probes` (torch): element e of tensor n
 sign in both for the same (seed, step, sample).
 """
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,16 +82,19 @@ class _Words:
     def __init__(self, array: jax.Array | np.ndarray):
         self.array = jnp.asarray(array)
 
-    def _operation(apply):
-        def method(self, other: "int | _Words") -> "_Words":
-            return _Words(apply(self.array, _as_uint32(other)))
+    def __and__(self, other: "int | _Words") -> "_Words":
+        return _Words(self.array & _as_uint32(other))
 
-        return method
+    def __mul__(self, other: "int | _Words") -> "_Words":
+        return _Words(self.array * _as_uint32(other))
 
-    __and__ = _operation(operator.and_)
-    __mul__ = _operation(operator.mul)
-    __rshift__ = _operation(operator.rshift)
-    __xor__ = __rxor__ = _operation(operator.xor)
+    def __rshift__(self, other: "int | _Words") -> "_Words":
+        return _Words(self.array >> _as_uint32(other))
+
+    def __xor__(self, other: "int | _Words") -> "_Words":
+        return _Words(self.array ^ _as_uint32(other))
+
+    __rxor__ = __xor__
 
 
 def _as_uint32(number: int | _Words) -> jax.Array | np.uint32:

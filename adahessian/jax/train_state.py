@@ -1,7 +1,7 @@
 """A flax ``TrainState`` (linen) that hands the curvature to its optimizer."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import optax
 from flax.training import train_state
@@ -10,6 +10,7 @@ from flax.training import train_state
 class TrainState(train_state.TrainState):
     """flax's ``TrainState``, whose ``apply_gradients`` takes ``hessian=`` as well."""
 
+    # pyrefly: ignore [bad-override]: the curvature is not optional.
     def apply_gradients(self, *, grads: Any, hessian: Any, **kwargs: Any) -> "TrainState":
         """Return the state after one step.
 
@@ -20,7 +21,8 @@ class TrainState(train_state.TrainState):
             kwargs: further attributes to replace.
         """
         # flax calls tx.update without further arguments.
-        update = functools.partial(self.tx.update, hessian=hessian)
+        tx = cast(optax.GradientTransformationExtraArgs, self.tx)
+        update = functools.partial(tx.update, hessian=hessian)
         bound = self.replace(tx=optax.GradientTransformationExtraArgs(self.tx.init, update))
         stepped = super(TrainState, bound).apply_gradients(grads=grads, **kwargs)
         return stepped.replace(tx=self.tx)

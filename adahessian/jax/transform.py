@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,8 @@ def adahessian(
             default.
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
-        update_interval: the first step refreshes the curvature and then every so many steps; the
-            others ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
+        update_interval: steps between refreshes of the curvature, from the first step on; the
+            steps between ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
         weight_decay_mask: a tree of bools, or a function from the parameters to one: what decays.
 
     Returns:
@@ -140,7 +140,7 @@ def scale_by_adahessian(
         exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
 
         refresh = state.steps_to_refresh <= 0
-        step = optax.safe_increment(state.step)
+        step = cast(jax.Array, optax.safe_increment(state.step))
         num_refreshes = jnp.where(
             refresh, optax.safe_increment(state.num_refreshes), state.num_refreshes
         )

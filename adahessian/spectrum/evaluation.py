@@ -1,4 +1,4 @@
-"""Evaluating a model without leaving a trace, and near to its parameters."""
+"""Evaluating a model without leaving a trace, and at shifted parameters."""
 
 import math
 import warnings
@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian import _torch
 from adahessian.curvature.precision import STEP_SIZES
-from adahessian.curvature.replay import _random_states, _restore
+from adahessian.curvature.replay import (
+    RandomStates,
+    Replay,
+    random_states,
+    set_random_states,
+)
 
 
-class Untouched:
+class PreservedState:
     """Puts back what evaluating a model changes: buffers, gradients and random states.
 
     While it is active, each module that is called works on copies of its buffers. The copies stay
@@ -40,30 +45,27 @@ class Untouched:
         warnings.filterwarnings("ignore", "Using `torch.compile\\(module\\)` when .*global hooks")
 
     def __exit__(self, *_: Any) -> None:
-        self._warnings.__exit__()
+        self._warnings.__exit__(None, None, None)
         self._hook.remove()
         for module, buffers in self._buffers.items():
-            module._buffers.update(buffers)
+            _torch.buffers(module).update(buffers)
         self._buffers.clear()
         for p, grad in zip(self._params, self._grads, strict=True):
             p.grad = grad
-        self.set_random_states(self._random)
+        set_random_states(self._random)
 
-    def random_states(self) -> dict[torch.device, Tensor]:
+    def random_states(self) -> RandomStates:
         """Return the states of torch's generators for the CPU and the parameters' devices."""
-        return _random_states(self._devices)
-
-    def set_random_states(self, states: dict[torch.device, Tensor]) -> None:
-        """Go back to what :meth:`random_states` returned."""
-        _restore((), states)
+        return random_states(self._devices)
 
     def _lend_copies(self, module: nn.Module, _: Any = None) -> None:
         self._modules[module] = None
-        if module._buffers and module not in self._buffers:
-            self._buffers[module] = dict(module._buffers)
+        buffers = _torch.buffers(module)
+        if buffers and module not in self._buffers:
+            self._buffers[module] = dict(buffers)
             for name, buffer in self._buffers[module].items():
                 if buffer is not None:
-                    module._buffers[name] = buffer.clone()
+                    buffers[name] = buffer.clone()
 
 
 # The optimizer's step h suits random signs, which the largest eigenvectors have little part in: the
@@ -73,12 +75,12 @@ class Untouched:
 _STEP_ALONG_EIGENVECTORS = 0.01  # in terms of h
 
 
-class Displaced:
+class ShiftedEvaluation:
     """A function of the parameters θ, and its values at θ + h·v with the pieces of θ's own.
 
-    The step is h·v/rms(v) for vectors like random signs, and a hundredth of it for others. The
-    machinery is the optimizer's (:class:`FiniteDifference`), but for its ``product``, which demands
-    that the step is felt in every single tensor.
+    The step is h·v/rms(v) for vectors like random signs, and a hundredth of it for others. Unlike
+    :class:`~adahessian.curvature.finite_difference.FiniteDifference`, it need not be felt in every
+    single tensor.
 
     Args:
         function: takes nothing; it is evaluated here for the first time.
@@ -94,8 +96,8 @@ class Displaced:
     ) -> None:
         self._params = params
         self._size = sum(p.numel() for p in params)
-        self._door = FiniteDifference(function, params)
-        self.value = self._door.first_pass(check)
+        self._replay = Replay(function, params)
+        self.value = self._replay.record(check=check)
 
     def at(self, pieces: list[Tensor]) -> tuple[Any, float]:
         """Return the function's value at θ + step·v, and the step; (None, 0) for v = 0.
@@ -110,7 +112,7 @@ class Displaced:
         if norm == 0:
             return None, 0.0
         rms = norm / self._size**0.5
-        step = STEP_SIZES[self._door.precision(self._params)] / rms
+        step = STEP_SIZES[self._replay.precision(self._params)] / rms
         if max(float(n) for n in torch._foreach_norm(pieces, torch.inf)) > 2 * rms:
             step *= _STEP_ALONG_EIGENVECTORS
         # Through .data: what autograd has saved for other products need not be thrown away,
@@ -126,14 +128,11 @@ class Displaced:
                     "the step of the finite difference is lost in the rounding of the parameters: "
                     "use curvature='double_backward'"
                 )
-            with self._door.rerun():
-                self._door._gates.rewind()
-                value = self._door._evaluate()
-                self._door._gates.check_complete()
+            value, _ = self._replay.again()
         finally:
             torch._foreach_copy_(values, before)
         return value, step
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
+def _norm(tensors: list[Tensor] | tuple[Tensor, ...]) -> float:
     return math.hypot(*(float(n) for n in torch._foreach_norm(tensors)))

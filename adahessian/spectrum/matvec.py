@@ -14,13 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from adahessian.curvature import DOORS
+from adahessian import _torch
+from adahessian._torch import pytree
+from adahessian.curvature import CURVATURES
 from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.replay import RandomStates, set_random_states
 from adahessian.replicas import is_sharded
-from adahessian.spectrum.evaluation import Displaced, Untouched
+from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
 
 # Multiplies a vector, given as one tensor per parameter; True if another product will follow.
 Product = Callable[[list[Tensor], bool], list[Tensor]]
@@ -46,7 +48,7 @@ def layers(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 class _Evaluation:
     """What is known of a batch after its first evaluation."""
 
-    random: dict[torch.device, Tensor]  # the random states it starts from
+    random: RandomStates  # the random states it starts from
     loss: float
     weight: float
     product: Product | None  # None if the batch has to be evaluated again for each product
@@ -75,8 +77,8 @@ class _BatchedMatvec:
                     f"a parameter of shape {tuple(p.shape)} is {p.dtype} or a DTensor: parameters "
                     "must be real, and whole on every process"
                 )
-        if curvature not in DOORS:
-            raise ValueError(f"curvature must be one of {', '.join(DOORS)}, got {curvature!r}")
+        if curvature not in CURVATURES:
+            raise ValueError(f"curvature must be one of {', '.join(CURVATURES)}, got {curvature!r}")
         if batches is not None and iter(batches) is batches:
             raise ValueError(
                 "batches is an iterator, which can be gone through once only: pass a list or a "
@@ -92,7 +94,7 @@ class _BatchedMatvec:
         self.exact = curvature == "double_backward"
         self._batches, self._keep_batches, self._group = batches, keep_batches, process_group
         self._weight = (lambda _: 1.0) if batches is None else weight or _num_samples
-        self._untouched = Untouched(self.params)
+        self._preserved_state = PreservedState(self.params)
         self._evaluations: list[_Evaluation] = []
         self._first_time = True
         self._check = False  # whether to see if the evaluation is repeatable
@@ -108,17 +110,17 @@ class _BatchedMatvec:
         if vector.shape != (self.size,):
             raise ValueError(f"expected a vector of shape ({self.size},), got {vector.shape}")
         if self._first_time:
-            self._versions = [p._version for p in self.params]
-            self._random = self._untouched.random_states()
+            self._versions = [_torch.version(p) for p in self.params]
+            self._random = self._preserved_state.random_states()
             self._evaluations.clear()  # a first product may have failed half way
-        elif self._versions != [p._version for p in self.params]:
+        elif self._versions != [_torch.version(p) for p in self.params]:
             raise RuntimeError(
                 "the parameters have changed since the first product: make a new "
                 f"{type(self).__name__} for the new ones"
             )
         total = torch.zeros_like(vector)
         pieces = self.split(vector)
-        with self._untouched:
+        with self._preserved_state:
             for weight, product in self._products(pieces):
                 flat = [part.reshape(-1).to(total.device, total.dtype) for part in product]
                 total.add_(torch.cat(flat), alpha=weight)
@@ -144,12 +146,13 @@ class _BatchedMatvec:
     def _products(self, pieces: list[Tensor]) -> Iterator[tuple[float, list[Tensor]]]:
         """Yield each batch's weight and its product."""
         known = self._evaluations
-        if not self._first_time and all(e.product for e in known):
-            for e in known:
-                yield e.weight, e.product(pieces, True)
+        kept = [(e.weight, e.product) for e in known if e.product is not None]
+        if not self._first_time and len(kept) == len(known):
+            for weight, product in kept:
+                yield weight, product(pieces, True)
             return
         # A loader that shuffles by torch's generator takes the same order again.
-        self._untouched.set_random_states(self._random)
+        set_random_states(self._random)
         count = 0
         for index, batch in enumerate([()] if self._batches is None else self._batches):
             count += 1
@@ -166,7 +169,7 @@ class _BatchedMatvec:
             raise _other_batches(f"there are {number}, not {len(known)}")
 
     def _evaluate_first(self, batch: Any, keep: bool) -> Product:
-        random = self._untouched.random_states()
+        random = self._preserved_state.random_states()
         self._check = not self._evaluations
         loss, product = self._evaluate(batch)
         self._check = False
@@ -176,7 +179,7 @@ class _BatchedMatvec:
 
     def _evaluate_again(self, batch: Any, index: int) -> Product:
         first = self._evaluations[index]
-        self._untouched.set_random_states(first.random)
+        set_random_states(first.random)
         loss, product = self._evaluate(batch)
         if abs(loss - first.loss) > 1e-3 * abs(first.loss) + 1e-6:
             raise _other_batches(f"the loss of batch {index} is {loss}, not {first.loss}")
@@ -265,13 +268,13 @@ class Hessian(_BatchedMatvec):
             _check_dense([p.grad for p in params])
             return [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
 
-        displaced = Displaced(gradients, params, check=self._check)
+        shifted = ShiftedEvaluation(gradients, params, check=self._check)
 
         def product(pieces: list[Tensor], more: bool) -> list[Tensor]:
-            grads, step = displaced.at(pieces)
+            grads, step = shifted.at(pieces)
             if not step:
                 return [torch.zeros_like(p) for p in params]
-            return torch._foreach_div(torch._foreach_sub(grads, displaced.value), step)
+            return list(torch._foreach_div(torch._foreach_sub(grads, shifted.value), step))
 
         return losses[0], product
 
@@ -347,11 +350,11 @@ class GaussNewton(_BatchedMatvec):
             with torch.set_grad_enabled(bool(graph_needed) and graph_needed.pop()), hooks:
                 return outputs_function(batch)
 
-        displaced = Displaced(closure, self.params)
-        outputs = _check_depends(displaced.value, "the outputs")
+        shifted = ShiftedEvaluation(closure, self.params)
+        outputs = _check_depends(shifted.value, "the outputs")
 
         def times_jacobian(pieces: list[Tensor]) -> Tensor:
-            moved, step = displaced.at(pieces)
+            moved, step = shifted.at(pieces)
             return (moved - outputs.detach()).div_(step) if step else torch.zeros_like(outputs)
 
         return outputs, times_jacobian

@@ -13,21 +13,31 @@ Progress = Callable[[int, int], None]  # (products done, products at most)
 
 
 class Matvec(Protocol):
-    """A symmetric matrix A of ``size`` rows by its action v -> A v.
+    """A symmetric matrix A of ``size`` rows by its action v -> A v."""
 
-    Attributes:
-        size: length of the vectors.
-        dtype, device: of the vectors, in and out.
-        exact: False where products have errors well above rounding (finite differences).
-    """
+    @property
+    def size(self) -> int:
+        """Length of the vectors."""
+        ...
 
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-    exact: bool
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors, in and out."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors, in and out."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """False where products have errors well above rounding (finite differences)."""
+        ...
 
     def __call__(self, vector: Tensor) -> Tensor:
         """Return A·vector; both of shape (size,)."""
+        ...
 
 
 @dataclass(frozen=True)

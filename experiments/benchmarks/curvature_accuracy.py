@@ -1,7 +1,8 @@
 """How exact is the finite difference? `python -m experiments.benchmarks.curvature_accuracy`.
 
-Compares the product H·z through both doors, at the same probes, tensor by tensor, over a zoo of
-networks: one norm over a whole network would hide a small tensor's error behind a large one's.
+Compares H·z of the finite difference with the exact one, at the same probes, over a zoo of
+networks, tensor by tensor: one norm over a whole network would hide a small tensor's error behind
+a large one's.
 `--sweep` does so for a range of step sizes h, from which `STEP_SIZES` was chosen.
 """
 
@@ -22,15 +23,16 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from adahessian import AdaHessian, probes
-from adahessian.curvature import DOORS
+from adahessian import AdaHessian
+from adahessian.curvature.double_backward import DoubleBackward
+from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.precision import STEP_SIZES
 from experiments.benchmarks import zoo
 from experiments.models.transformer import Transformer
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
 
-EXACT, FAST = "double_backward", "finite_difference"
 # A tensor whose exact curvature, in float64, is below this part of the network's has none: what is
 # there is rounding. In exact arithmetic it is 0, as for a bias before batch normalization.
 NO_CURVATURE = 1e-9
@@ -174,32 +176,50 @@ def states(case: Case) -> Iterator[tuple[int, zoo.Problem]]:
         optimizer.step(closure)
 
 
-@contextlib.contextmanager
-def step_size(key: torch.dtype | str, h: float) -> Iterator[None]:
-    """Let the finite difference take the step h for the block."""
-    before = STEP_SIZES[key]
-    STEP_SIZES[key] = h
-    try:
-        yield
-    finally:
-        STEP_SIZES[key] = before
-
-
-def products(
-    problem: zoo.Problem, precision: Precision, door: str, num_probes: int, steps: Sequence[float]
-) -> list[list[list[Tensor]]]:
-    """H·z of the first batch's loss in float64.
+def exact_products(
+    problem: zoo.Problem, precision: Precision, num_probes: int
+) -> list[list[Tensor]]:
+    """H·z of the first batch's loss by double backward, in float64.
 
     Args:
         problem: what to differentiate; stays as it is.
         precision: in which to compute.
-        door: to the product.
         num_probes: how many z.
-        steps: of the finite difference.
 
     Returns:
-        For each step size, for each probe, one tensor for each parameter.
+        For each probe, one tensor for each parameter.
     """
+    params, closure = _copy(problem, precision, create_graph=True)
+    probes = _probes(params, num_probes)
+    way = DoubleBackward(closure, params, probes)
+    # The fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        way.evaluate()
+        found = [_in_float64(way.product(z)) for z in probes]
+    for p in params:
+        p.grad = None  # its graph holds all activations
+    return found
+
+
+def approximate_products(
+    problem: zoo.Problem, precision: Precision, num_probes: int, steps: Sequence[float]
+) -> list[list[list[Tensor]]]:
+    """The same by finite differences: for each of ``steps``, the sizes h, a list of probes."""
+    params, closure = _copy(problem, precision, create_graph=False)
+    way = FiniteDifference(closure, params)
+    way.evaluate()
+    found: list[list[list[Tensor]]] = [[] for _ in steps]
+    for z in _probes(params, num_probes):
+        for h, place in zip(steps, found, strict=True):
+            way.step_size = h
+            place.append(_in_float64(way.product(z)))
+    return found
+
+
+def _copy(
+    problem: zoo.Problem, precision: Precision, create_graph: bool
+) -> tuple[list[Tensor], Callable[[], Tensor]]:
+    """Parameters of a copy of the network, and the closure that fills their gradients."""
     model = copy.deepcopy(problem.model).to(precision.params)
     params = list(model.parameters())
     inputs, labels = problem.batches[0]
@@ -211,28 +231,19 @@ def products(
         with torch.autocast("cpu", precision.autocast, enabled=precision.autocast is not None):
             with rounding:
                 loss = problem.loss(model, batch)
-        loss.backward(create_graph=door == EXACT)
+        loss.backward(create_graph=create_graph)
         return loss
 
-    # The fused attention kernels have no second derivative.
-    kernel = sdpa_kernel(SDPBackend.MATH) if door == EXACT else contextlib.nullcontext()
     torch.manual_seed(2)  # dropout's
-    found: list[list[list[Tensor]]] = [[] for _ in steps]
-    vectors = [probes.rademacher_like(params, seed=3, step=0, sample=s) for s in range(num_probes)]
-    with kernel:
-        evaluation = DOORS[door](closure, params, lambda: vectors)
-        if precision.tf32:
-            evaluation.precision = lambda _: precision.key  # it would look for a GPU
-        evaluation.first_pass(check=False)
-        for sample, z in enumerate(vectors):
-            more = sample + 1 < num_probes
-            for h, place in zip(steps, found, strict=True):
-                with step_size(precision.key, h):
-                    product = evaluation.product(params, z, more)
-                place.append([t.double() for t in product])
-    for p in params:
-        p.grad = None  # its graph holds all activations
-    return found
+    return params, closure
+
+
+def _probes(params: Sequence[Tensor], num_probes: int) -> Probes:
+    return Probes(params, seed=3, step=0, num_samples=num_probes)
+
+
+def _in_float64(product: dict[Tensor, Tensor]) -> list[Tensor]:
+    return [t.double() for t in product.values()]
 
 
 @dataclass
@@ -292,17 +303,17 @@ def measure(
     """One record for each state, precision and step size of a case."""
     for step, problem in states(case):
         names = [name for name, _ in problem.model.named_parameters()]
-        (exact64,) = products(problem, FLOAT64, EXACT, num_probes, [0.0])
+        exact64 = exact_products(problem, FLOAT64, num_probes)
         for precision in precisions:
             if precision.tf32 and not case.emulable:
                 continue
             exact = exact64
             if precision != FLOAT64:
-                (exact,) = products(problem, precision, EXACT, num_probes, [0.0])
+                exact = exact_products(problem, precision, num_probes)
             rounding = compare(exact, exact64, exact64, names)
             own = STEP_SIZES[precision.key]
             steps = sorted({own, *SWEEPS[precision.name]}) if sweep else [own]
-            found = products(problem, precision, FAST, num_probes, steps)
+            found = approximate_products(problem, precision, num_probes, steps)
             for h, fast in zip(steps, found, strict=True):
                 yield {
                     "case": case.name,

@@ -118,7 +118,7 @@ def decoding(task: ImageClassification, repetitions: int) -> dict[str, list[floa
         for name, way in WAYS.items():
             start = time.perf_counter()
             for number, path in enumerate(paths):
-                way(path, size, seed=len(paths) * repetition + number)
+                way(path, size, len(paths) * repetition + number)
             if repetition > 0:
                 rates[name].append(len(paths) / (time.perf_counter() - start))
     return rates

@@ -132,6 +132,7 @@ def top_curvlinops(problem: Problem, tolerance: float) -> tuple[Tensor, int]:
         products.append(1)
         return operator @ vector
 
+    # pyrefly: ignore [unexpected-keyword, bad-keyword-argument]: it is the factory's signature.
     counted = LinearOperator(operator.shape, matvec=matvec, dtype=operator.dtype)
     # SciPy's bound is on the same relative residual.
     values = eigsh(counted, k=K, which="LA", tol=tolerance, return_eigenvectors=False)

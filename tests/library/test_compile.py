@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from adahessian import AdaHessian
 
-DOORS = ("double_backward", "finite_difference")
+CURVATURES = ("double_backward", "finite_difference")
 
 
 def network():
@@ -32,9 +32,9 @@ def batch():
     return images, (images.mean(dim=(1, 2, 3)) * 20).round().clamp(-1, 1).long() + 1
 
 
-def train(model, door, loss_function=F.cross_entropy, steps=7, **options):
+def train(model, curvature, loss_function=F.cross_entropy, steps=7, **options):
     """Train ``model`` and return the loss of each step."""
-    optimizer = AdaHessian(model.parameters(), lr=0.05, curvature=door, **options)
+    optimizer = AdaHessian(model.parameters(), lr=0.05, curvature=curvature, **options)
     images, labels = batch()
     torch.manual_seed(1)
 
@@ -68,21 +68,21 @@ class Counting:
         return run
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize(("interval", "compiled"), [(1, 0), (3, 4)])
-def test_only_the_steps_between_refreshes_are_compiled(door, interval, compiled):
+def test_only_the_steps_between_refreshes_are_compiled(curvature, interval, compiled):
     backend = Counting()
-    losses = train(torch.compile(network(), backend=backend), door, update_interval=interval)
+    losses = train(torch.compile(network(), backend=backend), curvature, update_interval=interval)
     assert backend.calls == compiled  # of 7 steps
-    assert losses == train(network(), door, update_interval=interval)
+    assert losses == train(network(), curvature, update_interval=interval)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_a_compiled_model_trains_the_same(door, backend):
+def test_a_compiled_model_trains_the_same(curvature, backend):
     plain, model = network(), network()
-    expected = train(plain, door, update_interval=3)
-    losses = train(torch.compile(model, backend=backend), door, update_interval=3)
+    expected = train(plain, curvature, update_interval=3)
+    losses = train(torch.compile(model, backend=backend), curvature, update_interval=3)
     assert losses == pytest.approx(expected, rel=1e-4)
     assert losses[-1] < losses[0]
     for p, q in zip(model.buffers(), plain.buffers(), strict=True):
@@ -91,13 +91,13 @@ def test_a_compiled_model_trains_the_same(door, backend):
 
 # The compiler looks at the gradient of all that goes into a compiled function.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("door", DOORS)
-def test_a_model_compiled_in_place_and_a_compiled_loss(door):
-    expected = train(network(), door, update_interval=2)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_model_compiled_in_place_and_a_compiled_loss(curvature):
+    expected = train(network(), curvature, update_interval=2)
     model = network()
     model.compile(backend="aot_eager")
     compiled_loss = torch.compile(F.cross_entropy, backend="aot_eager")
-    losses = train(model, door, compiled_loss, update_interval=2)
+    losses = train(model, curvature, compiled_loss, update_interval=2)
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
@@ -117,14 +117,14 @@ def test_a_graph_by_hand_needs_an_eager_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", DOORS)
-def test_inductor(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_inductor(curvature):
     """Its dropout draws other numbers than eager's, so there is none here."""
 
     def perceptron():
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 3))
 
-    expected = train(perceptron(), door, update_interval=3)
-    losses = train(torch.compile(perceptron(), backend="inductor"), door, update_interval=3)
+    expected = train(perceptron(), curvature, update_interval=3)
+    losses = train(torch.compile(perceptron(), backend="inductor"), curvature, update_interval=3)
     assert losses == pytest.approx(expected, rel=1e-3)

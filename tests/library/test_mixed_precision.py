@@ -1,4 +1,4 @@
-"""Mixed precision: bfloat16 autocast through both doors, float16 with a GradScaler."""
+"""Mixed precision: bfloat16 autocast with both curvatures, float16 with a GradScaler."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from torch import nn
 from torch.amp import GradScaler
 
 from adahessian import AdaHessian
-from adahessian.curvature.finite_difference import FiniteDifference
-from adahessian.curvature.precision import _rounds_to_tf32
+from adahessian.curvature.precision import rounds_to_tf32
+from adahessian.curvature.replay import Replay
 
 
 def problem():
@@ -141,12 +141,12 @@ def test_what_reads_float32_as_tf32_on_a_gpu():
     try:
         torch.set_float32_matmul_precision("highest")
         with torch.backends.cudnn.flags(allow_tf32=True):
-            assert _rounds_to_tf32(conv) and _rounds_to_tf32({"lstm"})
-            assert not _rounds_to_tf32(matmul)
+            assert rounds_to_tf32(conv) and rounds_to_tf32({"lstm"})
+            assert not rounds_to_tf32(matmul)
         with torch.backends.cudnn.flags(allow_tf32=False):
-            assert not _rounds_to_tf32(conv)
+            assert not rounds_to_tf32(conv)
             torch.set_float32_matmul_precision("high")
-            assert _rounds_to_tf32(matmul)
+            assert rounds_to_tf32(matmul)
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -156,15 +156,15 @@ def test_the_coarsest_precision_sets_the_step():
     params = list(model.parameters())
     for dtype, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         optimizer = AdaHessian(params, curvature="finite_difference")
-        door = FiniteDifference(make_closure(model, optimizer, x, y, dtype), params)
-        door.first_pass()
-        assert door.precision(params) == expected
+        replay = Replay(make_closure(model, optimizer, x, y, dtype), params)
+        replay.record()
+        assert replay.precision(params) == expected
 
 
 def test_tf32_is_mentioned(monkeypatch):
     model, x, y = problem()
     optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
-    monkeypatch.setattr(FiniteDifference, "precision", lambda self, params: "tf32")
+    monkeypatch.setattr(Replay, "precision", lambda self, params: "tf32")
     closure = make_closure(model, optimizer, x, y, None)
     with pytest.warns(UserWarning, match="allow_tf32 = False"):
         optimizer.step(closure)

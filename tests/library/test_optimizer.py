@@ -6,6 +6,7 @@ docs/implementations.md).
 
 import copy
 import gc
+import inspect
 import io
 import math
 import pickle
@@ -363,6 +364,25 @@ def test_added_group_falls_in_with_the_interval():
     assert needed == [True, False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_a_parameter_frozen_with_a_gradient_left_stays_where_it_is(curvature):
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = AdaHessian([p, q], curvature=curvature, lr=0.1)
+
+    def closure():
+        optimizer.zero_grad(set_to_none=False)
+        loss = (p**4 + q.detach() ** 2).sum() if not q.requires_grad else (p * q**2 + p**4).sum()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    optimizer.step(closure)
+    q.requires_grad_(False)
+    frozen, moving = q.clone(), p.detach().clone()
+    optimizer.step(closure)
+    assert q.grad is not None
+    assert torch.equal(q, frozen) and not torch.equal(p, moving)
+
+
 def test_wholly_frozen_group_never_asks_for_a_graph():
     initial, loss = conv_problem()
     params = leaves(initial)
@@ -494,6 +514,13 @@ def test_bad_option_is_named_when_it_is_given_and_when_it_is_set(name, value):
     assert torch.equal(p, torch.ones(3))
 
 
+def test_a_bad_option_is_refused_before_the_closure_is_evaluated():
+    optimizer = AdaHessian([torch.ones(3, requires_grad=True)])
+    optimizer.param_groups[0]["curvature"] = "exact"
+    with pytest.raises(ValueError, match="curvature must be one of .*'exact'"):
+        optimizer.step(lambda: pytest.fail("evaluated"))
+
+
 def test_rejected_group_is_not_added():
     p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
     optimizer = AdaHessian([p])
@@ -596,6 +623,50 @@ def test_deepcopy_and_pickle_keep_everything(duplicate):
         take_step(twin, twin_params, loss)
     for p, q in zip(params, twin_params, strict=True):
         assert p is not q and torch.equal(p, q)
+
+
+def test_counters_are_not_options():
+    optimizer = AdaHessian([torch.ones(3, requires_grad=True)])
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    arguments = set(inspect.signature(AdaHessian).parameters) - {"params", "process_group"}
+    assert set(optimizer.defaults) == arguments
+    for group in optimizer.param_groups:
+        assert set(group) == arguments | {*AdaHessian.COUNTERS, "params"}
+    assert arguments.isdisjoint(AdaHessian.COUNTERS)
+
+
+def test_a_pickle_of_an_earlier_version_is_readable():
+    """Its defaults hold the counters too."""
+    x = torch.ones(3, requires_grad=True)
+    optimizer = AdaHessian([x], update_interval=3)
+    take_step(optimizer, [x], lambda x: (x**4).sum())
+    optimizer.defaults |= {"step": 0, "last_refresh": None}
+    twin = pickle.loads(pickle.dumps(optimizer))
+    assert not set(AdaHessian.COUNTERS) & set(twin.defaults)
+    assert [twin.param_groups[0][key] for key in AdaHessian.COUNTERS] == [1, 0]
+    twin.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    assert [twin.param_groups[1][key] for key in AdaHessian.COUNTERS] == [1, 0]
+
+
+def test_named_parameters():
+    def train(params_of):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        optimizer = AdaHessian(params_of(model))
+        for _ in range(3):
+            loss = take_step(optimizer, [model], lambda m: m(torch.ones(2, 3)).square().mean())
+        return loss, optimizer
+
+    loss, optimizer = train(lambda model: model.named_parameters())
+    assert torch.equal(loss, train(lambda model: model.parameters())[0])
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert optimizer.param_groups[0]["param_names"] == names
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == names
+    in_groups, optimizer = train(
+        lambda model: [{"params": layer.named_parameters()} for layer in (model[0], model[2])]
+    )
+    assert torch.equal(loss, in_groups)
+    assert [group["param_names"] for group in optimizer.param_groups] == [["weight", "bias"]] * 2
 
 
 def test_state_is_cast_with_the_parameters_but_counters_are_not():

@@ -52,7 +52,7 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_library_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert top == {"adahessian"}
+    assert top == {"adahessian"} and "adahessian/py.typed" in names
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
     lines = text.decode().splitlines()
     requires = [r for r in lines if r.startswith("Requires-Dist")]

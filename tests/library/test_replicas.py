@@ -8,7 +8,7 @@ import pytest
 import torch
 from support import distributed_cases
 
-HERE = Path(__file__).parents[1] / "support"
+TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
@@ -19,9 +19,9 @@ def results(request, tmp_path_factory):
     world = request.param
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", HERE / "distributed_cases.py", str(rank), str(world),
-             out / "store", out],
-            cwd=HERE.parent, env={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-W", "error", TESTS / "support/distributed_cases.py", str(rank),
+             str(world), out / "store", out],
+            env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(world)
@@ -31,8 +31,8 @@ def results(request, tmp_path_factory):
     return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-def alone(**options):
-    model = distributed_cases.network()
+def alone(unused=False, **options):
+    model = distributed_cases.network(unused)
     distributed_cases.train(model, 0, 1, **options)
     return distributed_cases.values(model)
 
@@ -49,6 +49,7 @@ def assert_equal(results, case, expected, tolerance):
         ("double backward", {}),
         ("double backward, signed", {"averaging": "signed", "num_samples": 2}),
         ("double backward, clipped", {"max_grad_norm": 0.05}),
+        ("double backward, unused parameter", {"unused": True}),
     ],
 )
 def test_double_backward_on_the_bare_module(results, case, options):
@@ -60,6 +61,7 @@ def test_double_backward_on_the_bare_module(results, case, options):
     ("case", "options"),
     [
         ("finite difference, bare", {}),
+        ("finite difference, unused parameter", {"unused": True}),
         ("ddp", {}),
         ("ddp, bucket views", {}),
         ("fsdp", {}),

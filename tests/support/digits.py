@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adahessian import AdaHessian
 
-DOORS = ("double_backward", "finite_difference")
+CURVATURES = ("double_backward", "finite_difference")
 
 
 @functools.cache
@@ -51,8 +51,10 @@ def build_model(seed=0):
     )
 
 
-def build_optimizer(params, door, **options):
-    return AdaHessian(params, **{"lr": 0.15, "weight_decay": 1e-3, "curvature": door, **options})
+def build_optimizer(params, curvature, **options):
+    return AdaHessian(
+        params, **{"lr": 0.15, "weight_decay": 1e-3, "curvature": curvature, **options}
+    )
 
 
 @torch.no_grad()

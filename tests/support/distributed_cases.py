@@ -55,19 +55,24 @@ def train(model, rank, world, optimizer=None, micro_batches=1, **options):
     return optimizer
 
 
-def network():
+def network(unused=False):
     torch.manual_seed(0)
-    return Network().double()
+    model = Network().double()
+    if unused:
+        model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    return model
 
 
 def values(model):
-    full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    # The unused one differs: processes exchange zeros for its gradient, and weight decay acts.
+    params = [p for name, p in model.named_parameters() if name != "unused"]
+    full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in params]
     return [p.detach().clone() for p in full]
 
 
-def bare(curvature, **options):
+def bare(curvature, unused=False, **options):
     def case(rank, world):
-        model = network()
+        model = network(unused)
         group = dist.group.WORLD
         optimizer = train(model, rank, world, curvature=curvature, process_group=group, **options)
         optimizer.check_replicas()
@@ -124,7 +129,9 @@ CASES = {
     "double backward": bare("double_backward"),
     "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
     "double backward, clipped": bare("double_backward", max_grad_norm=0.05),
+    "double backward, unused parameter": bare("double_backward", unused=True),
     "finite difference, bare": bare("finite_difference"),
+    "finite difference, unused parameter": bare("finite_difference", unused=True),
     "ddp": ddp(),
     "ddp, bucket views": ddp(gradient_as_bucket_view=True),
     "fsdp": fsdp(),

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-DOORS = ["double_backward", "finite_difference"]
+CURVATURES = ["double_backward", "finite_difference"]
 
 
 class Network(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from support.digits import (
-    DOORS,
+    CURVATURES,
     accuracy,
     assert_same_parameters,
     build_model,
@@ -32,10 +32,10 @@ def fresh_accelerator():
 class Setup:
     """What a script prepares; ``dtype`` is of the parameters."""
 
-    def __init__(self, door, dtype=torch.float32, accelerator=None, **options):
+    def __init__(self, curvature, dtype=torch.float32, accelerator=None, **options):
         self.accelerator = accelerator or Accelerator(cpu=True)
         model = build_model().to(dtype)
-        optimizer = build_optimizer(model.parameters(), door, **options)
+        optimizer = build_optimizer(model.parameters(), curvature, **options)
         scheduler = StepLR(optimizer, 20, 0.5)
         self.adahessian = optimizer
         self.model, self.optimizer, self.loader, self.scheduler = self.accelerator.prepare(
@@ -57,19 +57,19 @@ class Setup:
                 self.scheduler.step()
 
 
-def plain(door, dtype=torch.float32, training=None, **options):
+def plain(curvature, dtype=torch.float32, training=None, **options):
     model = build_model().to(dtype)
-    optimizer = build_optimizer(model.parameters(), door, **options)
+    optimizer = build_optimizer(model.parameters(), curvature, **options)
     train_plainly(model, optimizer, scheduler=StepLR(optimizer, 20, 0.5), **(training or {}))
     return model
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("options", [{}, {"update_interval": 3, "lr": 0.05}], ids=["", "interval"])
-def test_a_closure_is_the_plain_loop(door, options):
-    setup = Setup(door, **options)
+def test_a_closure_is_the_plain_loop(curvature, options):
+    setup = Setup(curvature, **options)
     setup.train(range(3))
-    assert_same_parameters(setup.model, plain(door, **options))
+    assert_same_parameters(setup.model, plain(curvature, **options))
     assert accuracy(setup.model) > 0.9
 
 
@@ -106,10 +106,10 @@ def test_two_lines_are_refused_by_the_finite_difference():
         two_lines(Setup("finite_difference"))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_accumulation_in_a_closure(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_accumulation_in_a_closure(curvature):
     """accumulate() would skip the step, and with it the closure, for all micro-batches but one."""
-    setup = Setup(door, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))
+    setup = Setup(curvature, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))
     for epoch in range(3):
         torch.manual_seed(epoch)
         for batches in chunks(setup.loader, 4):
@@ -124,29 +124,29 @@ def test_accumulation_in_a_closure(door):
 
             setup.optimizer.step(closure)
             setup.scheduler.step()
-    assert_same_parameters(setup.model, plain(door, training={"accumulate": 4}))
+    assert_same_parameters(setup.model, plain(curvature, training={"accumulate": 4}))
     assert accuracy(setup.model) > 0.9
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_bfloat16_autocast(door):
-    setup = Setup(door, accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_bfloat16_autocast(curvature):
+    setup = Setup(curvature, accelerator=Accelerator(cpu=True, mixed_precision="bf16"))
     setup.train(range(3))
-    assert_same_parameters(setup.model, plain(door, training={"amp": torch.bfloat16}))
+    assert_same_parameters(setup.model, plain(curvature, training={"amp": torch.bfloat16}))
     assert accuracy(setup.model) > 0.9
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_resume_from_a_saved_state(door, tmp_path):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_resume_from_a_saved_state(curvature, tmp_path):
     """20 steps are no multiple of the interval: the run stops between two refreshes."""
     options = {"update_interval": 3, "lr": 0.05}
-    whole = Setup(door, **options)
+    whole = Setup(curvature, **options)
     whole.train(range(2))
 
-    first = Setup(door, **options)
+    first = Setup(curvature, **options)
     first.train(range(1))
     first.accelerator.save_state(tmp_path)
-    resumed = Setup(door, **options)
+    resumed = Setup(curvature, **options)
     with torch.no_grad():
         nn.init.zeros_(resumed.model[-1].weight)
     resumed.accelerator.load_state(tmp_path)

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from support.digits import (
-    DOORS,
+    CURVATURES,
     accuracy,
     assert_same_parameters,
     build_model,
@@ -32,9 +32,9 @@ pytestmark = [
 class Digits(L.LightningModule):
     """The module of docs/trainers.md, with seeds that make it comparable."""
 
-    def __init__(self, door, **options):
+    def __init__(self, curvature, **options):
         super().__init__()
-        self.door, self.options = door, options
+        self.curvature, self.options = curvature, options
         self.network = build_model()
         self.num_forwards = 0
         self.metric = None
@@ -57,7 +57,7 @@ class Digits(L.LightningModule):
         loss.backward(create_graph=self.optimizers().needs_graph)
 
     def configure_optimizers(self):
-        return build_optimizer(self.parameters(), self.door, **self.options)
+        return build_optimizer(self.parameters(), self.curvature, **self.options)
 
     def on_train_epoch_start(self):
         torch.manual_seed(self.current_epoch)  # of the dropout; Lightning saves no random states
@@ -66,8 +66,8 @@ class Digits(L.LightningModule):
 class ManualDigits(Digits):
     """Manual optimization: the closure sums over micro-batches itself."""
 
-    def __init__(self, door, **options):
-        super().__init__(door, **options)
+    def __init__(self, curvature, **options):
+        super().__init__(curvature, **options)
         self.automatic_optimization = False
         self.micro_batches = 4
 
@@ -100,61 +100,61 @@ def fit(module, epochs=3, loader=None, ckpt_path=None, **options):
     return trainer
 
 
-def plain(door, dtype=torch.float32, **options):
+def plain(curvature, dtype=torch.float32, **options):
     """Train with the loop of digits.py, with the module's random numbers."""
     training = {k: options.pop(k) for k in ("epochs", "accumulate", "amp") if k in options}
     model = build_model().to(dtype)
-    optimizer = build_optimizer(model.parameters(), door, **options)
+    optimizer = build_optimizer(model.parameters(), curvature, **options)
     train_plainly(model, optimizer, **training)
     return model
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("curvature", CURVATURES)
 @pytest.mark.parametrize("options", [{}, {"update_interval": 3, "lr": 0.05}], ids=["", "interval"])
-def test_automatic_optimization_is_the_plain_loop(door, options):
-    module = Digits(door, **options)
+def test_automatic_optimization_is_the_plain_loop(curvature, options):
+    module = Digits(curvature, **options)
     trainer = fit(module)
-    assert_same_parameters(module.network, plain(door, **options))
+    assert_same_parameters(module.network, plain(curvature, **options))
     assert accuracy(module.network) > 0.93
     assert trainer.global_step == 60  # a closure that runs twice is still one step
     refreshes = 60 // options.get("update_interval", 1)
-    second_evaluations = refreshes + 1 if door == "finite_difference" else 0
+    second_evaluations = refreshes + 1 if curvature == "finite_difference" else 0
     assert module.num_forwards == 60 + second_evaluations
 
 
 def test_the_logged_loss_is_the_first_evaluations():
     logged = {}
-    for door in DOORS:
-        module = Digits(door)
-        logged[door] = fit(module, max_steps=1).callback_metrics["loss"].item()
+    for curvature in CURVATURES:
+        module = Digits(curvature)
+        logged[curvature] = fit(module, max_steps=1).callback_metrics["loss"].item()
     assert logged["finite_difference"] == pytest.approx(logged["double_backward"], rel=1e-6)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_metric_in_the_training_step(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_metric_in_the_training_step(curvature):
     """It sees a batch as often as the closure runs: its mean is nearly what it was."""
-    module = Digits(door)
+    module = Digits(curvature)
     module.metric = MulticlassAccuracy(10, average="micro")
     trainer = fit(module)
     assert trainer.callback_metrics["accuracy"] > 0.9
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`:UserWarning")
-@pytest.mark.parametrize("door", DOORS)
-def test_a_training_step_that_skips_its_batch(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_training_step_that_skips_its_batch(curvature):
     """Lightning's way to do so is to return None, from a closure that then has no gradient."""
-    module = Digits(door)
+    module = Digits(curvature)
     module.skipped = (0, 3)
     fit(module, max_steps=6)
     steps = [s["step"].item() for s in module.trainer.optimizers[0].state.values()]
     assert set(steps) == {4.0} and module.trainer.optimizers[0].param_groups[0]["step"] == 6
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_clipping_by_the_optimizer(door):
-    module = Digits(door, max_grad_norm=0.5)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_clipping_by_the_optimizer(curvature):
+    module = Digits(curvature, max_grad_norm=0.5)
     fit(module, epochs=1)
-    assert_same_parameters(module.network, plain(door, epochs=1, max_grad_norm=0.5))
+    assert_same_parameters(module.network, plain(curvature, epochs=1, max_grad_norm=0.5))
 
 
 def test_clipping_by_lightning_leaves_the_exact_curvature_alone():
@@ -181,11 +181,11 @@ def test_clipping_by_lightning_in_mixed_precision_is_refused():
         fit(Digits("double_backward"), gradient_clip_val=0.5, precision="bf16-mixed")
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_bfloat16_autocast(door):
-    module = Digits(door)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_bfloat16_autocast(curvature):
+    module = Digits(curvature)
     fit(module, precision="bf16-mixed")
-    assert_same_parameters(module.network, plain(door, amp=torch.bfloat16))
+    assert_same_parameters(module.network, plain(curvature, amp=torch.bfloat16))
     assert accuracy(module.network) > 0.93
 
 
@@ -209,14 +209,14 @@ def test_accumulation_by_lightning_is_refused_by_the_finite_difference():
         fit(Digits("finite_difference"), accumulate_grad_batches=4)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_accumulation_in_a_closure_of_ones_own(door):
-    module = ManualDigits(door)
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_accumulation_in_a_closure_of_ones_own(curvature):
+    module = ManualDigits(curvature)
     trainer = fit(module, epochs=1)
     assert trainer.global_step == 20
 
     model = build_model()
-    optimizer = build_optimizer(model.parameters(), door)
+    optimizer = build_optimizer(model.parameters(), curvature)
     micro = [
         (x, y)
         for images, labels in train_loader()
@@ -236,15 +236,15 @@ def test_accumulation_in_a_closure_of_ones_own(door):
     assert_same_parameters(module.network, model)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_resume_from_a_trainers_checkpoint(door, tmp_path):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_resume_from_a_trainers_checkpoint(curvature, tmp_path):
     """20 steps are no multiple of the interval: the run stops between two refreshes."""
     options = {"update_interval": 3, "lr": 0.05}
-    whole = Digits(door, **options)
+    whole = Digits(curvature, **options)
     fit(whole, epochs=2)
 
-    first = Digits(door, **options)
+    first = Digits(curvature, **options)
     fit(first, epochs=1).save_checkpoint(tmp_path / "half.ckpt")
-    resumed = Digits(door, **options)
+    resumed = Digits(curvature, **options)
     fit(resumed, epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert_same_parameters(resumed.network, whole.network)

@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from adahessian import AdaHessian
 
-DOORS = ("double_backward", "finite_difference")
+CURVATURES = ("double_backward", "finite_difference")
 every_way_of_checkpointing = pytest.mark.parametrize(
-    ("door", "reentrant"),
+    ("curvature", "reentrant"),
     [("double_backward", False), ("finite_difference", False), ("finite_difference", True)],
 )
 EVERY_KERNEL = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -65,10 +65,10 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
-def train(model, door, steps, lr=0.1, dtype=torch.float32):
+def train(model, curvature, steps, lr=0.1, dtype=torch.float32):
     """Train on counting: each token is the one before plus a step of 1 to 3, modulo 10."""
     model = model.to(dtype)
-    optimizer = AdaHessian(model.parameters(), lr=lr, hessian_power=0.5, curvature=door)
+    optimizer = AdaHessian(model.parameters(), lr=lr, hessian_power=0.5, curvature=curvature)
     generator = torch.Generator().manual_seed(0)
     losses = []
     torch.manual_seed(1)
@@ -99,19 +99,19 @@ def test_double_backward_names_the_ways_out():
 def test_the_fast_kernels_curvature_is_the_slow_ones():
     """Finite difference of the fast kernel against double backward of the plain formula."""
     states = []
-    for door, kernels in zip(DOORS, [[SDPBackend.MATH], EVERY_KERNEL], strict=True):
-        _, optimizer = train(Transformer(kernels), door, 1, dtype=torch.float64)
+    for curvature, kernels in zip(CURVATURES, [[SDPBackend.MATH], EVERY_KERNEL], strict=True):
+        _, optimizer = train(Transformer(kernels), curvature, 1, dtype=torch.float64)
         states.append([s["exp_hessian_diag_sq"].sqrt() for s in optimizer.state.values()])
     for exact, approximate in zip(*states, strict=True):
         assert (approximate - exact).norm() < 1e-4 * exact.norm()
 
 
 @every_way_of_checkpointing
-def test_activation_checkpointing_changes_nothing(door, reentrant):
+def test_activation_checkpointing_changes_nothing(curvature, reentrant):
     """Also not the dropout, which checkpointing draws again."""
     kernels = [SDPBackend.MATH]
     plain, checkpointed = (
-        train(Transformer(kernels, r, dropout=0.1), door, 5, dtype=torch.float64)
+        train(Transformer(kernels, r, dropout=0.1), curvature, 5, dtype=torch.float64)
         for r in (None, reentrant)
     )
     assert checkpointed[0] == pytest.approx(plain[0], rel=1e-6)
@@ -120,11 +120,11 @@ def test_activation_checkpointing_changes_nothing(door, reentrant):
         assert (a - b).norm() < 1e-5 * b.norm()
 
 
-def train_checkpointed(door, reentrant):
+def train_checkpointed(curvature, reentrant):
     """Train a network whose first layers are checkpointed (or not: None); return the losses."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).double()
-    optimizer = AdaHessian(model.parameters(), curvature=door)
+    optimizer = AdaHessian(model.parameters(), curvature=curvature)
     x = torch.randn(16, 4, dtype=torch.float64, requires_grad=True)
 
     def closure():
@@ -141,11 +141,11 @@ def train_checkpointed(door, reentrant):
 
 
 @every_way_of_checkpointing
-def test_checkpointed_batch_normalization(door, reentrant):
+def test_checkpointed_batch_normalization(curvature, reentrant):
     """Double backward gives batch normalization a derivative of its own, which a forward that runs
     again within backward must not miss."""
-    assert train_checkpointed(door, reentrant) == pytest.approx(
-        train_checkpointed(door, None), rel=1e-6
+    assert train_checkpointed(curvature, reentrant) == pytest.approx(
+        train_checkpointed(curvature, None), rel=1e-6
     )
 
 

@@ -1,4 +1,4 @@
-"""Accumulation over micro-batches through the exact door: one graph at a time, H of the sum."""
+"""Accumulation over micro-batches with double backward: one graph at a time, H of the sum."""
 
 import gc
 import weakref
@@ -9,7 +9,7 @@ from support.problems import conv_problem
 from torch import nn
 from torch.nn import functional as F
 
-from adahessian import AdaHessian
+from adahessian import AdaHessian, probes
 
 NUM_PARTS = 4
 
@@ -166,3 +166,17 @@ def test_a_parameter_that_only_some_micro_batches_use():
         gradient_and_curvature(parts), gradient_and_curvature(whole), strict=True
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_each_probe_is_drawn_once(curvature, num_parts, monkeypatch):
+    drawn, draw = [], probes.rademacher_like
+
+    def counted(tensors, *, step, sample, **options):
+        drawn.append((step, sample))
+        return draw(tensors, step=step, sample=sample, **options)
+
+    monkeypatch.setattr(probes, "rademacher_like", counted)
+    train(num_parts, steps=4, num_samples=2, curvature=curvature)
+    assert drawn == [(step, sample) for step in range(4) for sample in range(2)]

@@ -15,18 +15,12 @@ from torch.nn import functional as F
 from adahessian.curvature import gates
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.finite_difference import FiniteDifference
-from adahessian.curvature.precision import STEP_SIZES
 from adahessian.probes import rademacher_like
 
 H = 1e-3  # large enough that many elements cross a kink
 
 
-@pytest.fixture(autouse=True)
-def large_step(monkeypatch):
-    monkeypatch.setitem(STEP_SIZES, torch.float64, H)
-
-
-def compare(loss, params, gated=True):
+def compare(loss, params, gates=None, step_size=H):
     """Return the largest relative error of the finite difference over the parameters."""
 
     def closure(create_graph=False):
@@ -40,12 +34,12 @@ def compare(loss, params, gated=True):
     z = rademacher_like(params, seed=0, step=0)
     closure(create_graph=True)
     exact = double_backward([p.grad for p in params], params, z)
-    difference = FiniteDifference(closure, params)
-    if not gated:
-        difference._gates = NoGates()
-    difference.first_pass()
-    product = difference.product(params, z)
-    return max(((a - b).norm() / b.norm()).item() for a, b in zip(product, exact, strict=True))
+    difference = FiniteDifference(closure, params, step_size=step_size, gates=gates)
+    difference.evaluate()
+    product = difference.product(dict(zip(params, z, strict=True)))
+    return max(
+        ((product[p] - hz).norm() / hz.norm()).item() for p, hz in zip(params, exact, strict=True)
+    )
 
 
 class NoGates(contextlib.nullcontext):
@@ -152,18 +146,17 @@ def test_pointwise_functions(function):
 @pytest.mark.parametrize(
     "name", ["leaky", "hardswish", "hardtanh", "relu6", "prelu", "selu", "abs"]
 )
-def test_pieces_are_computed_in_full_precision(name, monkeypatch):
+def test_pieces_are_computed_in_full_precision(name):
     """A slope rounded to float32 moves the function by more than a step of 1e-8 does."""
-    monkeypatch.setitem(STEP_SIZES, torch.float64, 1e-8)
     loss, params = pointwise(POINTWISE[name], x[::40])
-    assert compare(loss, params) < 1e-5
+    assert compare(loss, params, step_size=1e-8) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["F.relu", "leaky", "selu", "abs", "where", "clamp min"])
 def test_the_comparison_fails_without_gates(name):
     loss, params = pointwise(POINTWISE[name], x / 16)
     assert compare(loss, params) < 5 * H
-    assert compare(loss, params, gated=False) > 0.1
+    assert compare(loss, params, NoGates()) > 0.1
 
 
 def windows(dims):
@@ -265,9 +258,10 @@ def test_activation_checkpointing(reentrant):
             value.backward()
             return value
 
-        difference = FiniteDifference(closure, params)
-        difference.first_pass(check=True)
-        return difference.product(params, rademacher_like(params, seed=0, step=0))
+        difference = FiniteDifference(closure, params, check=True, step_size=H)
+        difference.evaluate()
+        z = rademacher_like(params, seed=0, step=0)
+        return difference.product(dict(zip(params, z, strict=True))).values()
 
     for a, b in zip(product(plain), product(checkpointed), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
@@ -305,7 +299,7 @@ def test_hidden_kinks_are_reported_once_with_their_name(layer, name):
         return value
 
     with pytest.warns(UserWarning, match=name) as caught:
-        FiniteDifference(closure, [scale]).first_pass(check=True)
+        FiniteDifference(closure, [scale], check=True).evaluate()
     assert len(caught) == 1
 
 
@@ -328,7 +322,7 @@ def test_no_false_alarm():
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FiniteDifference(closure, list(model.parameters())).first_pass(check=True)
+        FiniteDifference(closure, list(model.parameters()), check=True).evaluate()
 
 
 # --- the tape -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from support.reference import dense_hessian
 
 from adahessian import probes
 from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.hutchinson import hutchinson_samples
+from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 
 
 def grads_and_leaves(loss, params):
@@ -43,14 +43,13 @@ def estimate(hessian, loss, num_samples):
     n = len(hessian) // 2
     zeros = [torch.zeros(n, dtype=torch.float64) for _ in range(2)]
     grads, params = grads_and_leaves(loss, zeros)
-    samples = hutchinson_samples(
-        lambda z, more: double_backward(grads, params, z, retain_graph=more),
-        params,
-        seed=1,
-        step=0,
-        num_samples=num_samples,
-    )
-    return torch.stack([flat(s) for s in samples])
+
+    def product(z):
+        products = double_backward(grads, params, list(z.values()), retain_graph=True)
+        return dict(zip(params, products, strict=True))
+
+    samples = hutchinson_samples(product, Probes(params, seed=1, step=0, num_samples=num_samples))
+    return torch.stack([flat(s.values()) for s in samples])
 
 
 def standard_errors(samples, hessian):

@@ -212,8 +212,10 @@ def test_only_layers_near_the_data_keep_anything(build, kept):
         loss.backward()
         return loss
 
-    door = FiniteDifference(closure, params)
-    door.first_pass()
-    records = [pattern for name, pattern in door._gates._tape if name == "conv2d"]
+    gates = Gates()
+    difference = FiniteDifference(closure, params, gates=gates)
+    difference.evaluate()
+    records = [pattern for name, pattern in gates._tape if name == "conv2d"]
     assert [record and len(record) for record in records] == kept
-    door.product(params, rademacher_like(params, seed=0, step=0))
+    z = rademacher_like(params, seed=0, step=0)
+    difference.product(dict(zip(params, z, strict=True)))

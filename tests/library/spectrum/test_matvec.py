@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from support import spectrum_process
-from support.spectrum_problems import DOORS, batches, data, loss_of, network, trainable
+from support.spectrum_problems import CURVATURES, batches, data, loss_of, network, trainable
 from torch import nn
 from torch.nn import functional as F
 
 from adahessian import spectrum
 from adahessian.spectrum import GaussNewton, Hessian, layers
 
-HERE = Path(__file__).parents[2] / "support"
+TESTS = Path(__file__).parents[2]
 # Of forward derivatives: a DeprecationWarning in torch 2.11, a FutureWarning in later ones.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 
@@ -74,14 +74,14 @@ def columns(operator):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("door", DOORS)
-def test_products_over_a_loader_are_those_of_the_dense_hessian(door, training):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_products_over_a_loader_are_those_of_the_dense_hessian(curvature, training):
     """Batches of unequal length: the mean over images, not over batches."""
     model = network().train(training)
     all_batches = batches(12, 5, 7)
-    operator = Hessian(loss_of(model), model, all_batches, curvature=door)
+    operator = Hessian(loss_of(model), model, all_batches, curvature=curvature)
     truth = dense_hessian(model, all_batches, operator.params)
-    tolerance = {"double_backward": 1e-10, "finite_difference": 1e-4}[door]
+    tolerance = {"double_backward": 1e-10, "finite_difference": 1e-4}[curvature]
     torch.testing.assert_close(
         columns(operator), truth, rtol=0, atol=tolerance * float(truth.abs().max())
     )
@@ -91,15 +91,15 @@ def test_products_over_a_loader_are_those_of_the_dense_hessian(door, training):
 
 
 @pytest.mark.parametrize("keep_batches", [0, 1, 2, 9])
-@pytest.mark.parametrize("door", DOORS)
-def test_kept_or_evaluated_anew_the_products_are_the_same(door, keep_batches):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_kept_or_evaluated_anew_the_products_are_the_same(curvature, keep_batches):
     model = network(dropout=0.5)
     torch.manual_seed(7)
-    operator = Hessian(loss_of(model), model, batches(8, 8, 8), curvature=door,
+    operator = Hessian(loss_of(model), model, batches(8, 8, 8), curvature=curvature,
                        keep_batches=keep_batches)  # fmt: skip
     torch.manual_seed(7)
     reference = Hessian(loss_of(model), model, batches(8, 8, 8), keep_batches=9)
-    tolerance = {"double_backward": 1e-12, "finite_difference": 1e-4}[door]
+    tolerance = {"double_backward": 1e-12, "finite_difference": 1e-4}[curvature]
     for i in range(3):
         v = torch.randn(operator.size, generator=torch.Generator().manual_seed(i)).double()
         torch.manual_seed(7)  # only the first product depends on it
@@ -109,13 +109,13 @@ def test_kept_or_evaluated_anew_the_products_are_the_same(door, keep_batches):
         torch.testing.assert_close(operator(v), expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_gauss_newton_is_jacobian_hessian_jacobian(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_gauss_newton_is_jacobian_hessian_jacobian(curvature):
     model = network().train()
     all_batches = batches(12, 7)
     operator = GaussNewton(
         lambda b: model(b[0]), lambda out, b: F.cross_entropy(out, b[1]), model, all_batches,
-        curvature=door,
+        curvature=curvature,
     )  # fmt: skip
     truth = torch.zeros(operator.size, operator.size, dtype=torch.float64)
     for x, y in all_batches:
@@ -128,7 +128,7 @@ def test_gauss_newton_is_jacobian_hessian_jacobian(door):
             return jacobian.T @ curved @ jacobian
 
         truth += dense(model, products, operator.params) * len(y) / 19
-    tolerance = {"double_backward": 1e-10, "finite_difference": 1e-5}[door]
+    tolerance = {"double_backward": 1e-10, "finite_difference": 1e-5}[curvature]
     found = columns(operator)
     torch.testing.assert_close(found, truth, rtol=0, atol=tolerance * float(truth.abs().max()))
     assert float(torch.linalg.eigvalsh((found + found.T) / 2)[0]) > -1e-5
@@ -162,7 +162,7 @@ def test_shared_parameters_count_once():
 
 
 def test_results_through_the_library():
-    """The door from model to answer: eigenvalues, trace and diagonal of the dense Hessian."""
+    """From model to answer: eigenvalues, trace and diagonal of the dense Hessian."""
     model, all_batches = network(), batches(16, 8)
     truth = dense_hessian(model, all_batches, trainable(model))
     operator = Hessian(loss_of(model), model, all_batches)
@@ -193,11 +193,11 @@ def test_finite_differences_find_the_top_eigenvalues_in_single_precision():
     torch.testing.assert_close(found.eigenvalues, truth, rtol=5e-3, atol=0)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_the_scale_of_the_vector_is_no_matter(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_the_scale_of_the_vector_is_no_matter(curvature):
     """Regression: hessian-eigenthings steps by eps·v, whatever the size of v."""
     model = network()
-    operator = Hessian(loss_of(model), model, batches(8), curvature=door)
+    operator = Hessian(loss_of(model), model, batches(8), curvature=curvature)
     v = torch.randn(operator.size, generator=torch.Generator().manual_seed(0)).double()
     product = operator(v)
     for scale in (1e-20, 1e20):
@@ -221,9 +221,9 @@ def test_vectors_that_leave_tensors_out_are_no_lost_steps():
 def test_two_processes_share_the_batches(tmp_path):
     processes = [
         subprocess.Popen(
-            [sys.executable, HERE / "spectrum_process.py", str(rank), "2", tmp_path / "store",
-             tmp_path],
-            cwd=HERE.parent, env={"PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"},
+            [sys.executable, TESTS / "support/spectrum_process.py", str(rank), "2",
+             tmp_path / "store", tmp_path],
+            env={"PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(2)

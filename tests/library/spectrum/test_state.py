@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from support.spectrum_problems import DOORS, batches, data, loss_of, network, trainable
+from support.spectrum_problems import CURVATURES, batches, data, loss_of, network, trainable
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -41,19 +41,21 @@ def assert_same(before, after):
 
 
 OPERATORS = {
-    f"{kind} {door}": (kind, door) for kind in ("hessian", "gauss-newton") for door in DOORS
+    f"{kind} {curvature}": (kind, curvature)
+    for kind in ("hessian", "gauss-newton")
+    for curvature in CURVATURES
 }
 
 
-def make(kind, door, model, all_batches, forward, **options):
+def make(kind, curvature, model, all_batches, forward, **options):
     if kind == "hessian":
 
         def loss(b):
             return F.cross_entropy(forward(b[0]), b[1])
 
-        return Hessian(loss, model, all_batches, curvature=door, **options)  # fmt: skip
+        return Hessian(loss, model, all_batches, curvature=curvature, **options)  # fmt: skip
     return GaussNewton(lambda b: forward(b[0]), lambda out, b: F.cross_entropy(out, b[1]),
-                       model, all_batches, curvature=door, **options)  # fmt: skip
+                       model, all_batches, curvature=curvature, **options)  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -100,7 +102,7 @@ def test_everything_is_as_before_after_an_exception(case, fails_at):
 
 
 def test_products_by_finite_differences_spoil_no_graph():
-    """Both doors on the same weights, in turn: moving them must not count as a change."""
+    """Both curvatures on the same weights, in turn: moving them must not count as a change."""
     model = network()
     exact = Hessian(loss_of(model), model, batches(8))
     approximate = Hessian(loss_of(model), model, batches(8), curvature="finite_difference")
@@ -110,16 +112,16 @@ def test_products_by_finite_differences_spoil_no_graph():
     assert torch.equal(exact(v), first)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_compiled_models_and_callers_without_gradients(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_compiled_models_and_callers_without_gradients(curvature):
     """A compiled function has no second derivative: the operator evaluates the plain one."""
     model = network()
     compiled = torch.compile(model, backend="eager")
-    operator = Hessian(loss_of(compiled), model, batches(8), curvature=door)
+    operator = Hessian(loss_of(compiled), model, batches(8), curvature=curvature)
     v = torch.randn(operator.size).double()
     with torch.no_grad():
         found = operator(v)
-    expected = Hessian(loss_of(model), model, batches(8), curvature=door)(v)
+    expected = Hessian(loss_of(model), model, batches(8), curvature=curvature)(v)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     assert not found.requires_grad and not expected.requires_grad
 
@@ -157,15 +159,17 @@ def test_changed_parameters_are_noticed():
         operator(v)
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_loader_that_shuffles(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_loader_that_shuffles(curvature):
     """By torch's own generator it gives the same order each time; by another one it is refused."""
     model, dataset = network(), TensorDataset(*data())
-    operator = Hessian(loss_of(model), model, DataLoader(dataset, 8, shuffle=True), curvature=door)
+    operator = Hessian(
+        loss_of(model), model, DataLoader(dataset, 8, shuffle=True), curvature=curvature
+    )
     v = torch.ones(operator.size, dtype=torch.float64)
     torch.testing.assert_close(operator(v), operator(v), rtol=1e-6, atol=1e-9)
     loader = DataLoader(dataset, 8, shuffle=True, generator=torch.Generator())
-    operator = Hessian(loss_of(model), model, loader, curvature=door)
+    operator = Hessian(loss_of(model), model, loader, curvature=curvature)
     operator(v)
     with pytest.raises(RuntimeError, match="not those of the first product: the loss of batch"):
         operator(v)
@@ -220,13 +224,15 @@ def test_bad_input(call, message):
         call(model, batches(8))
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_kinds_of_parameters_that_do_not_fit(door):
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_kinds_of_parameters_that_do_not_fit(curvature):
     complex_one = torch.ones(2, dtype=torch.cfloat, requires_grad=True)
     with pytest.raises(ValueError, match=r"shape \(2,\) is torch.complex64"):
-        Hessian(lambda: complex_one.abs().sum(), [complex_one], curvature=door)
+        Hessian(lambda: complex_one.abs().sum(), [complex_one], curvature=curvature)
     embedding = torch.nn.Embedding(5, 2, sparse=True)
-    operator = Hessian(lambda: embedding(torch.tensor([1])).pow(3).sum(), embedding, curvature=door)
+    operator = Hessian(
+        lambda: embedding(torch.tensor([1])).pow(3).sum(), embedding, curvature=curvature
+    )
     with pytest.raises(ValueError, match="sparse=False"):
         operator(torch.ones(10))
 

@@ -1,0 +1,115 @@
+"""Every private name of torch that the library uses, each with its reason.
+
+Nothing else in the library touches one. ``tests/library/test_private_torch.py`` checks that each is
+there and does what we need, and is run on the oldest and the newest torch that we support.
+``torch._foreach_*`` are not among them: in spite of the underscore torch documents them.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+
+# Nested arguments and results; the public torch.utils.pytree has come and gone.
+from torch.utils import _pytree as pytree
+
+# The base class of modes below autograd: documented, but only in notes.
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = [
+    "TorchDispatchMode",
+    "below_torch_functions",
+    "buffers",
+    "has_saved_tensor_hooks",
+    "in_backward",
+    "is_view",
+    "kernel_name",
+    "local_shape_and_offset",
+    "pytree",
+    "run_backward",
+    "under_functorch",
+    "version",
+]
+
+
+def in_backward() -> bool:
+    """Whether autograd's engine is running a backward pass on this thread.
+
+    What runs then in Python is a checkpoint's second forward pass, or a hook.
+    """
+    return torch._C._current_graph_task_id() >= 0
+
+
+def run_backward(
+    tensors: Sequence[Tensor],
+    grad_tensors: Sequence[Tensor | None],
+    retain_graph: bool,
+    create_graph: bool,
+    inputs: Sequence[Tensor],
+) -> None:
+    """Run autograd's engine, as ``torch.autograd.backward`` does after its handling of modes.
+
+    A ``TorchFunctionMode`` is off within its own handler, and the public function calls that
+    handler again: this one can be called with the mode on.
+    """
+    _engine_run_backward(
+        tuple(tensors), tuple(grad_tensors), retain_graph, create_graph, tuple(inputs),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+def under_functorch() -> bool:
+    """Whether ``torch.func``'s transforms are active: they need rules of their own."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether what autograd saves goes through hooks, as in a checkpoint's forward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def below_torch_functions() -> AbstractContextManager[None]:
+    """Return a context in which no ``TorchFunctionMode`` sees the calls.
+
+    A dispatch mode's handler calls torch again, for what such a mode has seen already.
+    """
+    return torch._C.DisableTorchFunction()
+
+
+def kernel_name(operator: Any) -> str:
+    """Return the name of an operator that a dispatch mode sees, one of torch's without "aten::"."""
+    return operator._schema.name.removeprefix("aten::")
+
+
+def is_view(tensor: Tensor) -> bool:
+    """Whether a tensor is a view of another, as a gradient in a communication buffer is."""
+    return tensor._is_view()
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place: autograd's own count."""
+    return tensor._version
+
+
+def buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return a module's own buffers, to be read and to be replaced.
+
+    The public ways to replace one call the module's ``__setattr__``, which it may have overridden.
+    """
+    return module._buffers
+
+
+def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of this process's part of a DTensor, and where in the whole it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(
+        tensor.shape, tensor.device_mesh, tensor.placements
+    )
+    return tuple(shape), tuple(offset)

@@ -1,0 +1,179 @@
+"""torch's private names are there, do what we need, and are touched in one file only.
+
+Runs on the oldest and the newest torch that we support.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+
+from adahessian import _torch
+
+LIBRARY = Path(_torch.__file__).parent
+# torch._foreach_* are documented.
+PRIVATE = re.compile(
+    r"torch\._C|torch\._(?!foreach_)\w+|torch(\.\w+)*\._\w+ import|torch[\w.]* import .*\b_\w+"
+    r"|\._(is_view|version|schema)\b|(?<!self)\._buffers\b"
+)
+
+
+def test_nothing_else_touches_a_private_name():
+    found = [
+        f"{path.relative_to(LIBRARY)}:{number}: {line.strip()}"
+        for path in sorted(LIBRARY.rglob("*.py"))
+        if path.name != "_torch.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if PRIVATE.search(line) and "import _torch" not in line
+    ]
+    assert not found, "give these a function with a reason in adahessian/_torch.py"
+
+
+def test_the_search_finds_them():
+    text = (LIBRARY / "_torch.py").read_text()
+    assert len(PRIVATE.findall(text)) >= 8
+    for line in ("x._version", "torch._C._x()", "from torch.utils import _pytree", "m._buffers",
+                 "from torch.autograd.graph import Node, _engine_run_backward",
+                 "from torch.distributed.tensor._utils import x"):  # fmt: skip
+        assert PRIVATE.search(line), line
+    for line in ("torch._foreach_mul(x, y)", "self._buffers", "from torch import nn"):
+        assert not PRIVATE.search(line), line
+
+
+def test_in_backward():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: seen.append(_torch.in_backward()))
+    y.sum().backward()
+    assert seen == [True] and not _torch.in_backward()
+
+
+class Counting(TorchFunctionMode):
+    """Counts the functions that run, and backward passes apart, with itself on within them."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions, self.backwards = [], 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.backward:
+            self.backwards += 1
+            with self:
+                _torch.run_backward([args[0]], [torch.ones_like(args[0])], False, False, [])
+            return None
+        self.functions.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_backward_pass_runs_with_a_mode_on():
+    """A checkpoint runs its forward pass a second time within backward: the mode sees it."""
+    x = torch.full((2,), 0.5, requires_grad=True)
+    with Counting() as mode:
+        loss = checkpoint(torch.tanh, x, use_reentrant=False).sum()
+        first = mode.functions.count(torch.tanh)
+        loss.backward()
+    assert mode.backwards == 1 and mode.functions.count(torch.tanh) == 2 * first == 2
+    torch.testing.assert_close(x.grad, 1 - torch.tanh(x.detach()) ** 2)
+
+
+def test_gradients_by_run_backward():
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    loss = (x**3 * y).sum()
+    _torch.run_backward([loss], [torch.tensor(2.0)], True, True, [x])
+    assert x.grad.tolist() == [6, 6] and x.grad.requires_grad and y.grad is None
+    _torch.run_backward([loss], [torch.tensor(1.0)], False, False, [])
+    assert y.grad.tolist() == [1, 1]
+    with pytest.raises(RuntimeError, match="second time"):
+        _torch.run_backward([loss], [torch.tensor(1.0)], False, False, [])
+
+
+def test_under_functorch():
+    seen = []
+
+    def function(x):
+        seen.append(_torch.under_functorch())
+        return x.sum()
+
+    torch.func.grad(function)(torch.ones(2))
+    torch.func.vmap(function)(torch.ones(2, 2))
+    assert seen == [True, True] and not _torch.under_functorch()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_saved_tensor_hooks(reentrant):
+    seen = []
+
+    def function(x):
+        seen.append(_torch.has_saved_tensor_hooks())
+        return x**2
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(function, x, use_reentrant=reentrant).sum().backward()
+    assert seen == ([False, False] if reentrant else [True, True])
+    assert not _torch.has_saved_tensor_hooks()
+
+
+class Kernels(_torch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(_torch.kernel_name(func))
+        with _torch.below_torch_functions():
+            return func(*args, **(kwargs or {}))
+
+
+def test_kernels_below_functions():
+    with Counting() as functions, Kernels() as kernels:
+        torch.nn.functional.relu(torch.ones(2))
+    assert "relu" in kernels.names
+    assert functions.functions.count(torch.nn.functional.relu) == 1
+    assert not [f for f in functions.functions if "aten" in str(f)]
+
+
+def test_views_and_versions():
+    x = torch.ones(4)
+    assert _torch.is_view(x[:2]) and not _torch.is_view(x)
+    before = _torch.version(x)
+    x.data.add_(1)
+    assert _torch.version(x) == before
+    x.add_(1)
+    assert _torch.version(x) == before + 1
+
+
+def test_buffers_are_replaced():
+    layer = nn.BatchNorm1d(2)
+    own, mean = _torch.buffers(layer), layer.running_mean
+    assert list(own) == ["running_mean", "running_var", "num_batches_tracked"]
+    own["running_mean"] = torch.full((2,), 3.0)
+    assert layer.running_mean.tolist() == [3, 3] and mean.tolist() == [0, 0]
+
+
+def test_nested_structures():
+    paths, spec = _torch.pytree.tree_flatten_with_path({"a": [1, (2,)]})
+    assert [value for _, value in paths] == [1, 2]
+    assert _torch.pytree.keystr(paths[1][0]) == "['a'][1][0]"
+    assert _torch.pytree.tree_unflatten([3, 4], spec) == {"a": [3, (4,)]}
+    assert _torch.pytree.tree_leaves({"a": [1, (2,)]}) == [1, 2]
+
+
+def test_parts_of_a_sharded_tensor():
+    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist = torch.distributed
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        part = torch.ones(2, 3)  # the second of two; 5 rows in all
+        tensor = DTensor.from_local(
+            part, init_device_mesh("cpu", (2,)), [Shard(0)], shape=(5, 3), stride=(3, 1)
+        )
+        assert _torch.local_shape_and_offset(tensor) == ((2, 3), (3, 0))
+    finally:
+        dist.destroy_process_group()
