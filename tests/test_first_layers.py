@@ -214,6 +214,6 @@ def test_only_layers_near_the_data_keep_anything(build, kept):
 
     door = FiniteDifference(closure, params)
     door.first_pass()
-    records = [pattern for name, pattern in door._gates._tape if name == "conv2d"]
+    records = [pattern for name, pattern, _ in door._gates._tape if name == "conv2d"]
     assert [record and len(record) for record in records] == kept
     door.product(params, rademacher_like(params, seed=0, step=0))
