@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
+from torch.nn._reduction import legacy_get_string
 
 # Nested arguments and results; the public torch.utils.pytree has come and gone.
 from torch.utils import _pytree as pytree
@@ -30,6 +31,7 @@ __all__ = [
     "in_backward",
     "is_view",
     "kernel_name",
+    "legacy_reduction",
     "local_shape_and_offset",
     "pytree",
     "run_backward",
@@ -67,6 +69,11 @@ def run_backward(
 def under_functorch() -> bool:
     """Whether ``torch.func``'s transforms are active: they need rules of their own."""
     return torch._C._are_functorch_transforms_active()
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
+    """The ``reduction`` that a loss's two old arguments stand for."""
+    return legacy_get_string(size_average, reduce, emit_warning=False)
 
 
 def has_saved_tensor_hooks() -> bool:

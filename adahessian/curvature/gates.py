@@ -6,6 +6,12 @@ second evaluation replays the first one's pieces: the same activations pass, the
 their pooling window, and the gradient becomes a smooth function of the parameters with the same
 Hessian (the one that double backward computes too: it also takes the pieces as given).
 
+A replay at unchanged parameters is bit for bit the recorded evaluation, in every precision and
+memory layout: outputs, their strides, and gradients with theirs. What a replay does otherwise than
+the recorded evaluation, be it a rounding, is divided by h. So a gate computes values and gradients
+as torch's own kernels do (:mod:`adahessian.curvature.piecewise`), and lays them out as they did
+(:mod:`adahessian.curvature.layouts`).
+
 The interception is a ``TorchFunctionMode``: it sees every call of a torch function from Python,
 above autograd, so that a replayed piece is differentiated like any other operation. What runs
 inside a C++ function (``nn.RNN(nonlinearity="relu")``, a TorchScript function, a fused margin loss)
@@ -26,7 +32,9 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.closures import not_repeatable
-from adahessian.curvature.piecewise import GATES, Detached, name_of
+from adahessian.curvature.layouts import Layouts
+from adahessian.curvature.piecewise import GATES, Detached
+from adahessian.curvature.torch_calls import name_of
 
 # Kernels whose gradient jumps, by their names in ATen. Losses and layers written in C++ end there.
 _KINKED_KERNELS = set(
@@ -53,7 +61,7 @@ class Gates(TorchFunctionMode):
         self.inside: str | None = None  # the torch function that is running, for HiddenKinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
         self.called: set[str] = set()  # names of the torch functions that it came through
-        self._tape: list[tuple[str, Any]] = []
+        self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
 
@@ -72,18 +80,12 @@ class Gates(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         self._note(func, args)
         gate = GATES.get(func)
-        if gate is Detached and (_torch.in_backward() or not args[0].requires_grad):
-            # Checkpointing detaches what it runs again: those values do move. And what has no
-            # gradient is no concern of the loss: trainers' logging comes and goes.
-            gate = None
-        if gate is not None and torch.is_tensor(args[0] if args else kwargs.get("input")):
+        if gate is not None and _freezes(gate, _tensors(args, kwargs)):
             self.inside = "a gate"
             try:
                 if self._next is None:
-                    out, pattern = gate.record(func, args, kwargs)
-                    self._tape.append((name_of(func), pattern))
-                    return out
-                return gate.replay(self._replayed(func), func, args, kwargs)
+                    return self._record(gate, func, args, kwargs)
+                return self._replay(gate, func, args, kwargs)
             finally:
                 self.inside = None
         self.inside = name_of(func)
@@ -91,12 +93,28 @@ class Gates(TorchFunctionMode):
         self.inside = None
         # Comparisons, argmax, argsort, bucketize, ...: whatever says where a value lies.
         if torch.is_tensor(out) and not out.is_floating_point() and not out.is_complex():
-            if any(torch.is_tensor(a) and a.is_floating_point() for a in args):
+            if any(t.is_floating_point() for t in _tensors(args, kwargs)):
                 if self._next is None:
-                    self._tape.append((name_of(func), out.clone()))
+                    layouts = Layouts()
+                    layouts.note_outputs(out)
+                    self._tape.append((name_of(func), out.clone(), layouts))
                 else:
-                    out = self._replayed(func).clone()
+                    value, layouts = self._recorded(func)
+                    out = layouts.lay_out_outputs(value.clone())
         return out
+
+    def _record(self, gate, func, args, kwargs) -> Any:
+        layouts = Layouts()
+        layouts.note_gradients(_tensors(args, kwargs))
+        out, pattern = gate.record(func, args, kwargs)
+        layouts.note_outputs(out)
+        self._tape.append((name_of(func), pattern, layouts))
+        return out
+
+    def _replay(self, gate, func, args, kwargs) -> Any:
+        pattern, layouts = self._recorded(func)
+        layouts.lay_out_gradients(_tensors(args, kwargs))
+        return layouts.lay_out_outputs(gate.replay(pattern, func, args, kwargs))
 
     def _note(self, func: Callable, args: tuple) -> None:
         """Note in which precision the evaluation computes."""
@@ -133,14 +151,31 @@ class Gates(TorchFunctionMode):
         with self:
             _torch.run_backward(tensors, grads, retain_graph, create_graph, inputs)
 
-    def _replayed(self, func: Callable) -> Any:
+    def _recorded(self, func: Callable) -> tuple[Any, Layouts]:
         if self._next >= len(self._tape):
             raise not_repeatable(f"more than {len(self._tape)} gates, the first is {name_of(func)}")
-        name, pattern = self._tape[self._next]
+        name, pattern, layouts = self._tape[self._next]
         if name != name_of(func):
             raise not_repeatable(f"{name_of(func)} where there was {name}")
         self._next += 1
-        return pattern
+        return pattern, layouts
+
+
+def _tensors(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    return [a for a in (*args, *kwargs.values()) if torch.is_tensor(a)]
+
+
+def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
+    """Whether a gated function has something to freeze in these arguments."""
+    if not tensors:
+        return False
+    if isinstance(gate, Detached):
+        # Checkpointing detaches what it runs again: those values do move. And what has no gradient
+        # is no concern of the loss: trainers' logging comes and goes.
+        return tensors[0].requires_grad and not _torch.in_backward()
+    # Integers, as lengths and positions, do not move with the parameters, or are frozen as what
+    # came of a comparison. Complex numbers have no order: their abs and sgn are smooth.
+    return any(t.is_floating_point() for t in tensors) and not tensors[0].is_complex()
 
 
 class HiddenKinks(_torch.TorchDispatchMode):

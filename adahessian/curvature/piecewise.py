@@ -4,6 +4,15 @@ Private to :mod:`adahessian.curvature.gates`. A gate has two methods: ``record(f
 calls the function and returns its output and the pattern of its pieces; ``replay(pattern, func,
 args, kwargs)`` computes the same function with the pieces given, differentiable like any other
 code.
+
+Where no element has left its piece, the values and gradients of a replay are torch's to the last
+bit, in bfloat16 too: its kernels compute in float32 and round once, where a formula of several
+operations would round as often. So a piece is computed in one of three ways:
+
+- it is exact by its nature: an element selected, a constant, a change of sign;
+- by the kernel of torch's derivative, which runs in torch's backward pass too: it chooses a slope
+  by a tensor, and takes the pattern in that tensor's place;
+- by torch's own function, with a correction of the elements that have left their piece.
 """
 
 from collections.abc import Callable
@@ -13,57 +22,77 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from adahessian import _torch
+from adahessian.curvature.layouts import with_value
+from adahessian.curvature.pools import GATES as POOLS
+from adahessian.curvature.selections import GATES as SELECTIONS
+from adahessian.curvature.torch_calls import bind, split, writes
 from adahessian.curvature.weight_gradients import FirstLayers
 
-
-def name_of(func: Callable) -> str:
-    """Return a function's name for comparison and messages."""
-    return getattr(func, "__name__", str(func))
+_aten = torch.ops.aten
+_REDUCED = (torch.bfloat16, torch.float16)
 
 
 class _Pointwise(NamedTuple):
-    """y_i = piece(x_i) with the piece chosen by x_i."""
+    """y_i = piece(x_i) with the piece chosen by x_i.
+
+    Where torch computes a piece with a rounding of its own, ``edge`` is given. Then torch's
+    function is called, with the elements that have left their piece put back to its edge; behind
+    it they get their piece's value. Their derivative is that of the edge: an error of the order of
+    h, as that of truncation, and none where the piece is straight.
+    """
 
     parameters: tuple[str, ...]  # what follows the input, in the functions' order
     pattern: Callable[..., Tensor]  # (x, **options): the piece of each element, in one byte
     piece: Callable[..., Tensor]  # (pattern, x, **options): the function on given pieces
+    edge: Callable[..., Tensor] | None = None  # (pattern, x, **options), where x is outside
 
-    def bind(self, args, kwargs):
-        options = {**dict(zip(("input", *self.parameters), args, strict=False)), **kwargs}
-        return options.pop("input"), options.pop("inplace", False), options
+    def bind(self, func, args, kwargs):
+        options = bind(self.parameters, args, kwargs)
+        in_place = writes(func, options)
+        options.pop("inplace", None)
+        return options.pop("input"), in_place, options
 
     def record(self, func, args, kwargs):
-        x, _, options = self.bind(args, kwargs)
+        x, _, options = self.bind(func, args, kwargs)
         with torch.no_grad():
             pattern = self.pattern(x, **options)
         return func(*args, **kwargs), pattern
 
     def replay(self, pattern, func, args, kwargs):
-        x, in_place, options = self.bind(args, kwargs)
-        if in_place or name_of(func).endswith("_") and not name_of(func).endswith("__"):
-            # The copy is what autograd may save: x itself is overwritten.
-            return x.copy_(self.piece(pattern, x.clone(), **options))
-        return self.piece(pattern, x, **options)
+        x, in_place, options = self.bind(func, args, kwargs)
+        if self.edge is None:
+            out = self.piece(pattern, x, **options)
+        else:
+            _, *rest = split(args, kwargs)
+            out = self.replay_corrected(pattern, x, lambda y: func(y, *rest[0], **rest[1]), options)
+        return x.copy_(out) if in_place else out
+
+    def replay_corrected(self, pattern, x, function, options):
+        assert self.edge is not None
+        with torch.no_grad():
+            moved = self.pattern(x, **options) != pattern
+            inside = torch.where(moved, self.edge(pattern, x, **options), x)
+        out = function(with_value(x, inside))
+        with torch.no_grad():
+            value = torch.where(moved, self.piece(pattern, x, **options), out)
+        return with_value(out, value)
+
+
+def _positive(x, **_):
+    return (x > 0).view(torch.uint8)
 
 
 def _region(x: Tensor, above: Tensor, below: Tensor) -> Tensor:
     return above.to(torch.int8).sub_(below.to(torch.int8))
 
 
-def _clamp_region(x, min=None, max=None):  # noqa: A002 (torch's names)
-    region = torch.zeros_like(x, dtype=torch.int8)
-    region = region if max is None else region.add_(x > max)
-    return region if min is None else region.sub_((x < min).to(torch.int8))
-
-
-def _clamp_piece(region, x, min=None, max=None):  # noqa: A002
-    if min is not None:
-        x = torch.where(region < 0, min, x)
-    return x if max is None else torch.where(region > 0, max, x)
+def _unit_region(x, **_):
+    return _region(x, x >= 3, x <= -3)
 
 
 def _bounded_piece(region, x, low, high):
-    y = x * (region == 0)
+    y = _aten.hardtanh_backward(x, region, -1, 1)  # x where the region is 0, else 0
     for bound, beyond in ((low, region < 0), (high, region > 0)):
         y = y if bound == 0 else y + bound * beyond.to(x.dtype)
     return y
@@ -72,42 +101,57 @@ def _bounded_piece(region, x, low, high):
 def _prelu_piece(positive, x, weight):
     if weight.numel() > 1:
         weight = weight.view(-1, *[1] * (x.ndim - 2))
-    return torch.where(positive, x, weight * x)
+    return torch.where(positive > 0, x, weight * x)
 
 
 def _exponential_piece(positive, x, alpha=1.0, scale=1.0, width=1.0):
-    below = torch.where(positive, 0, x)  # keeps expm1 finite where it is not used
-    return torch.where(positive, scale * x, scale * alpha * torch.expm1(below / width))
+    return torch.where(positive > 0, scale * x, scale * alpha * torch.expm1(x / width))
 
 
-def _positive(x, **_):
-    return x > 0
+# Edges lie within their piece: which one has the kink itself is not ours to know.
+def _edge_at_zero(positive, x, **_):
+    return (2 * positive.to(x.dtype) - 1) * torch.finfo(x.dtype).tiny
 
 
-def _unit_region(x, **_):
-    return _region(x, x >= 3, x <= -3)
+def _edge_at(kink, region, x):
+    eps = kink * torch.finfo(x.dtype).eps
+    return torch.where(region == 0, x.sign() * (kink - eps), region.to(x.dtype) * (kink + eps))
+
+
+def _edge_at_three(region, x):
+    return _edge_at(3, region, x)
+
+
+def _edge_of_shrinkage(region, x, lambd=0.5):
+    return _edge_at(lambd, region, x)
 
 
 _POINTWISE = {
-    # The activations of image networks multiply where others select: torch.where takes ten times
-    # as long as a product on a CPU, and a product with bytes less than one with bools.
-    ("relu",): _Pointwise(("inplace",), lambda x: (x > 0).view(torch.uint8), lambda on, x: x * on),
+    ("relu",): _Pointwise(
+        ("inplace",),
+        _positive,
+        # x where it is on, else 0. Others take much longer on a CPU: a product with the pattern no
+        # less, and −inf times 0 is no number; torch.where three times as long.
+        lambda on, x: _aten.threshold_backward(x, on, 0),
+    ),
     ("leaky_relu",): _Pointwise(
         ("negative_slope", "inplace"),
-        lambda x, **_: (x > 0).view(torch.uint8),
-        lambda on, x, negative_slope=0.01: x * on * (1 - negative_slope) + negative_slope * x,
+        _positive,
+        lambda on, x, negative_slope=0.01: _aten.leaky_relu_backward(x, on, negative_slope, False),
     ),
-    ("prelu",): _Pointwise(("weight",), _positive, _prelu_piece),
-    ("elu",): _Pointwise(("alpha", "inplace"), _positive, _exponential_piece),
+    ("prelu",): _Pointwise(("weight",), _positive, _prelu_piece, _edge_at_zero),
+    ("elu",): _Pointwise(("alpha", "inplace"), _positive, _exponential_piece, _edge_at_zero),
     ("celu",): _Pointwise(
         ("alpha", "inplace"),
         _positive,
         lambda on, x, alpha=1.0: _exponential_piece(on, x, alpha, width=alpha),
+        _edge_at_zero,
     ),
     ("selu",): _Pointwise(
         ("inplace",),
         _positive,
         lambda on, x: _exponential_piece(on, x, 1.6732632423543772, 1.0507009873554805),
+        _edge_at_zero,
     ),
     ("threshold",): _Pointwise(
         ("threshold", "value", "inplace"),
@@ -125,25 +169,27 @@ _POINTWISE = {
         lambda r, x: _bounded_piece(r, x, 0.0, 6.0),
     ),
     ("hardsigmoid",): _Pointwise(
-        ("inplace",), _unit_region, lambda r, x: torch.where(r == 0, x / 6 + 0.5, (r > 0).to(x))
+        ("inplace",),
+        _unit_region,
+        lambda r, x: torch.where(r == 0, x / 6 + 0.5, (r > 0).to(x)),
+        _edge_at_three,
     ),
     ("hardswish",): _Pointwise(
         ("inplace",),
         _unit_region,
-        lambda r, x: x * (x + 3) / 6 * (r == 0) + x * (r > 0),
+        lambda r, x: torch.where(r == 0, x * (x + 3) / 6, (r > 0) * x),
+        _edge_at_three,
     ),
     ("softshrink",): _Pointwise(
         ("lambd",),
         lambda x, lambd=0.5: _region(x, x > lambd, x < -lambd),
-        lambda r, x, lambd=0.5: (x - lambd * r) * (r != 0),
+        lambda r, x, lambd=0.5: torch.where(r == 0, 0, x - lambd * r.to(x)),
+        _edge_of_shrinkage,
     ),
     ("hardshrink",): _Pointwise(
-        ("lambd",), lambda x, lambd=0.5: x.abs() > lambd, lambda on, x, lambd=0.5: x * on
-    ),
-    ("clamp", "clip"): _Pointwise(("min", "max"), _clamp_region, _clamp_piece),
-    ("clamp_min",): _Pointwise(("min",), _clamp_region, _clamp_piece),
-    ("clamp_max",): _Pointwise(
-        ("max",), _clamp_region, lambda r, x, max: _clamp_piece(r, x, max=max)
+        ("lambd",),
+        lambda x, lambd=0.5: (x.abs() > lambd).view(torch.uint8),
+        lambda on, x, lambd=0.5: _aten.hardshrink_backward(x, on, 0.5),
     ),
     ("abs", "absolute"): _Pointwise(
         (), lambda x: x.sign().to(torch.int8), lambda sign, x: x * sign
@@ -154,178 +200,80 @@ _POINTWISE = {
 class _RandomLeakyReLU:
     """rrelu draws its slopes only for negative elements: the drawn slopes are the pattern."""
 
-    @staticmethod
-    def record(func, args, kwargs):
-        x = (args[0] if args else kwargs["input"]).detach().clone()
-        out = func(*args, **kwargs)
-        return out, torch.where(x < 0, out.detach() / x, 1.0)
+    def bind(self, func, args, kwargs):
+        given = bind(("lower", "upper", "training", "inplace"), args, kwargs)
+        low, high = given.get("lower", 1 / 8), given.get("upper", 1 / 3)
+        return given["input"], low, high, given.get("training", False), writes(func, given)
 
-    @staticmethod
-    def replay(slope, func, args, kwargs):
-        x = args[0] if args else kwargs["input"]
-        y = x * slope
-        return x.copy_(y) if kwargs.get("inplace") or name_of(func) == "rrelu_" else y
+    def record(self, func, args, kwargs):
+        x, low, high, training, in_place = self.bind(func, args, kwargs)
+        before = x.detach().clone() if in_place else x.detach()
+        if not training:
+            return func(*args, **kwargs), _positive(before)
+        slopes = x.new_empty(x.shape)
+        draw = _aten.rrelu_with_noise_ if in_place else _aten.rrelu_with_noise
+        out = draw(x, slopes, low, high, True)
+        if x.dtype in _REDUCED:  # slopes are rounded for the backward pass, but not the forward one
+            unrounded = out.detach().float() / before
+            return out, (slopes, torch.where(unrounded.isfinite(), unrounded, slopes))
+        return out, (slopes, slopes)
+
+    def replay(self, pattern, func, args, kwargs):
+        x, low, high, training, in_place = self.bind(func, args, kwargs)
+        if training:
+            slopes, unrounded = pattern
+            out = x * slopes
+            if unrounded is not slopes:
+                out = with_value(out, x.detach() * unrounded)
+        else:
+            out = _aten.leaky_relu_backward(x, pattern, (low + high) / 2, False)
+        return x.copy_(out) if in_place else out
 
 
 class _Constant:
     """Steps: the derivative is zero wherever there is one, the value must not jump."""
 
-    @staticmethod
-    def record(func, args, kwargs):
+    def record(self, func, args, kwargs):
         out = func(*args, **kwargs)
         return out, out.detach().clone()
 
-    @staticmethod
-    def replay(value, func, args, kwargs):
+    def replay(self, value, func, args, kwargs):
         out = func(*args, **kwargs)  # a random one must draw as often as before
-        return out.copy_(value) if name_of(func).endswith("_") else value.clone()
+        if not writes(func, kwargs):
+            return with_value(out, value)
+        out.data.copy_(value)  # behind autograd's back: sgn_ has saved it, for nothing
+        return out
 
 
 class Detached(_Constant):
     """detach: what the loss takes as a constant must not move with the parameters."""
 
 
-class _OfTwo:
-    """maximum, minimum, fmax, fmin, and max and min of two tensors; equal ones share."""
-
-    @staticmethod
-    def record(func, args, kwargs):
-        x, other = _operands(args, kwargs, "other")
-        out = func(*args, **kwargs)
-        equal = (x == other).detach()
-        return out, (equal, (x == out).detach() & ~equal)
-
-    @staticmethod
-    def replay(pattern, func, args, kwargs):
-        x, other = _operands(args, kwargs, "other")
-        equal, first = pattern
-        return torch.where(first, x, torch.where(equal, 0.5 * (x + other), other))
-
-
-class _Extremum:
-    """amax, amin, and max, min, median of a whole tensor: ties share the gradient."""
-
-    @staticmethod
-    def record(func, args, kwargs):
-        x, *rest = args if args else (kwargs["input"],)
-        out = func(*args, **kwargs)
-        dims = rest[0] if rest else kwargs.get("dim", ())
-        dims = (dims,) if isinstance(dims, int) else tuple(dims)
-        dims = sorted(d % max(x.ndim, 1) for d in dims) or list(range(x.ndim))
-        keepdim = rest[1] if len(rest) > 1 else kwargs.get("keepdim", False)
-        kept = out.detach()
-        if not keepdim:
-            for d in dims:
-                kept = kept.unsqueeze(d) if x.ndim else kept
-        return out, (x.detach() == kept, dims, keepdim)
-
-    @staticmethod
-    def replay(pattern, func, args, kwargs):
-        x = args[0] if args else kwargs["input"]
-        chosen, dims, keepdim = pattern
-        if x.ndim == 0:
-            return x.clone()
-        total = torch.where(chosen, x, 0).sum(dims, keepdim=keepdim)
-        return total / chosen.sum(dims, keepdim=keepdim)
-
-
-class _Order(NamedTuple):
-    """sort, topk, max over a dim, ...: values with the indices at which they were found."""
-
-    dim_position: int = 0  # of `dim` behind the input
-
-    def record(self, func, args, kwargs):
-        out = func(*args, **kwargs)
-        rest = args[1:]
-        given = rest[self.dim_position] if len(rest) > self.dim_position else None
-        dim = kwargs.get("dim", -1 if given is None else given)
-        return out, (out.indices, dim, type(out))
-
-    def replay(self, pattern, func, args, kwargs):
-        x = args[0] if args else kwargs["input"]
-        indices, dim, kind = pattern
-        if indices.ndim < x.ndim:  # the dim was reduced
-            values = x.gather(dim, indices.unsqueeze(dim)).squeeze(dim)
-        else:
-            values = x.gather(dim, indices)
-        return kind((values, indices))
-
-
-class _FirstOf(NamedTuple):
-    """max, min, median and their like: another function for other arguments."""
-
-    def _kind(self, args, kwargs):
-        rest = args[1:]
-        if torch.is_tensor(kwargs.get("other", rest[0] if rest else None)):
-            return _OfTwo
-        return _Order() if rest or "dim" in kwargs else _Extremum
-
-    def record(self, func, args, kwargs):
-        return self._kind(args, kwargs).record(func, args, kwargs)
-
-    def replay(self, pattern, func, args, kwargs):
-        return self._kind(args, kwargs).replay(pattern, func, args, kwargs)
-
-
-class _Sorted:
-    """msort: sorted along the first dim, without the indices."""
-
-    @staticmethod
-    def record(func, args, kwargs):
-        x = args[0] if args else kwargs["input"]
-        return func(*args, **kwargs), torch.argsort(x.detach(), dim=0)
-
-    @staticmethod
-    def replay(indices, func, args, kwargs):
-        return (args[0] if args else kwargs["input"]).gather(0, indices)
-
-
-def _operands(args, kwargs, second):
-    return (
-        args[0] if args else kwargs["input"],
-        args[1] if len(args) > 1 else kwargs[second],
-    )
-
-
-class _MaxPool(NamedTuple):
-    """Max pooling over the last ``dims`` dimensions."""
-
-    dims: int
-    with_indices: Callable
-    flag: int  # position of return_indices among the arguments
-
-    def wants_indices(self, func, args, kwargs):
-        asked = args[self.flag] if len(args) > self.flag else kwargs.get("return_indices", False)
-        return asked or name_of(func).endswith("_with_indices")
-
-    def record(self, func, args, kwargs):
-        arguments = {k: v for k, v in kwargs.items() if k != "return_indices"}
-        # return_indices is the last argument but for the fractional pools' samples.
-        plain = args[: self.flag] + args[self.flag + 1 :]
-        out, indices = self.with_indices(*plain, **arguments)
-        return ((out, indices) if self.wants_indices(func, args, kwargs) else out), indices
-
-    def replay(self, indices, func, args, kwargs):
-        x = args[0] if args else kwargs["input"]
-        flat = x.flatten(-self.dims).gather(-1, indices.flatten(-self.dims))
-        out = flat.view(indices.shape)
-        return (out, indices) if self.wants_indices(func, args, kwargs) else out
-
-
 class _L1Loss:
-    """mean or sum of |input − target|."""
+    """mean or sum of |input − target|, which torch computes of an absolute value too."""
 
-    @staticmethod
-    def record(func, args, kwargs):
-        x, target = _operands(args, kwargs, "target")
-        return func(*args, **kwargs), (x - target).detach().sign().to(torch.int8)
+    parameters = ("target", "size_average", "reduce", "reduction", "weight")
 
-    @staticmethod
-    def replay(sign, func, args, kwargs):
-        x, target = _operands(args, kwargs, "target")
-        reduction = kwargs.get("reduction", args[4] if len(args) > 4 else "mean")
-        distance = (x - target) * sign
-        weight = kwargs.get("weight", args[5] if len(args) > 5 else None)
+    def distance(self, args, kwargs, dtype):
+        given = bind(self.parameters, args, kwargs)
+        x, target = torch.broadcast_tensors(given["input"], given["target"])
+        return x.to(dtype) - target.to(dtype)  # autocast computes it in float32
+
+    def record(self, func, args, kwargs):
+        out = func(*args, **kwargs)
+        with torch.no_grad():
+            sign = self.distance(args, kwargs, out.dtype).sign().to(torch.int8)
+        return out, (sign, out.dtype)
+
+    def replay(self, pattern, func, args, kwargs):
+        sign, dtype = pattern
+        distance = self.distance(args, kwargs, dtype) * sign
+        given = bind(self.parameters, args, kwargs)
+        reduction = given.get("reduction", "mean")
+        legacy = given.get("size_average"), given.get("reduce")
+        if legacy != (None, None):
+            reduction = _torch.legacy_reduction(*legacy)
+        weight = given.get("weight")
         if weight is not None:
             distance = distance * weight
             if reduction == "mean":
@@ -336,22 +284,10 @@ class _L1Loss:
 def _build_table() -> dict[Callable, Any]:
     """Return the gate of each function, in all the forms under which torch offers it."""
     kinds = {name: gate for names, gate in _POINTWISE.items() for name in names}
-    kinds |= dict.fromkeys("max min median nanmedian".split(), _FirstOf())
-    kinds |= dict.fromkeys("maximum minimum fmax fmin".split(), _OfTwo)
-    kinds |= dict.fromkeys("amax amin".split(), _Extremum)
-    kinds |= dict.fromkeys("mode sort cummax cummin".split(), _Order())
-    kinds |= dict.fromkeys("topk kthvalue".split(), _Order(dim_position=1))
+    kinds |= SELECTIONS | POOLS
     constants = "round floor ceil trunc fix sign sgn heaviside bernoulli".split()
-    kinds |= dict.fromkeys(constants, _Constant) | {"msort": _Sorted}
-    kinds |= {"rrelu": _RandomLeakyReLU, "l1_loss": _L1Loss, "detach": Detached}
-    for n in (1, 2, 3):
-        for name, flag in ((f"max_pool{n}d", 6), (f"adaptive_max_pool{n}d", 2)):
-            with_indices = getattr(F, name + "_with_indices")
-            kinds[name] = kinds[name + "_with_indices"] = _MaxPool(n, with_indices, flag)
-    for n in (2, 3):
-        name = f"fractional_max_pool{n}d"
-        with_indices = getattr(F, name + "_with_indices")
-        kinds[name] = kinds[name + "_with_indices"] = _MaxPool(n, with_indices, 4)
+    kinds |= dict.fromkeys(constants, _Constant())
+    kinds |= {"rrelu": _RandomLeakyReLU(), "l1_loss": _L1Loss(), "detach": Detached()}
     kinds |= dict.fromkeys("conv1d conv2d conv3d".split(), FirstLayers())
     table = {}
     for name, gate in kinds.items():

@@ -155,6 +155,12 @@ def test_buffers_are_replaced():
     assert layer.running_mean.tolist() == [3, 3] and mean.tolist() == [0, 0]
 
 
+def test_the_old_arguments_of_losses():
+    assert _torch.legacy_reduction(None, False) == "none"
+    assert _torch.legacy_reduction(False, None) == "sum"
+    assert _torch.legacy_reduction(True, True) == "mean"
+
+
 def test_nested_structures():
     paths, spec = _torch.pytree.tree_flatten_with_path({"a": [1, (2,)]})
     assert [value for _, value in paths] == [1, 2]

@@ -215,7 +215,7 @@ def test_only_layers_near_the_data_keep_anything(build, kept):
     gates = Gates()
     difference = FiniteDifference(closure, params, gates=gates)
     difference.evaluate()
-    records = [pattern for name, pattern in gates._tape if name == "conv2d"]
+    records = [pattern for name, pattern, _ in gates._tape if name == "conv2d"]
     assert [record and len(record) for record in records] == kept
     z = rademacher_like(params, seed=0, step=0)
     difference.product(dict(zip(params, z, strict=True)))

@@ -1,0 +1,32 @@
+"""The arguments of a call of a torch function, in whichever form it was called.
+
+Private to the gates (:mod:`adahessian.curvature.piecewise`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def name_of(func: Callable) -> str:
+    """Return a function's name for comparison and messages."""
+    return getattr(func, "__name__", str(func))
+
+
+def bind(parameters: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments by name: the input, and the parameters that follow it."""
+    return dict(zip(("input", *parameters), args, strict=False)) | kwargs
+
+
+def split(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, tuple, dict[str, Any]]:
+    """Return a call's input, and the call without it."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["input"], (), {k: v for k, v in kwargs.items() if k != "input"}
+
+
+def writes(func: Callable, arguments: dict[str, Any]) -> bool:
+    """Whether a call changes its input in place."""
+    name = name_of(func)
+    return arguments.get("inplace", False) or name.endswith("_") and not name.endswith("__")

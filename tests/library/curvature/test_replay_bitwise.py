@@ -1,0 +1,265 @@
+"""A replay at unchanged parameters is the recorded evaluation, bit for bit, and that the plain one.
+
+In every precision and memory layout: outputs, their strides, and gradients with theirs. What a
+replay computes otherwise, be it a rounding, the finite difference divides by its step.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from adahessian.curvature.gates import Gates
+from adahessian.curvature.piecewise import GATES
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SHAPE = (4, 6, 5, 6)
+# Of all functions below with their arguments; both zeros.
+KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -2.0, 3.0, -3.0, 6.0]
+
+
+def numbers(shape, seed=0):
+    """Numbers of which some are on the kinks and some are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    flat = x.view(-1)
+    flat[torch.randperm(len(flat), generator=generator)[: len(flat) // 3]] = torch.tensor(
+        KINKS, dtype=torch.float64
+    ).repeat(len(flat))[: len(flat) // 3]
+    return x
+
+
+def probabilities(shape):
+    return numbers(shape).sigmoid()
+
+
+class Call(NamedTuple):
+    """A call of a function: arguments behind the input, which is made by ``data(shape)``.
+
+    A function among the arguments makes one more operand of the input.
+    """
+
+    args: tuple
+    kwargs: dict[str, Any]
+    shape: tuple[int, ...]
+    data: Callable[[tuple[int, ...]], torch.Tensor]
+    infinite: bool  # also with infinities among the numbers
+    detached: bool  # without a gradient
+
+
+def call(*args, shape=SHAPE, data=numbers, infinite=True, detached=False, **kwargs):
+    return Call(args, kwargs, shape, data, infinite, detached)
+
+
+def other(x):
+    """A tensor that is equal to x in places."""
+    return torch.where(numbers(x.shape, 1).to(x) > 0, numbers(x.shape, 2).to(x), x.detach())
+
+
+def other_row(x):
+    return numbers(x.shape[-1:], 3).to(x)
+
+
+def weights(*shape):
+    return lambda x: numbers(shape, 4).to(x)
+
+
+LINE, VOLUME = (4, 6, 12), (2, 3, 4, 6, 4)
+ORDERED = [call(-1), call(1), call(dim=2)]
+EXTREMUM = [call(()), call(1), call((2, 3), True), call(dim=(1, 2))]
+FIRST_OF = [call(), call(1), call(dim=-1, keepdim=True), call(other), call(other=other_row)]
+OF_TWO = [call(other), call(other_row)]
+CALLS = {
+    **dict.fromkeys("relu selu hardsigmoid hardswish relu6".split(), [call()]),
+    "leaky_relu": [call(), call(0.3)],
+    "prelu": [call(weights(1)), call(weights(6)), call(weights(6), shape=(5, 6))],
+    "elu": [call(), call(0.7)],
+    "celu": [call(), call(0.7)],
+    "rrelu": [call(), call(0.1, 0.4, training=True)],
+    "threshold": [call(0.5, 1.1)],
+    "_threshold": [call(0.5, 1.1)],
+    "hardtanh": [call(), call(-2.0, 1.5), call(-0.3, 0.7)],
+    "softshrink": [call(), call(0.3)],
+    "hardshrink": [call(), call(0.3)],
+    **dict.fromkeys(
+        ("clamp", "clip"),
+        [
+            call(-1, 2),
+            call(min=0.3),
+            call(None, 1.5),
+            call(0.0, 6.0),
+            call(3.0, 1.0),
+            call(weights(6), weights(5, 1)),
+        ],
+    ),  # fmt: skip
+    "clamp_min": [call(0.5), call(weights(6))],
+    "clamp_max": [call(0.5), call(max=weights(6))],
+    **dict.fromkeys(("abs", "absolute"), [call()]),
+    **dict.fromkeys(("max", "min"), FIRST_OF),
+    **dict.fromkeys(("median", "nanmedian"), FIRST_OF[:3]),
+    **dict.fromkeys("maximum minimum fmax fmin".split(), OF_TWO),
+    **dict.fromkeys(("amax", "amin"), EXTREMUM),
+    **dict.fromkeys(("mode", "sort", "cummax", "cummin"), ORDERED),
+    **dict.fromkeys(("topk", "kthvalue"), [call(2), call(3, 1), call(k=2, dim=0)]),
+    **dict.fromkeys("round floor ceil trunc fix sign sgn detach".split(), [call()]),
+    "heaviside": [call(weights(6), detached=True)],  # has no derivative
+    "bernoulli": [call(data=probabilities, infinite=False)],
+    "bernoulli_": [call(0.3)],
+    "msort": [call()],
+    "l1_loss": [
+        call(other),
+        call(other, reduction="sum"),
+        call(target=other, reduction="none"),
+        call(other, size_average=False),
+    ],
+    "max_pool1d": [call(3, shape=LINE), call(3, 2, 1, shape=LINE)],
+    "max_pool2d": [
+        call(2),
+        call((3, 2), stride=2, padding=1),
+        call(2, 1, 0, 2),
+        call(2, ceil_mode=True, shape=(6, 5, 5)),
+    ],
+    "max_pool3d": [call(2, shape=VOLUME), call(3, 1, shape=VOLUME)],
+    "adaptive_max_pool1d": [call(5, shape=LINE)],
+    "adaptive_max_pool2d": [call(3), call((3, 4))],
+    "adaptive_max_pool3d": [call((2, 3, 2), shape=VOLUME)],
+    "fractional_max_pool2d": [call(2, output_size=3), call(2, output_ratio=(0.6, 0.6))],
+    "fractional_max_pool3d": [call(2, output_size=(2, 3, 2), shape=VOLUME)],
+    "conv1d": [call(weights(4, 6, 3), weights(4), shape=LINE, infinite=False)],
+    "conv2d": [
+        call(weights(4, 6, 3, 3), infinite=False),
+        call(weights(4, 6, 3, 3), weights(4), 2, 1, infinite=False),
+        call(weights(6, 1, 3, 3), weights(6), padding="same", groups=6, infinite=False),
+    ],
+    "conv3d": [call(weights(4, 3, 3, 3, 3), weights(4), shape=VOLUME, infinite=False)],
+}
+
+
+def calls_of(function):
+    name = function.__name__
+    base = name.strip("_").removesuffix("_with_indices")
+    for key in (name, name.strip("_"), base):
+        if key in CALLS:
+            return CALLS[key]
+    raise KeyError(f"{name} is a gate without an example in this test: add one to CALLS")
+
+
+def channels_last(x):
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats.get(x.ndim, torch.contiguous_format))
+
+
+def every_second(x):
+    """A view with gaps."""
+    return x.repeat_interleave(2, 1)[:, ::2]
+
+
+def repeated(g):
+    return g.flatten()[0].expand(g.shape)
+
+
+def repeated_over_pixels(g):
+    return g[..., :1, :1].expand(g.shape) if g.ndim > 3 else g
+
+
+def contiguous(x):
+    return x.contiguous()
+
+
+# The layout of the input, and that of the gradient which comes from behind.
+LAYOUTS = {
+    "contiguous": (contiguous, contiguous),
+    "channels_last": (channels_last, channels_last),
+    "a contiguous gradient": (channels_last, contiguous),
+    "a channels_last gradient": (contiguous, channels_last),
+    "a sum's gradient": (channels_last, repeated),
+    "a mean's gradient": (channels_last, repeated_over_pixels),
+    "a view with gaps": (every_second, contiguous),
+}
+
+
+def evaluate(function, example, data, layouts, gates):
+    """Return outputs and gradients of a function, as a network's layer computes them."""
+    of_input, of_gradient = layouts
+    leaves = [of_input(data).detach().requires_grad_()]
+
+    def operand(make):
+        leaves.append(make(data).requires_grad_())
+        return leaves[-1] * 1
+
+    torch.manual_seed(0)
+    with gates:
+        x = of_input(leaves[0] * 1)
+        args = [operand(a) if callable(a) else a for a in example.args]
+        kwargs = {k: operand(a) if callable(a) else a for k, a in example.kwargs.items()}
+        with torch.set_grad_enabled(not example.detached):
+            out = function(x, *args, **kwargs)
+        outputs = [out] if torch.is_tensor(out) else list(out)
+        moving = [t for t in outputs if t.requires_grad and not example.detached]
+        behind = [of_gradient(numbers(t.shape, 5).to(t)) for t in moving]
+        grads = torch.autograd.grad(moving, leaves, behind, allow_unused=True) if moving else ()
+    return [*outputs, x, *grads]
+
+
+def assert_equal_bits(results, expected, what):
+    for number, (a, b) in enumerate(zip(results, expected, strict=True)):
+        where = f"{what}, tensor {number} of {len(results)}"
+        if a is None or b is None:
+            assert a is b, where
+            continue
+        assert (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()), where
+        difference = torch.where(a.isnan() & b.isnan(), 0, a - b).abs().max()
+        same = (a == b) | a.isnan() & b.isnan()
+        assert same.all(), f"{where}: {(~same).sum()} of {same.numel()} differ, by {difference:.2g}"
+
+
+def name_of(function):
+    for home, place in ((torch, "torch"), (torch.Tensor, "Tensor"), (F, "F")):
+        for name in dir(home):
+            if getattr(home, name, None) is function:
+                return f"{place}.{name}"
+    return str(function)
+
+
+def refused_by_torch(error):
+    message = str(error)
+    return "not implemented for" in message or "Can't detach views in-place" in message
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("function", list(GATES), ids=map(name_of, GATES))
+def test_replay_is_the_recorded_evaluation(function, dtype):
+    compared = 0
+    for number, example in enumerate(calls_of(function)):
+        data = example.data(example.shape).to(dtype)
+        for name, layouts in LAYOUTS.items():
+            compared += compare(function, example, data, layouts, f"call {number}, {name}")
+        if example.infinite:
+            data.view(-1)[::7], data.view(-1)[1::9] = -torch.inf, torch.inf
+            what = f"call {number}, infinite"
+            compared += compare(function, example, data, LAYOUTS["contiguous"], what)
+    if not compared:
+        pytest.skip("torch does not have it")
+
+
+def compare(function, example, data, layouts, what):
+    """Compare plain, recorded and replayed evaluation; return whether torch has this one."""
+    try:
+        plain = evaluate(function, example, data, layouts, contextlib.nullcontext())
+    except RuntimeError as error:
+        if refused_by_torch(error):
+            return False
+        raise
+    gates = Gates()
+    recorded = evaluate(function, example, data, layouts, gates)
+    assert_equal_bits(recorded, plain, f"{what}: recorded and plain")
+    gates.rewind()
+    replayed = evaluate(function, example, data, layouts, gates)
+    assert_equal_bits(replayed, recorded, f"{what}: replayed and recorded")
+    gates.check_complete()
+    assert gates._tape
+    return True
