@@ -57,8 +57,8 @@ def public(module: str, name: str, **options: Any) -> Callable[..., torch.optim.
     return build
 
 
-def ours(door: str, interval: int) -> Callable[..., torch.optim.Optimizer]:
-    return lambda p: AdaHessian(p, lr=0.01, curvature=door, update_interval=interval)
+def ours(way: str, interval: int) -> Callable[..., torch.optim.Optimizer]:
+    return lambda p: AdaHessian(p, lr=0.01, curvature=way, update_interval=interval)
 
 
 class Stepper:

@@ -22,18 +22,18 @@ from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
 
 INTERVALS = (1, 2, 3, 4, 5)
-DOORS = {"exact": "double_backward", "finite difference": "finite_difference"}
+WAYS = {"exact": "double_backward", "finite difference": "finite_difference"}
 UNITS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=5e-4),
     "Adam": lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=5e-4),
 }
 
 
-def methods(doors: Sequence[str]) -> list[Method]:
-    """The units, then each door at each interval."""
+def methods(ways: Sequence[str]) -> list[Method]:
+    """The units, then each way at each interval."""
     found = [Method(label, build) for label, build in UNITS.items()]
-    for door in doors:
-        found += [Method(f"{door}, every {k}", ours(DOORS[door], k), k) for k in INTERVALS]
+    for way in ways:
+        found += [Method(f"{way}, every {k}", ours(WAYS[way], k), k) for k in INTERVALS]
     return found
 
 
@@ -48,15 +48,15 @@ def problem(depth: int, options: argparse.Namespace) -> zoo.Problem:
 
 
 def table(results: dict[str, dict[str, list[float]]], repetitions: int, title: str) -> Grid:
-    """For each network, door and unit a row with a column for each interval."""
+    """For each network, way and unit a row with a column for each interval."""
     rows: list[Sequence[str]] = []
     for network, seconds in results.items():
-        for door in (door for door in DOORS if f"{door}, every 1" in seconds):
+        for way in (way for way in WAYS if f"{way}, every 1" in seconds):
             for unit in UNITS:
                 ratios = [
-                    median_ratio(seconds[f"{door}, every {k}"], seconds[unit]) for k in INTERVALS
+                    median_ratio(seconds[f"{way}, every {k}"], seconds[unit]) for k in INTERVALS
                 ]
-                rows.append((network, door, unit, *(f"{ratio:.2f}" for ratio in ratios)))
+                rows.append((network, way, unit, *(f"{ratio:.2f}" for ratio in ratios)))
     note = (
         f"Cost of a step in steps of the unit: n = {repetitions} interleaved repetitions, median "
         "of the ratios within a repetition."
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--depth", type=int, nargs="+", default=[20, 32])
-    parser.add_argument("--curvature", choices=DOORS, nargs="+", default=list(DOORS))
+    parser.add_argument("--curvature", choices=WAYS, nargs="+", default=list(WAYS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small and short, for a test")

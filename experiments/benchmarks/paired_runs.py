@@ -9,7 +9,7 @@ difference over many pairs has an interval, which must hold zero and be narrow.
 
 Every finished training is a line of `FOLDER/trainings.jsonl`. The command trains what is missing
 there, then prints the verdict; it may be interrupted, and several may work in one folder.
-`--picture` draws the losses of all pairs, the doors over each other.
+`--picture` draws the losses of all pairs, the ways over each other.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class Settings:
     depth: int = 20
     lr: float = 0.15
     # AdaHessian's first denominators rest on single samples of a heavy-tailed estimate: at the full
-    # rate some trainings, through either door, lose half of the 200 steps to it.
+    # rate some trainings, through either way, lose half of the 200 steps to it.
     warmup_steps: int = 20
     weight_decay: float = 5e-4 / 0.15
 
@@ -112,11 +112,11 @@ class Results:
         return [row for row in rows if row["settings"] == asdict(self.settings)]
 
     def pairs(self) -> dict[int, dict[str, Any]]:
-        """Rows by seed and door, of the seeds for which both doors are there."""
+        """Rows by seed and way, of the seeds for which both ways are there."""
         found: dict[int, dict[str, Any]] = {}
         for row in self.rows():
             found.setdefault(row["seed"], {})[row["curvature"]] = row
-        return {seed: doors for seed, doors in sorted(found.items()) if len(doors) == 2}
+        return {seed: ways for seed, ways in sorted(found.items()) if len(ways) == 2}
 
     def append(self, row: dict[str, Any]) -> None:
         line = json.dumps({"settings": asdict(self.settings), **row}) + "\n"
@@ -142,15 +142,15 @@ def train_missing(results: Results, seeds: Sequence[int]) -> None:
     for seed in seeds:
         with results.claimed(seed) as ours:
             done = {row["curvature"] for row in results.rows() if row["seed"] == seed}
-            missing = [door for door in (EXACT, FAST) if door not in done]
+            missing = [way for way in (EXACT, FAST) if way not in done]
             if not ours or not missing:
                 continue
             data = data or zoo.load_images(results.settings.images, results.settings.size)
-            for door in missing:
-                row = train(results.settings, seed, door, data)
+            for way in missing:
+                row = train(results.settings, seed, way, data)
                 results.append(row)
                 print(
-                    f"seed {seed} {door:17s} test loss {row['test_loss']:.4f} accuracy "
+                    f"seed {seed} {way:17s} test loss {row['test_loss']:.4f} accuracy "
                     f"{row['test_accuracy']:.4f} in {row['seconds']:.0f} s",
                     file=sys.stderr,
                     flush=True,
@@ -212,7 +212,7 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid,
         ("test_accuracy", "test accuracy, points", ACCURACY_BOUND),
         ("train_loss", f"training loss, last {LAST_STEPS} steps", None),
     ):
-        exact, fast = ([doors[door][key] for doors in pairs.values()] for door in (EXACT, FAST))
+        exact, fast = ([ways[way][key] for ways in pairs.values()] for way in (EXACT, FAST))
         relative = "loss" in key
         scale = 100 / statistics.mean(exact) if relative else 100
         differences = [scale * (b - a) for a, b in zip(exact, fast, strict=True)]
@@ -239,14 +239,14 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid,
         f"{100 * ACCURACY_BOUND:g} points of accuracy."
     )
     columns = ("of the last step", "exact", "finite", "difference", "95 % interval", "holds")
-    return Grid("Paired trainings through both doors", columns, rows, note), passed
+    return Grid("Paired trainings by both ways to H·z", columns, rows, note), passed
 
 
 def draw(settings: Settings, pairs: dict[int, dict[str, Any]], path: Path) -> None:
     """Draw the training losses, each pair's thin and their mean thick, smoothed over steps."""
     figure, (axes,) = panels(1, (8, 4.5))
-    for door, label, style in ((EXACT, "double backward", "-"), (FAST, "finite difference", "--")):
-        curves = [_smoothed(doors[door]["losses"]) for doors in pairs.values()]
+    for way, label, style in ((EXACT, "double backward", "-"), (FAST, "finite difference", "--")):
+        curves = [_smoothed(ways[way]["losses"]) for ways in pairs.values()]
         color = axes.plot([], [])[0].get_color()
         for curve in curves:
             axes.plot(

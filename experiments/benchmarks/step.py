@@ -1,6 +1,6 @@
 """What a step of AdaHessian costs in steps of SGD: `python -m experiments.benchmarks.step`.
 
-Times SGD, AdamW, AdaHessian through both doors and at several intervals, and the AdaHessian of
+Times SGD, AdamW, AdaHessian by both ways to H·z and at several intervals, and the AdaHessian of
 three public packages, on one network and one batch. All take turns within each repetition, so that
 load on the machine falls on all of them; what is shown are medians over the repetitions, of the
 times and of their ratios to SGD in the same repetition. Peak memory is counted in the bytes of
@@ -41,10 +41,10 @@ def methods(quick: bool) -> list[Method]:
         Method("SGD", lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
         Method("AdamW", lambda p: torch.optim.AdamW(p, lr=1e-3)),
     ]
-    for door, label in (("double_backward", "exact"), ("finite_difference", "finite difference")):
+    for way, label in (("double_backward", "exact"), ("finite_difference", "finite difference")):
         for k in (1, 2) if quick else INTERVALS:
             name = f"{label}, every {k}" if k > 1 else label
-            found.append(Method(name, ours(door, k), k, math=door == "double_backward"))
+            found.append(Method(name, ours(way, k), k, math=way == "double_backward"))
     for label, module, name in (
         ("torch_optimizer", "torch_optimizer", "Adahessian"),
         ("pytorch_optimizer", "pytorch_optimizer", "AdaHessian"),
@@ -162,19 +162,19 @@ def cost_table(result: dict[str, Any], repetitions: int) -> Grid:
 
 
 def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Grid:
-    """The cost of both doors at each interval, beside what 1 + c/k predicts from every step."""
+    """The cost of both ways to H·z at each interval, beside what 1 + c/k predicts."""
     rows = []
     for result in results:
         seconds = result["seconds"]
-        for door in ("exact", "finite difference"):
+        for way in ("exact", "finite difference"):
             ratios = {}
             for k in INTERVALS:
-                label = f"{door}, every {k}" if k > 1 else door
+                label = f"{way}, every {k}" if k > 1 else way
                 if label in seconds:
                     ratios[k] = median_ratio(seconds[label], seconds["SGD"])
             cells = [f"{ratios[k]:.2f}" if k in ratios else "" for k in INTERVALS]
             predicted = [f"{1 + (ratios[1] - 1) / k:.2f}" for k in INTERVALS]
-            rows.append((result["network"], door, *cells))
+            rows.append((result["network"], way, *cells))
             rows.append(("", "1 + c/k", *predicted))
     note = (
         f"Cost of a step in SGD steps, median of n = {repetitions} repetitions; below it 1 + c/k "

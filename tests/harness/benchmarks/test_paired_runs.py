@@ -48,7 +48,7 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
     result = json.loads((tmp_path / "benchmarks" / "paired-runs.json").read_text())
     assert list(result["data"]["pairs"]) == ["1", "2", "3"]
     assert len(result["data"]["pairs"]["1"][EXACT]["losses"]) == 2
-    # The doors part, if little, after the first step; data and initial weights are the same.
+    # The two part, if little, after the first step; data and initial weights are the same.
     pair = result["data"]["pairs"]["1"]
     assert pair[EXACT]["train_loss"] == pytest.approx(pair[FAST]["train_loss"], rel=0.05)
     assert pair[EXACT]["train_loss"] != pair[FAST]["train_loss"]

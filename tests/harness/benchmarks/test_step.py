@@ -43,7 +43,7 @@ def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
 
 
 def test_memory_is_that_of_a_step_and_of_the_optimizers_state():
-    """The exact door keeps a second graph; the state of AdamW is a copy larger than SGD's."""
+    """The exact way keeps a second graph; the state of AdamW is a copy larger than SGD's."""
     methods = {method.label: method for method in step.methods(quick=True)}
     chosen = ("SGD", "AdamW", "exact", "finite difference")
     peak = {label: step.peak_memory(methods[label], "resnet20", True, "cpu") for label in chosen}

@@ -171,9 +171,9 @@ def test_micro_batches_hold_one_part_at_a_time_and_their_shares_add_up_to_one():
     assert torch.equal(torch.cat([part.inputs for part, _ in parts]), batch.inputs)
 
 
-@pytest.mark.parametrize("door", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
-def test_autocast_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32(door, tmp_path):
-    config = small_config("autocast=bfloat16", "channels_last=true", door, optimizer="adahessian")
+@pytest.mark.parametrize("way", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
+def test_autocast_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32(way, tmp_path):
+    config = small_config("autocast=bfloat16", "channels_last=true", way, optimizer="adahessian")
     task = build_task(config, CPU, None)
     model, seen = task.build_model(), []
     model.linear.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
