@@ -121,7 +121,7 @@ class Gates(TorchFunctionMode):
         self.called.add(name_of(func))
         if self.autocast_dtype is None and torch.is_tensor(args[0] if args else None):
             kind = args[0].device.type
-            if torch.is_autocast_enabled(kind):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
                 self.autocast_dtype = torch.get_autocast_dtype(kind)
 
     def _backward(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adahessian import _torch
-from adahessian.curvature.layouts import with_value
+from adahessian.curvature.layouts import copy_of, with_value
 from adahessian.curvature.pools import GATES as POOLS
 from adahessian.curvature.selections import GATES as SELECTIONS
 from adahessian.curvature.torch_calls import bind, split, writes
@@ -64,19 +64,44 @@ class _Pointwise(NamedTuple):
         if self.edge is None:
             out = self.piece(pattern, x, **options)
         else:
-            _, *rest = split(args, kwargs)
-            out = self.replay_corrected(pattern, x, lambda y: func(y, *rest[0], **rest[1]), options)
+            _, *further = split(args, kwargs)
+            out = self.replay_corrected(pattern, x, func, further, options)
         return x.copy_(out) if in_place else out
 
-    def replay_corrected(self, pattern, x, function, options):
+    def replay_corrected(self, pattern, x, func, further, options):
         assert self.edge is not None
         with torch.no_grad():
             moved = self.pattern(x, **options) != pattern
-            inside = torch.where(moved, self.edge(pattern, x, **options), x)
-        out = function(with_value(x, inside))
-        with torch.no_grad():
-            value = torch.where(moved, self.piece(pattern, x, **options), out)
-        return with_value(out, value)
+            given = {k: _per_element(v, x) for k, v in options.items()}
+        inside = _corrected(x, moved, self.edge, pattern, x, given)
+        args, kwargs = further
+        return _corrected(func(inside, *args, **kwargs), moved, self.piece, pattern, x, given)
+
+
+def _per_element(option: Any, x: Tensor) -> Any:
+    """Return an option of prelu, which can have one for each channel, in the shape of x."""
+    if not torch.is_tensor(option):
+        return option
+    return option.view(-1, *[1] * (x.ndim - 2 if option.numel() > 1 else 0)).expand(x.shape)
+
+
+def _corrected(
+    graph: Tensor, moved: Tensor, right: Callable[..., Tensor], pattern: Tensor, x: Tensor, options
+) -> Tensor:
+    """Return ``graph`` with the right values where elements have moved, and its own derivative."""
+    out = copy_of(graph)
+    with torch.no_grad():
+        if not _can_look(out):
+            return out.copy_(torch.where(moved, right(pattern, x, **options), out))
+        few = moved.nonzero(as_tuple=True)
+        options = {k: v[few] if torch.is_tensor(v) else v for k, v in options.items()}
+        out[few] = right(pattern[few], x[few], **options).to(out.dtype)
+    return out
+
+
+def _can_look(t: Tensor) -> bool:
+    """Whether to ask where a mask is true: faster than torch.where, but on a device one waits."""
+    return t.is_cpu and not _torch.under_functorch()
 
 
 def _positive(x, **_):
@@ -99,8 +124,6 @@ def _bounded_piece(region, x, low, high):
 
 
 def _prelu_piece(positive, x, weight):
-    if weight.numel() > 1:
-        weight = weight.view(-1, *[1] * (x.ndim - 2))
     return torch.where(positive > 0, x, weight * x)
 
 

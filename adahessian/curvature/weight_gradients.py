@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from adahessian import _torch
+from adahessian.curvature.layouts import copy_of, laid_out_as
 
 LAYERS = 2  # along a path from the data
 _OPTIONS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -38,6 +39,7 @@ class _Gradient(NamedTuple):
     x: Tensor | None
     g: Tensor
     dweight: Tensor
+    dbias: Tensor | None
 
 
 class FirstLayers:
@@ -121,28 +123,41 @@ class _Convolution(Function):
     def backward(ctx, *grads):
         (grad,) = grads
         x, weight = ctx.saved_tensors
+        of_data = not ctx.needs_input_grad[0]
         first = next(ctx.remaining, None)
         if first is None:
-            dweight = _gradient(ctx, x, grad, weight, of_weight=True)
+            dx, dweight, dbias = _gradients(ctx, x, grad, weight, (not of_data, True, ctx.has_bias))
         else:
-            x1 = x if first.x is None else first.x
-            dweight = first.dweight + _gradient(ctx, x1, grad - first.g, weight, of_weight=True)
-            if first.x is not None:
-                dweight = dweight + _gradient(ctx, x - x1, grad, weight, of_weight=True)
-        of_data = not ctx.needs_input_grad[0]
-        dx = None if of_data else _gradient(ctx, x, grad, weight, of_weight=False)
-        dbias = grad.sum([0, *range(2, grad.ndim)]) if ctx.has_bias else None
+            dx, _, _ = _gradients(ctx, x, grad, weight, (not of_data, False, False))
+            dweight, dbias = _changed(ctx, first, x, grad, weight)
         if ctx.record_into is not None:
-            # A copy: the gradient that is returned may become p.grad, and be changed in place.
+            # Copies: the gradients that are returned may become p.grad, and be changed in place.
             ctx.record_into.append(
-                _Gradient(None if of_data else x.detach(), grad.detach(), dweight.detach().clone())
+                _Gradient(
+                    None if of_data else x.detach(),
+                    grad.detach(),
+                    copy_of(dweight.detach()),
+                    None if dbias is None else copy_of(dbias.detach()),
+                )
             )
         return dx, dweight, dbias, None, None, None, None, None
 
 
-def _gradient(ctx, x: Tensor, grad: Tensor, weight: Tensor, of_weight: bool) -> Tensor:
+def _changed(ctx, first: _Gradient, x: Tensor, grad: Tensor, weight: Tensor):
+    """Return the gradients by weight and bias: the first evaluation's and their changes."""
+    x1 = x if first.x is None else first.x
+    _, dweight, dbias = _gradients(ctx, x1, grad - first.g, weight, (False, True, ctx.has_bias))
+    dweight = first.dweight + dweight
+    if first.x is not None:
+        dweight = dweight + _gradients(ctx, x - x1, grad, weight, (False, True, False))[1]
+    dweight = laid_out_as(dweight, first.dweight.stride())
+    return dweight, first.dbias + dbias if ctx.has_bias else None
+
+
+def _gradients(ctx, x: Tensor, grad: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]):
+    """Return torch's gradients by input, weight and bias, as far as they are wanted."""
     stride, padding, dilation, groups = ctx.options
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
-        [not of_weight, of_weight, False],
-    )[int(of_weight)]  # fmt: skip
+        grad, x, weight, [weight.shape[0]] if ctx.has_bias else None,
+        stride, padding, dilation, False, [0] * len(stride), groups, wanted,
+    )  # fmt: skip

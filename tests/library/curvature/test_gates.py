@@ -221,6 +221,84 @@ def test_ties_share_the_gradient_as_in_double_backward():
     assert compare(loss, [w]) < 3 * H
 
 
+# --- numbers that no rectifier changes, and integers ---------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["F.relu", "leaky", "relu6", "hardtanh", "softshrink", "abs"])
+def test_infinite_activations(name):
+    """A masked score is −inf, and 0 times that is no number."""
+    function = POINTWISE[name]
+    values = torch.tensor([-torch.inf, -1.0, 2.0, torch.inf], dtype=torch.float64)
+    tape = gates.Gates()
+    results = []
+    for _ in range(2):
+        y = values.clone().requires_grad_()
+        with tape:
+            out = function(y)
+        results.append((out, *torch.autograd.grad(out.sum(), y)))
+        tape.rewind()
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second) and not second.isnan().any()
+
+
+def masked_mean(y):
+    """Rows of unequal length, as a batch of sentences."""
+    lengths = torch.tensor([3, 5, 2])
+    inside = torch.arange(lengths.max())[None] < lengths[:, None]
+    return (y[:15].view(3, 5) * inside).sum(1) / torch.maximum(lengths, torch.tensor(3))
+
+
+def biased_by_distance(y):
+    """Scores with a bias for each distance up to three, as in T5."""
+    position = torch.arange(5)
+    distance = (position[:, None] - position[None]).abs()
+    distance = torch.min(distance, torch.full_like(distance, 3)).clamp(max=3)
+    assert distance.amax() == 3 and (distance > 2).amax()
+    return (y[:4] * y[4:8])[distance].max(dim=1).values
+
+
+@pytest.mark.parametrize("function", [masked_mean, biased_by_distance])
+def test_integers_have_no_gates_and_keep_their_type(function):
+    loss, params = pointwise(function, x[::2000])
+    assert compare(loss, params) < 10 * H
+
+
+def test_complex_numbers_have_no_pieces():
+    loss, params = pointwise(lambda y: torch.complex(y, y + 9).abs(), x[::40])
+    assert compare(loss, params) < 10 * H
+
+
+@pytest.mark.parametrize(
+    "indices_of",
+    [
+        lambda y: y.sort()[1],
+        lambda y: y.topk(5).indices,
+        lambda y: y.view(4, -1).max(dim=0)[1],
+        lambda y: F.max_pool1d(y.view(1, -1), 4, return_indices=True)[1],
+    ],
+)
+def test_a_model_may_change_the_indices_that_it_gets(indices_of):
+    loss, params = pointwise(lambda y: y[indices_of(y).sub_(1).abs_().flatten()], x[::400][:100])
+    for _ in range(2):
+        assert compare(loss, params) < 10 * H
+
+
+def test_a_parameter_that_only_decides_a_step_has_a_gradient_of_zeros():
+    """In the replay too, not none: sgn, round and their like cut no graph."""
+    y = torch.randn(5, requires_grad=True)
+
+    def closure():
+        y.grad = None
+        value = (y.sgn() + y.round()).sum()
+        value.backward()
+        return value
+
+    difference = FiniteDifference(closure, [y], check=True)
+    difference.evaluate()
+    (z,) = rademacher_like([y], seed=0, step=0)
+    assert not difference.product({y: z})[y].any()
+
+
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,17 +1,24 @@
 """A replay at unchanged parameters is the recorded evaluation, bit for bit, and that the plain one.
 
 In every precision and memory layout: outputs, their strides, and gradients with theirs. What a
-replay computes otherwise, be it a rounding, the finite difference divides by its step.
+replay computes otherwise, be it a rounding, the finite difference divides by its step. No function
+is exempt. (Zeros of either sign are equal here.)
 """
 
 import contextlib
+import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.harness import REPOSITORY
 from torch.nn import functional as F
 
+from adahessian.curvature import piecewise
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.piecewise import GATES
 
@@ -21,14 +28,14 @@ SHAPE = (4, 6, 5, 6)
 KINKS = [0.0, -0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -2.0, 3.0, -3.0, 6.0]
 
 
+@functools.cache
 def numbers(shape, seed=0):
-    """Numbers of which some are on the kinks and some are equal."""
+    """Numbers of which a third lies on the kinks, and some are equal."""
     generator = torch.Generator().manual_seed(seed)
     x = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    flat = x.view(-1)
-    flat[torch.randperm(len(flat), generator=generator)[: len(flat) // 3]] = torch.tensor(
-        KINKS, dtype=torch.float64
-    ).repeat(len(flat))[: len(flat) // 3]
+    kinks = torch.tensor(KINKS, dtype=torch.float64)
+    some = torch.randperm(x.numel(), generator=generator)[: x.numel() // 3]
+    x.view(-1)[some] = kinks[torch.arange(len(some)) % len(kinks)]
     return x
 
 
@@ -84,17 +91,16 @@ CALLS = {
     "hardtanh": [call(), call(-2.0, 1.5), call(-0.3, 0.7)],
     "softshrink": [call(), call(0.3)],
     "hardshrink": [call(), call(0.3)],
-    **dict.fromkeys(
-        ("clamp", "clip"),
-        [
-            call(-1, 2),
-            call(min=0.3),
-            call(None, 1.5),
-            call(0.0, 6.0),
-            call(3.0, 1.0),
-            call(weights(6), weights(5, 1)),
-        ],
-    ),  # fmt: skip
+    "clamp": [
+        call(-1, 2),
+        call(min=0.3),
+        call(None, 1.5),
+        call(0.0, 6.0),
+        call(3.0, 1.0),
+        call(weights(6), weights(5, 1)),
+        call(weights(2, 1, 1, 1, 1)),
+    ],  # fmt: skip
+    "clip": [call(-1, 2), call(max=weights(6))],
     "clamp_min": [call(0.5), call(weights(6))],
     "clamp_max": [call(0.5), call(max=weights(6))],
     **dict.fromkeys(("abs", "absolute"), [call()]),
@@ -165,6 +171,10 @@ def repeated_over_pixels(g):
     return g[..., :1, :1].expand(g.shape) if g.ndim > 3 else g
 
 
+def rows_repeated(x):
+    return x[:1].expand(x.shape)
+
+
 def contiguous(x):
     return x.contiguous()
 
@@ -178,6 +188,7 @@ LAYOUTS = {
     "a sum's gradient": (channels_last, repeated),
     "a mean's gradient": (channels_last, repeated_over_pixels),
     "a view with gaps": (every_second, contiguous),
+    "an expanded view": (rows_repeated, contiguous),
 }
 
 
@@ -187,10 +198,10 @@ def evaluate(function, example, data, layouts, gates):
     leaves = [of_input(data).detach().requires_grad_()]
 
     def operand(make):
-        leaves.append(make(data).requires_grad_())
+        leaves.append(make(data).detach().requires_grad_())
         return leaves[-1] * 1
 
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     with gates:
         x = of_input(leaves[0] * 1)
         args = [operand(a) if callable(a) else a for a in example.args]
@@ -225,8 +236,12 @@ def name_of(function):
 
 
 def refused_by_torch(error):
-    message = str(error)
-    return "not implemented for" in message or "Can't detach views in-place" in message
+    """Whether torch has no kernel for a precision, or cannot write in place."""
+    refusals = (
+        "not implemented for", "Can't detach views", "more than one element of the written",
+        "doesn't match the broadcast shape",
+    )  # fmt: skip
+    return any(refusal in str(error) for refusal in refusals)
 
 
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
@@ -235,7 +250,7 @@ def refused_by_torch(error):
 def test_replay_is_the_recorded_evaluation(function, dtype):
     compared = 0
     for number, example in enumerate(calls_of(function)):
-        data = example.data(example.shape).to(dtype)
+        data = example.data(example.shape).to(dtype, copy=True)
         for name, layouts in LAYOUTS.items():
             compared += compare(function, example, data, layouts, f"call {number}, {name}")
         if example.infinite:
@@ -263,3 +278,82 @@ def compare(function, example, data, layouts, what):
     gates.check_complete()
     assert gates._tape
     return True
+
+
+def test_a_recording_leaves_no_hook_on_a_leaf():
+    x = torch.randn(3, requires_grad=True)
+    with Gates():
+        F.relu(x).sum().backward()
+    assert not x._backward_hooks
+
+
+# --- with elements that have left their piece -----------------------------------------------------
+
+BEYOND = {
+    "relu": (F.relu, [0]),
+    "leaky_relu": (lambda x: F.leaky_relu(x, 0.3), [0]),
+    "prelu": (lambda x: F.prelu(x.view(1, 2, -1), torch.tensor([0.2, 0.3]).to(x)), [0]),
+    "elu": (lambda x: F.elu(x, 2.0), [0]),
+    "celu": (lambda x: F.celu(x, 0.5), [0]),
+    "selu": (F.selu, [0]),
+    "threshold": (lambda x: F.threshold(x, 0.5, 2.0), [0.5]),
+    "hardtanh": (lambda x: F.hardtanh(x, -2.0, 1.5), [-2, 1.5]),
+    "relu6": (F.relu6, [0, 6]),
+    "hardsigmoid": (F.hardsigmoid, [-3, 3]),
+    "hardswish": (F.hardswish, [-3, 3]),
+    "softshrink": (lambda x: F.softshrink(x, 0.3), [-0.3, 0.3]),
+    "hardshrink": (F.hardshrink, [-0.5, 0.5]),
+    "clamp": (lambda x: x.clamp(-1, 2), [-1, 2]),
+    "clamp of tensors": (
+        lambda x: x.clamp(torch.tensor(-1.0).to(x), torch.tensor(2.0).to(x)),
+        [-1, 2],
+    ),
+    "abs": (torch.abs, [0]),
+    "maximum": (lambda x: torch.maximum(x, torch.ones_like(x)), [1]),
+    "fmin": (lambda x: torch.fmin(x, torch.ones_like(x)), [1]),
+}
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["on a CPU", "as on a device"])
+@pytest.mark.parametrize(("function", "kinks"), BEYOND.values(), ids=BEYOND)
+def test_a_replay_continues_the_piece(function, kinks, looks, monkeypatch):
+    """Behind the kink value and slope are those in front of it, up to the piece's curvature."""
+    monkeypatch.setattr(piecewise, "_can_look", lambda t: looks)
+    h = 1e-6
+    kinks = torch.tensor(kinks, dtype=torch.float64)
+    first = torch.cat([kinks - h, kinks + h]).requires_grad_()
+    second = torch.cat([kinks + h, kinks - h]).requires_grad_()
+    gates = Gates()
+    with gates:
+        y1 = function(first)
+    (slope,) = torch.autograd.grad(y1.sum(), first)
+    gates.rewind()
+    with gates:
+        y2 = function(second)
+    (slope2,) = torch.autograd.grad(y2.sum(), second)
+    with torch.no_grad():
+        linear = y1.flatten() + slope * (second - first)
+    torch.testing.assert_close(y2.flatten(), linear, rtol=0, atol=10 * h**2)
+    torch.testing.assert_close(slope2, slope, rtol=0, atol=10 * h)
+
+
+# --- whole networks, on other processors' kernels -------------------------------------------------
+
+KERNELS = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "DEFAULT": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_networks(kernels):
+    """A ResNet and others, in float32 and under bfloat16 autocast, channels_last and contiguous."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "tests/support/replay_networks.py"],
+        cwd=REPOSITORY,
+        env={**os.environ, **KERNELS[kernels], "PYTHONPATH": os.pathsep.join([".", "tests"])},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() in KERNELS  # and no network that differs
