@@ -148,6 +148,9 @@ def _check(run: Run) -> None:
             raise KeyError(key)
     run.optimizer.items(), run.headline, run.config["dataset"].items()
     run.config["best_epoch_split"], [session.items() for session in run.meta["sessions"]]
+    for row in run.evaluated:
+        if not isinstance(row[run.test_key], int | float):
+            raise TypeError(f"metrics.jsonl: a {run.test_key} is {row[run.test_key]!r}")
 
 
 def read_spectrum(path: Path) -> dict[str, Any] | None:

@@ -60,6 +60,9 @@ def _result(directory: Path) -> tuple[State, str]:
     values = [row[key] for row in rows if key in row]
     if not values:
         return "no result", f"it is marked as done but has no {key}"
-    if not math.isfinite(values[-1]):
-        return "no result", f"its last {key} is {values[-1]}"
+    last = values[-1]
+    if not isinstance(last, int | float):
+        return "unreadable", f"metrics.jsonl: TypeError: its last {key} is {last!r}"
+    if not math.isfinite(last):
+        return "no result", f"its last {key} is {last}"
     return "done", ""

@@ -151,7 +151,7 @@ def _measured(table: ComparisonTable, values: list[float]) -> str:
 
 
 def _title(table: ComparisonTable) -> str:
-    """The result as a heading: `Test accuracy`."""
+    """The result as a heading: `Test loss`."""
     return table.result_name[0].upper() + table.result_name[1:]
 
 
