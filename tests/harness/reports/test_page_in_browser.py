@@ -10,7 +10,7 @@ from support.harness import DIGITS, finish_run, small_config
 from support.page_runs import write_hostile_run, write_runs
 
 from experiments.plans.sweeps import expand
-from experiments.reports.page import write_page
+from experiments.reports.page import SECTIONS_OF_A_SWEEP, write_page
 from experiments.results.sweeps import read_sweep
 from experiments.results.tables import read_results
 
@@ -126,7 +126,8 @@ def test_a_sweep_is_drawn_over_its_keys(values, visit, tmp_path):
     path.write_text(f"config: {DIGITS}\nset: {{model.depth: 8}}\n{grid}\n")
     for run in expand(path)[:-1]:
         finish_run(tmp_path, run.config, [0.5])
-    page = visit(write_page(read_sweep(path, tmp_path), tmp_path / "report.html"), **PHONE)
+    written = write_page(read_sweep(path, tmp_path), tmp_path / "report.html", SECTIONS_OF_A_SWEEP)
+    page = visit(written, **PHONE)
     read_through(page)
     drawn = " ".join(page.locator("#sweep-rates .plot").all_inner_texts())
     assert "lr" in drawn and "0.01" in drawn
