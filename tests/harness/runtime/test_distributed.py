@@ -103,7 +103,13 @@ def end(processes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "overrides", "tolerance"),
-    [("sgd", (), 1e-10), ("adahessian", MEASURED, 1e-10), ("adahessian", (DIFFERENCE,), 1e-5)],
+    [
+        ("sgd", (), 1e-10),
+        ("adahessian", MEASURED, 1e-10),
+        # At the configuration's rate this network without normalization leaves its start at once,
+        # and then magnifies rounding itself.
+        ("adahessian", (DIFFERENCE, "optimizers.adahessian.lr=0.02"), 1e-5),
+    ],
 )
 def test_two_processes_compute_what_one_does(optimizer, overrides, tolerance, tmp_path):
     """To 1e-10 with exact derivatives, to 1e-5 with the finite difference, which magnifies
