@@ -150,6 +150,19 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 test-all: test browser ## The test suite, and the slow tests after it (35 minutes more)
 	$(PY) -m pytest -m slow --reruns 2 --reruns-delay 5
 
+# A processor without AVX-512 rounds otherwise, above all in bfloat16; one without AVX2 again.
+NUMERICAL_TESTS := $(foreach name,attention batch_norm curvature double_backward first_layers functional gates mixed_precision optimizer replay_bitwise,tests/test_$(name).py) \
+	tests/test_train.py::test_autocast_computes_in_bfloat16_and_keeps_weights_and_losses_in_float32
+test-portable: $(VENV)/.ready-for-tests ## The numerical tests on plainer processors' kernels (4 minutes on 2 cores)
+	@$(MAKE) --no-print-directory -j 2 test-on-avx2 test-on-sse
+
+test-on-avx2: export ATEN_CPU_CAPABILITY = avx2
+test-on-avx2: export ONEDNN_MAX_CPU_ISA = AVX2
+test-on-sse: export ATEN_CPU_CAPABILITY = default
+test-on-sse: export ONEDNN_MAX_CPU_ISA = SSE41
+test-on-avx2 test-on-sse: $(VENV)/.ready-for-tests
+	$(PY) -m pytest -q -m 'not slow' $(NUMERICAL_TESTS)
+
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/test_slurm.py tests/test_slurm_sweep.py
 
@@ -161,4 +174,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status slurm-test test browser test-all test-portable test-on-avx2 test-on-sse lint format
