@@ -116,10 +116,20 @@ def _unit_region(x, **_):
     return _region(x, x >= 3, x <= -3)
 
 
+def _select(x: Tensor, pattern: Tensor) -> Tensor:
+    """x where the pattern is positive, else 0, as relu's derivative does it.
+
+    A product with the pattern takes a CPU no less, and of an infinite x it makes no number;
+    torch.where takes three times as long.
+    """
+    return _aten.threshold_backward(x, pattern, 0)
+
+
 def _bounded_piece(region, x, low, high):
     y = _aten.hardtanh_backward(x, region, -1, 1)  # x where the region is 0, else 0
     for bound, beyond in ((low, region < 0), (high, region > 0)):
-        y = y if bound == 0 else y + bound * beyond.to(x.dtype)
+        if bound != 0:
+            y = y + _select(x.new_full((), bound), beyond.view(torch.uint8))
     return y
 
 
@@ -150,13 +160,7 @@ def _edge_of_shrinkage(region, x, lambd=0.5):
 
 
 _POINTWISE = {
-    ("relu",): _Pointwise(
-        ("inplace",),
-        _positive,
-        # x where it is on, else 0. Others take much longer on a CPU: a product with the pattern no
-        # less, and −inf times 0 is no number; torch.where three times as long.
-        lambda on, x: _aten.threshold_backward(x, on, 0),
-    ),
+    ("relu",): _Pointwise(("inplace",), _positive, lambda on, x: _select(x, on)),
     ("leaky_relu",): _Pointwise(
         ("negative_slope", "inplace"),
         _positive,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adahessian import _torch
 from adahessian.curvature.layouts import with_value
-from adahessian.curvature.torch_calls import bind, name_of, split
+from adahessian.curvature.torch_calls import bind, name_of, split, writes
 
 
 class _Choice(NamedTuple):
@@ -23,28 +23,30 @@ class _Choice(NamedTuple):
 
     bounds: tuple[str, ...]  # names of the operands that follow the input
 
-    def bind(self, args, kwargs):
-        """Return the tensors, expanded to one shape, and the numbers among the operands."""
+    def bind(self, args, kwargs, dtype):
+        """Return the operands: tensors, expanded to one shape and in the output's type; numbers."""
         given = {k: v for k, v in bind(self.bounds, args, kwargs).items() if v is not None}
-        tensors = {k: v for k, v in given.items() if torch.is_tensor(v)}
+        tensors = {k: v.to(dtype) for k, v in given.items() if torch.is_tensor(v)}
         numbers = {k: v for k, v in given.items() if k not in tensors}
-        dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-        floating = [t if t.is_floating_point() else t.to(dtype) for t in tensors.values()]
         # Expanded here: the gradient of an operand is then summed once, as in torch.
-        return dict(zip(tensors, torch.broadcast_tensors(*floating), strict=True)), numbers
+        return dict(zip(tensors, torch.broadcast_tensors(*tensors.values()), strict=True)), numbers
 
     def record(self, func, args, kwargs):
-        tensors, numbers = self.bind(args, kwargs)
         function = getattr(torch, name_of(func).rstrip("_"))
-        out, shares = _shares(function, tensors, numbers)
-        above = out == numbers["max"] if "max" in numbers else None
+        in_place = writes(func, kwargs)
+        # An operand of dimension zero does not decide the output's type: it is asked, too.
+        out = split(args, kwargs)[0] if in_place else func(*args, **kwargs)
+        tensors, numbers = self.bind(args, kwargs, out.dtype)
+        value, shares = _shares(function, tensors, numbers)
+        above = value == numbers["max"] if "max" in numbers else None
         halves = {name: (2 * share).to(torch.int8) for name, share in shares.items()}
-        return func(*args, **kwargs), (halves, above)
+        pattern = (halves, above, out.dtype)
+        return func(*args, **kwargs) if in_place else out, pattern
 
     def replay(self, pattern, func, args, kwargs):
-        tensors, numbers = self.bind(args, kwargs)
-        halves, above = pattern
-        x, out = args[0] if args else kwargs["input"], tensors["input"]
+        halves, above, dtype = pattern
+        tensors, numbers = self.bind(args, kwargs, dtype)
+        out = tensors["input"]
         nobody = torch.stack(list(halves.values())).sum(0) == 0
         if "min" in numbers:
             out = torch.where(nobody, numbers["min"], out)
@@ -55,7 +57,7 @@ class _Choice(NamedTuple):
         if len(tensors) > 1:
             tied = [torch.where(halves[name] == 1, 0.5 * t, 0) for name, t in tensors.items()]
             out = torch.where(halves["input"] == 1, sum(tied), out)
-        return x.copy_(out) if name_of(func).endswith("_") else out
+        return split(args, kwargs)[0].copy_(out) if writes(func, kwargs) else out
 
 
 def _shares(

@@ -70,6 +70,15 @@ def other_row(x):
     return numbers(x.shape[-1:], 3).to(x)
 
 
+def one_number(x):
+    """It has a type of its own, which does not decide the output's."""
+    return torch.tensor(0.5)
+
+
+def integers(x):
+    return torch.arange(x.shape[-1])
+
+
 def weights(*shape):
     return lambda x: numbers(shape, 4).to(x)
 
@@ -78,7 +87,7 @@ LINE, VOLUME = (4, 6, 12), (2, 3, 4, 6, 4)
 ORDERED = [call(-1), call(1), call(dim=2)]
 EXTREMUM = [call(()), call(1), call((2, 3), True), call(dim=(1, 2))]
 FIRST_OF = [call(), call(1), call(dim=-1, keepdim=True), call(other), call(other=other_row)]
-OF_TWO = [call(other), call(other_row)]
+OF_TWO = [call(other), call(other_row), call(one_number), call(integers)]
 CALLS = {
     **dict.fromkeys("relu selu hardsigmoid hardswish relu6".split(), [call()]),
     "leaky_relu": [call(), call(0.3)],
@@ -99,6 +108,7 @@ CALLS = {
         call(3.0, 1.0),
         call(weights(6), weights(5, 1)),
         call(weights(2, 1, 1, 1, 1)),
+        call(max=one_number),
     ],  # fmt: skip
     "clip": [call(-1, 2), call(max=weights(6))],
     "clamp_min": [call(0.5), call(weights(6))],
@@ -198,8 +208,11 @@ def evaluate(function, example, data, layouts, gates):
     leaves = [of_input(data).detach().requires_grad_()]
 
     def operand(make):
-        leaves.append(make(data).detach().requires_grad_())
-        return leaves[-1] * 1
+        t = make(data)
+        if t.is_floating_point():
+            leaves.append(t.detach().requires_grad_())
+            t = leaves[-1] * 1
+        return t
 
     torch.default_generator.manual_seed(0)
     with gates:
