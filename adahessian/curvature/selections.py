@@ -40,11 +40,13 @@ class _Choice(NamedTuple):
         value, shares = _shares(function, tensors, numbers)
         above = value == numbers["max"] if "max" in numbers else None
         halves = {name: (2 * share).to(torch.int8) for name, share in shares.items()}
-        pattern = (halves, above, out.dtype)
+        # Between equal bounds torch 2.11 gives nobody a share: the value is fixed there.
+        fixed = value if len(tensors) > 2 else None
+        pattern = (halves, above, fixed, out.dtype)
         return func(*args, **kwargs) if in_place else out, pattern
 
     def replay(self, pattern, func, args, kwargs):
-        halves, above, dtype = pattern
+        halves, above, fixed, dtype = pattern
         tensors, numbers = self.bind(args, kwargs, dtype)
         out = tensors["input"]
         nobody = torch.stack(list(halves.values())).sum(0) == 0
@@ -52,6 +54,8 @@ class _Choice(NamedTuple):
             out = torch.where(nobody, numbers["min"], out)
         if "max" in numbers:
             out = torch.where(nobody & above, numbers["max"], out)
+        if fixed is not None:
+            out = torch.where(nobody, fixed, out)
         for name, t in list(tensors.items())[1:]:
             out = torch.where(halves[name] == 2, t, out)
         if len(tensors) > 1:
