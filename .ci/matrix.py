@@ -64,7 +64,9 @@ def interpreter(version: str) -> str | None:
 
 
 def install(entry: Entry, log) -> None:
-    """Make the entry's environment; free where it is there already."""
+    """Make the entry's environment; free where it is there already, or is `make test`'s own."""
+    if not entry.python:
+        return
     constraints = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     if entry.torch:
         constraints = [line for line in constraints if not OF_TORCH.match(line)]

@@ -6,6 +6,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Whoever runs the tests may have an account, which is not where their trainings belong.
 os.environ["WANDB_MODE"] = "disabled"
+# What `make test` hands down would make each `make` of a test another one than a user types.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
+    os.environ.pop(name, None)
 
 # When it is imported, submitit sets logging up anew, which closes all handlers there are; absl's
 # (of JAX's libraries) then closes its stream, which can be pytest's own. So before any of them.

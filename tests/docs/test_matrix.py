@@ -70,3 +70,19 @@ def test_unknown_entry_is_refused(matrix, monkeypatch, capsys):
 def test_python_that_is_not_here_is_said(matrix):
     passed, line = matrix.run(matrix.Entry("x", ["tests"], "run", python="3.99"))
     assert passed and line == "not run: no Python 3.99 here"
+
+
+def test_what_make_test_runs_in_is_not_installed_anew(matrix, tmp_path, monkeypatch):
+    """It would be taken from under the tests that run in it at the time."""
+    calls = []
+
+    def record(command, **_):
+        calls.append([str(word) for word in command])
+        return matrix.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(matrix, "LOGS", tmp_path)
+    monkeypatch.setattr(matrix.subprocess, "run", record)
+    for entry in matrix.read().values():
+        if not entry.python:
+            matrix.run(entry)
+    assert calls and all(call[1:3] == ["-m", "pytest"] for call in calls)
