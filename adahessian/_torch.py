@@ -27,6 +27,7 @@ __all__ = [
     "TorchDispatchMode",
     "below_torch_functions",
     "buffers",
+    "gradients",
     "has_saved_tensor_hooks",
     "in_backward",
     "is_view",
@@ -63,6 +64,20 @@ def run_backward(
     _engine_run_backward(
         tuple(tensors), tuple(grad_tensors), retain_graph, create_graph, tuple(inputs),
         allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+def gradients(
+    loss: Tensor, inputs: Sequence[Tensor], create_graph: bool
+) -> Sequence[Tensor | None]:
+    """Return a scalar's derivatives, as ``torch.autograd.grad`` does after its handling of modes.
+
+    The reason is that of :func:`run_backward`. None for an input on which the scalar does not
+    depend.
+    """
+    return _engine_run_backward(
+        (loss,), (torch.ones_like(loss),), create_graph, create_graph, tuple(inputs),
+        allow_unreachable=True, accumulate_grad=False,
     )  # fmt: skip
 
 

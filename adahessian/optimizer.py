@@ -15,7 +15,15 @@ from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.options import SharedOptions, check_options, check_parameter
-from adahessian.refresh import Member, Overflow, Refresh, is_due
+from adahessian.refresh import (
+    CurvatureClosure,
+    Member,
+    Overflow,
+    PartOfBatch,
+    Refresh,
+    WholeBatch,
+    is_due,
+)
 from adahessian.replicas import Reduction, check_replicas, local
 from adahessian.state import COUNTERS, init_state, take_over
 from adahessian.update import foreach_update, single_update
@@ -51,6 +59,18 @@ class AdaHessian(Optimizer):
 
     The published ``loss.backward(create_graph=True); optimizer.step()`` works as well.
 
+    At a fraction of the cost, the curvature comes from a part of the batch::
+
+        optimizer = AdaHessian(model.parameters(), lr=0.15, curvature_fraction=0.25)
+
+        def curvature_closure(start, stop):  # fractions of the batch
+            part = slice(round(start * len(images)), round(stop * len(images)))
+            return loss_function(model(images[part]), labels[part])  # no backward
+
+        optimizer.zero_grad()
+        loss_function(model(images), labels).backward()
+        optimizer.step(curvature_closure=curvature_closure)
+
     Differences from the paper: its Eq. 10 averages z · Hz with its sign; the code that produced
     its image results averages the magnitudes, and so do we by default (``averaging``). The paper
     does not print the interval code behind its Table 8; with ``update_interval`` above 1 we apply
@@ -58,8 +78,9 @@ class AdaHessian(Optimizer):
 
     Args:
         params: parameters, (name, parameter) pairs or parameter groups; every option but
-            ``curvature``, ``num_samples``, ``seed`` and ``max_grad_norm`` can differ between
-            groups. float32 or float64 (under autocast the parameters stay float32).
+            ``curvature``, ``curvature_fraction``, ``num_samples``, ``seed`` and ``max_grad_norm``
+            can differ between groups. float32 or float64 (under autocast the parameters stay
+            float32).
         lr: learning rate, zero allowed; a float or a one-element tensor. 0.15 is the paper's value
             for image classification.
         betas: decay of the two running averages, each in [0, 1).
@@ -75,6 +96,11 @@ class AdaHessian(Optimizer):
             more evaluation of the closure: less than half the time and memory, for any model whose
             gradient can be computed, with an error of about 1 %
             (:class:`adahessian.curvature.FiniteDifference`).
+        curvature_fraction: below 1, the curvature comes from this fraction of the batch, by
+            ``curvature_closure`` (see :meth:`step`), scaled to what the whole batch would give
+            (:mod:`adahessian.part_correction`). A refresh then costs this fraction of what it costs
+            otherwise, and the step's own gradient needs no graph. An element waits until some part
+            has shown its curvature: it does not move before.
         update_interval: steps between refreshes of the curvature, from the first step on. May be
             changed in ``param_groups`` during training.
         num_samples: probes per refresh.
@@ -92,15 +118,21 @@ class AdaHessian(Optimizer):
     ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
 
-    State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``. It
-    begins with the first refresh at which the parameter has a gradient; one that joins between
-    refreshes (unfrozen, a new group) keeps its value until then.
+    State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``, and
+    with a ``curvature_fraction`` below 1 ``exp_part_sq`` and ``exp_noise_sq``. It begins with
+    the first refresh at which the parameter has a gradient; one that joins between refreshes
+    (unfrozen, a new group) keeps its value until then.
 
     Raises:
         ValueError: an option out of range; on stepping also a sparse or complex gradient or a
             parameter below float32.
-        RuntimeError: on stepping: the curvature is due but no gradient has a graph. Parameters
-            and state are then unchanged.
+        RuntimeError: on stepping: the curvature is due but no gradient has a graph, or there is
+            no ``curvature_closure`` and ``curvature_fraction`` asks for one. Parameters and state
+            are then unchanged.
+
+    Attributes:
+        curvature_closure: for trainers that pass only ``closure`` to :meth:`step`: used where none
+            is passed. Not part of a copy or a pickle.
     """
 
     COUNTERS = tuple(COUNTERS)
@@ -117,6 +149,7 @@ class AdaHessian(Optimizer):
         block_size: int | str | None = "kernel",
         averaging: str = "abs",
         curvature: str = "double_backward",
+        curvature_fraction: float = 1.0,
         update_interval: int = 1,
         num_samples: int = 1,
         seed: int = 0,
@@ -134,6 +167,7 @@ class AdaHessian(Optimizer):
             "block_size": block_size,
             "averaging": averaging,
             "curvature": curvature,
+            "curvature_fraction": curvature_fraction,
             "update_interval": update_interval,
             "num_samples": num_samples,
             "seed": seed,
@@ -148,6 +182,7 @@ class AdaHessian(Optimizer):
     # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too. It sets
     # `found_inf` and `grad_scale` for the time of a step.
     _step_supports_amp_scaling = True
+    curvature_closure: CurvatureClosure | None = None
     _comparing = False  # whether curvature_error is evaluating the closure
 
     @property
@@ -157,8 +192,13 @@ class AdaHessian(Optimizer):
 
     @property
     def is_second_order(self) -> bool:
-        """Whether this optimizer ever needs create_graph (a convention of timm); constant."""
-        return self.param_groups[0]["curvature"] == "double_backward"
+        """Whether this optimizer ever needs create_graph (a convention of timm)."""
+        group = self.param_groups[0]
+        return (
+            group["curvature"] == "double_backward"
+            and group["curvature_fraction"] == 1
+            and self.curvature_closure is None
+        )
 
     def _refresh_is_due(self) -> bool:
         return any(
@@ -196,54 +236,50 @@ class AdaHessian(Optimizer):
         take_over(self.param_groups, self.defaults, self.state)
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(
+        self, closure: None = None, *, curvature_closure: CurvatureClosure | None = None
+    ) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], _Loss]) -> _Loss: ...
+    def step(
+        self, closure: Callable[[], _Loss], *, curvature_closure: CurvatureClosure | None = None
+    ) -> _Loss: ...
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        curvature_closure: CurvatureClosure | None = None,
+    ) -> Any:
         """Take one step.
 
         Args:
             closure: clears the gradients, computes the loss of one batch, calls
                 ``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss.
                 Without it the gradients must be there.
+            curvature_closure: ``curvature_closure(start, stop)`` returns the loss of the batch from
+                fraction ``start`` to fraction ``stop``, with its graph and without calling
+                backward: a mean over these examples, as the step's loss is one over all. It is
+                called when the curvature is due, after the closure, for the halves of
+                ``curvature_fraction``, (0, f/2) and (f/2, f); at a fraction of 1 for (0, 1).
+                Gradients, buffers of modules and random states are left as they were. What the
+                fractions are of is the caller's choice: under gradient accumulation over m
+                micro-batches with ``curvature_fraction=1 / m`` it can be one of them. In each of
+                several processes they are fractions of its own shard; H·z is averaged over
+                ``process_group``, or that of the DistributedDataParallel module that it calls.
 
         Returns:
             What the closure returned, detached; None without a closure, and where a GradScaler
             skips the step.
         """
-        if self._gradients_overflowed():
-            self._drop_graphs()
-            return None
-        for group in self.param_groups:
-            check_options(group)
-        options = SharedOptions.of(self.param_groups[0])
-        reduction = Reduction(self._loss_scale(), self._process_group)
-
-        # 1. Evaluate the loss and its gradient.
-        refresh = self._begin_refresh(closure, options)
-        loss = call(closure) if refresh is None else refresh.evaluate()
-        loss = loss.detach() if isinstance(loss, Tensor) else loss
-        members = self._members()
-
-        # 2. At a refresh, estimate the curvature.
-        curvature = {} if refresh is None else refresh.estimate(members, reduction, self._show)
-        self._drop_graphs()
-        if isinstance(curvature, Overflow):
-            curvature.warn()
-            return loss
-
-        # 3. Reduce and clip the gradient.
-        reduction.apply_(gradients(m.param for m in members))
-        if options.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._all_params(), options.max_grad_norm)
-
-        # 4. Update averages and parameters.
-        for group in self.param_groups:
-            self._update_group(group, curvature)
-        return loss
+        attribute = self.curvature_closure
+        if curvature_closure is not None:
+            self.curvature_closure = curvature_closure
+        try:
+            return self._step(closure)
+        finally:
+            self.curvature_closure = attribute
 
     def register_curvature_hook(self, hook: Callable[..., None]) -> RemovableHandle:
         """Let ``hook(optimizer, params, estimates)`` see what the curvature is made from.
@@ -292,6 +328,38 @@ class AdaHessian(Optimizer):
         """
         check_replicas(self._all_params(), self._process_group)
 
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        if self._gradients_overflowed():
+            self._drop_graphs()
+            return None
+        for group in self.param_groups:
+            check_options(group)
+        options = SharedOptions.of(self.param_groups[0])
+        reduction = Reduction(self._loss_scale(), self._process_group)
+
+        # 1. Evaluate the loss and its gradient.
+        refresh = self._begin_refresh(closure, options)
+        loss = call(closure) if refresh is None else refresh.evaluate()
+        loss = loss.detach() if isinstance(loss, Tensor) else loss
+        members = self._members()
+
+        # 2. At a refresh, estimate the curvature.
+        curvature = {} if refresh is None else refresh.estimate(members, reduction, self._show)
+        self._drop_graphs()
+        if isinstance(curvature, Overflow):
+            curvature.warn()
+            return loss
+
+        # 3. Reduce and clip the gradient.
+        reduction.apply_(gradients(m.param for m in members))
+        if options.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._all_params(), options.max_grad_norm)
+
+        # 4. Update averages and parameters.
+        for group in self.param_groups:
+            self._update_group(group, curvature)
+        return loss
+
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -308,7 +376,18 @@ class AdaHessian(Optimizer):
     ) -> Refresh | None:
         if not self._refresh_is_due():
             return None
-        return Refresh(closure, self._all_members(), options, self.param_groups[0]["step"])
+        arguments = closure, self._all_members(), options, self.param_groups[0]["step"]
+        if self.curvature_closure is not None:
+            return PartOfBatch(
+                *arguments, curvature_closure=self.curvature_closure, states=self.state
+            )
+        if options.curvature_fraction < 1:
+            raise RuntimeError(
+                f"curvature_fraction={options.curvature_fraction} needs the loss of a part of the "
+                "batch: call optimizer.step(curvature_closure=...), or set "
+                "optimizer.curvature_closure, see the docstring of AdaHessian.step"
+            )
+        return WholeBatch(*arguments)
 
     def _gradients_overflowed(self) -> bool:
         """Whether a GradScaler calls and has found a gradient that is not finite."""
@@ -320,7 +399,7 @@ class AdaHessian(Optimizer):
         if getattr(self, "found_inf", None) is None:
             return None
         scale = getattr(self, "grad_scale", None)
-        if scale is None and self._refresh_is_due():
+        if scale is None and self.curvature_closure is None and self._refresh_is_due():
             raise RuntimeError(
                 "scaler.unscale_(optimizer) has unscaled the gradient, but not the Hessian, by a "
                 "factor that torch does not pass on: call scaler.step(optimizer) without it, and "
@@ -391,6 +470,7 @@ class AdaHessian(Optimizer):
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             hessian_power=group["hessian_power"],
+            wait=group["curvature_fraction"] < 1,
         )
 
 

@@ -23,6 +23,7 @@ class SharedOptions:
     """
 
     curvature: str
+    curvature_fraction: float
     num_samples: int
     seed: int
     max_grad_norm: float | None
@@ -85,6 +86,9 @@ def check_options(group: dict[str, Any]) -> None:
     curvature = group["curvature"]
     require("curvature", curvature, curvature in CURVATURES, f"one of {CURVATURES}")
     require("averaging", averaging, averaging in _AVERAGINGS, f"one of {_AVERAGINGS}")
+    fraction = group["curvature_fraction"]
+    valid = _is_number(fraction) and 0 < fraction <= 1
+    require("curvature_fraction", fraction, valid, "above 0 and at most 1")
     for name in ("update_interval", "num_samples"):
         value = group[name]
         require(name, value, _is_int(value) and value >= 1, "an int of at least 1")

@@ -5,18 +5,24 @@ independent of an optimizer.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adahessian.curvature import hessian_products
-from adahessian.curvature.closures import gradients
+from adahessian.curvature import HessianProducts, hessian_products
+from adahessian.curvature.beside import Beside, filling_gradients
+from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
-from adahessian.replicas import Reduction, local, local_block_average
+from adahessian.part_correction import scale_factors
+from adahessian.replicas import Reduction, is_sharded, local, local_block_average
+
+CurvatureClosure = Callable[[float, float], Tensor]
+Show = Callable[[list[Tensor], list[Tensor]], None]
 
 
 class Member(NamedTuple):
@@ -47,7 +53,7 @@ def is_due(group: dict[str, Any]) -> bool:
     return last is None or group["step"] - last >= group["update_interval"]
 
 
-class Refresh:
+class Refresh(ABC):
     """A refresh of the curvature, in one step of the optimizer.
 
     Args:
@@ -66,6 +72,9 @@ class Refresh:
         step: int,
     ) -> None:
         due = [m for m in members if m.param.requires_grad and is_due(m.group)]
+        self._closure, self._options = closure, options
+        self._params = [m.param for m in members]
+        self._is_first = all(m.group["last_refresh"] is None for m in members)
         self._probes = Probes(
             [m.param for m in due],
             seed=options.seed,
@@ -73,23 +82,17 @@ class Refresh:
             num_samples=options.num_samples,
             tensor_indices=[m.index for m in due],
         )
-        self._products = hessian_products(
-            options.curvature,
-            closure,
-            [m.param for m in members],
-            self._probes,
-            check=all(m.group["last_refresh"] is None for m in members),
-        )
 
+    @abstractmethod
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns."""
-        return self._products.evaluate()
+
+    @abstractmethod
+    def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
+        """Yield z · Hz of the unscaled loss, over all processes, for each probe."""
 
     def estimate(
-        self,
-        members: Sequence[Member],
-        reduction: Reduction,
-        show: Callable[[list[Tensor], list[Tensor]], None],
+        self, members: Sequence[Member], reduction: Reduction, show: Show
     ) -> dict[Tensor, Tensor] | Overflow:
         """Return the averaged curvature d of each parameter that takes part.
 
@@ -103,10 +106,7 @@ class Refresh:
             return {}
         params = [m.param for m in members]
         totals: list[Tensor] = []
-        for sample in self._samples(params):
-            # Before the absolute value: the mean of |z · Hz| over the processes would grow with
-            # their number.
-            reduction.apply_(sample)
+        for sample in self._samples(members, reduction):
             show(params, sample)
             terms = [
                 s.abs_() if m.group["averaging"] == "abs" else s
@@ -122,16 +122,155 @@ class Refresh:
             for total, m in zip(totals, members, strict=True)
         }
 
-    def _samples(self, params: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    def _estimates(
+        self, products: HessianProducts, params: Sequence[Tensor]
+    ) -> Iterator[list[Tensor]]:
         """Yield z · Hz for each probe z, with no magnitude below the products' resolution."""
-        resolution = self._products.resolution()
+        resolution = products.resolution()
         finest: list[Tensor] = []
         if resolution:
             sizes = torch._foreach_abs([local(g) for g in gradients(params)])
             finest = list(torch._foreach_mul(sizes, resolution))
-        for estimate in hutchinson_samples(self._products.product, self._probes):
+        for estimate in hutchinson_samples(products.product, self._probes):
             sample = [estimate[p] for p in params]
             if finest:
                 sizes = torch._foreach_maximum(torch._foreach_abs(sample), finest)
                 sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
             yield sample
+
+
+class WholeBatch(Refresh):
+    """A refresh from the loss whose gradient the step takes: the closure serves both."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._products = hessian_products(
+            self._options.curvature,
+            self._closure,
+            self._params,
+            self._probes,
+            check=self._is_first,
+        )
+
+    def evaluate(self) -> Any:
+        return self._products.evaluate()
+
+    def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
+        for sample in self._estimates(self._products, [m.param for m in members]):
+            # Before the absolute value: the mean of |z · Hz| over the processes would grow with
+            # their number.
+            reduction.apply_(sample)
+            yield sample
+
+
+class PartOfBatch(Refresh):
+    """A refresh from losses of a part of the batch, evaluated beside the step.
+
+    A part comes in two halves, which tell its sampling noise
+    (:mod:`adahessian.part_correction`); at a fraction of one there is no noise, and one whole.
+
+    Args:
+        curvature_closure: see :meth:`adahessian.AdaHessian.step`.
+        states: of the optimizer, by parameter.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        curvature_closure: CurvatureClosure,
+        states: MutableMapping[Tensor, dict[str, Any]],
+    ) -> None:
+        super().__init__(*args)
+        self._curvature_closure, self._states = curvature_closure, states
+        if any(is_sharded(p) for p in self._params):
+            raise ValueError(
+                "curvature_closure does not work with fully_shard, which gathers parameters for a "
+                "backward pass only: leave it out, with curvature_fraction=1.0 and "
+                "curvature='finite_difference'"
+            )
+
+    def evaluate(self) -> Any:
+        return call(self._closure)
+
+    def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
+        fraction = self._options.curvature_fraction
+        bounds = (0.0, 1.0) if fraction == 1 else (0.0, fraction / 2, fraction)
+        params = [m.param for m in members]
+        with Beside(self._params, look=self._is_first) as beside:
+            pieces = [
+                list(self._piece(start, stop, params, reduction.scale))
+                for start, stop in zip(bounds, bounds[1:], strict=False)
+            ]
+        group = reduction.process_group or beside.process_group()
+        for samples in zip(*pieces, strict=True):
+            Reduction(reduction.scale, group).apply_([s for sample in samples for s in sample])
+        if fraction == 1:
+            yield from pieces[0]
+            return
+        noises = [list(torch._foreach_sub(*halves)) for halves in zip(*pieces, strict=True)]
+        for sample, half, noise in zip(*pieces, noises, strict=True):
+            torch._foreach_add_(sample, half)
+            torch._foreach_mul_([*sample, *noise], 0.5)
+        factors = self._factors(members, pieces[0], noises)
+        for sample in pieces[0]:
+            for s, factor in zip(sample, factors, strict=True):
+                s.mul_(factor)
+            yield sample
+
+    def _piece(
+        self, start: float, stop: float, params: Sequence[Tensor], scale: Tensor | None
+    ) -> Iterator[list[Tensor]]:
+        """Yield z · Hz of the loss between two fractions of the batch, for each probe."""
+        exact = self._options.curvature == "double_backward"
+        for p in self._params:
+            p.grad = None
+        products = hessian_products(
+            self._options.curvature,
+            filling_gradients(
+                lambda: self._curvature_closure(start, stop),
+                self._params,
+                create_graph=exact,
+                scale=scale,
+            ),
+            self._params,
+            self._probes,
+            check=self._is_first and start == 0,
+        )
+        products.evaluate()
+        for p in params:  # one that the part does not come through has no curvature in it
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if exact and not any(g.requires_grad for g in gradients(params)):
+            yield from ([torch.zeros_like(p) for p in params] for _ in self._probes)
+        else:
+            yield from self._estimates(products, params)
+
+    def _factors(
+        self, members: Sequence[Member], samples: list[list[Tensor]], noises: list[list[Tensor]]
+    ) -> list[Tensor]:
+        """Return the factor of each member's curvature."""
+        factors: dict[int, Tensor] = {}
+        kinds: dict[tuple, list[int]] = {}
+        for place, m in enumerate(members):
+            kind = m.param.device, m.param.dtype, m.group["betas"][1]
+            kinds.setdefault(kind, []).append(place)
+
+        def seen(sample: list[Tensor], places: list[int]) -> list[Tensor]:
+            """What is squared: z · Hz, or its signed mean over blocks."""
+            return [
+                local_block_average(sample[i], members[i].param, members[i].group["block_size"])
+                if members[i].group["averaging"] == "signed"
+                else sample[i]
+                for i in places
+            ]
+
+        for (_, _, decay), places in kinds.items():
+            found = scale_factors(
+                [self._states[members[i].param] for i in places],
+                [seen(sample, places) for sample in samples],
+                [seen(noise, places) for noise in noises],
+                fraction=self._options.curvature_fraction,
+                decay=decay,
+            )
+            factors |= zip(places, found, strict=True)
+        return [factors[i] for i in range(len(members))]

@@ -7,6 +7,9 @@ Args of both, lists with one entry for each parameter:
     diagonals: the averaged curvature d; None between refreshes.
     exp_avgs, exp_hessian_diag_sqs: the running averages m and v (changed in place).
     corrections: the bias corrections (1 − β₁ᵗ, 1 − β₂ʳ).
+    wait: whether elements without any curvature so far stay where they are. A row of an embedding
+        can have a gradient before a part of the batch has shown its curvature; the denominator
+        would be eps.
 """
 
 import torch
@@ -14,7 +17,7 @@ import torch
 
 def single_update(
     params, grads, diagonals, exp_avgs, exp_hessian_diag_sqs, corrections, *,
-    beta1, beta2, lr, eps, weight_decay, hessian_power,
+    beta1, beta2, lr, eps, weight_decay, hessian_power, wait=False,
 ):  # fmt: skip
     for i, param in enumerate(params):
         exp_avg, exp_hessian_diag_sq = exp_avgs[i], exp_hessian_diag_sqs[i]
@@ -26,12 +29,14 @@ def single_update(
         denom = denom.sqrt_() if hessian_power == 1 else denom.pow_(hessian_power / 2)
         denom.add_(eps)
         param.mul_(1 - lr * weight_decay)
+        if wait:
+            exp_avg = exp_avg * exp_hessian_diag_sq.sign()
         param.addcdiv_(exp_avg, denom, value=-lr / bias_correction1)
 
 
 def foreach_update(
     params, grads, diagonals, exp_avgs, exp_hessian_diag_sqs, corrections, *,
-    beta1, beta2, lr, eps, weight_decay, hessian_power,
+    beta1, beta2, lr, eps, weight_decay, hessian_power, wait=False,
 ):  # fmt: skip
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     if diagonals is not None:
@@ -44,4 +49,6 @@ def foreach_update(
         torch._foreach_pow_(denoms, hessian_power / 2)
     torch._foreach_add_(denoms, eps)
     torch._foreach_mul_(params, 1 - lr * weight_decay)
+    if wait:
+        exp_avgs = torch._foreach_mul(torch._foreach_sign(exp_hessian_diag_sqs), exp_avgs)
     torch._foreach_addcdiv_(params, exp_avgs, denoms, [-lr / c[0] for c in corrections])

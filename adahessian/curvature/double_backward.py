@@ -121,13 +121,16 @@ class DoubleBackward:
             RuntimeError: under DistributedDataParallel, which does not support create_graph.
         """
         # A compiled function has no second derivative.
-        with torch.compiler.set_stance("force_eager"), _BeforeBackward(self._accumulate):
+        mode = _BeforeBackward(self._accumulate)
+        with torch.compiler.set_stance("force_eager"), mode:
             try:
                 return call(self._closure)
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
                 raise
+            finally:
+                self._graph_was_asked_for = mode.graph_was_asked_for
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -139,7 +142,9 @@ class DoubleBackward:
         earlier = self._sums[self._num_products]
         self._num_products += 1
         if not earlier and not any(g.requires_grad for g in gradients(params)):
-            raise RuntimeError(_MISSING_GRAPH)
+            if not self._graph_was_asked_for:
+                raise RuntimeError(_MISSING_GRAPH)
+            # The loss is linear: its gradient is constant.
         last = self._num_products == len(self._probes)
         return {
             p: hz + earlier[p] if p in earlier else hz
@@ -170,15 +175,22 @@ class DoubleBackward:
 
 
 class _BeforeBackward(FastBatchNorm):
-    """Calls a function before each backward, beside giving batch normalization its derivative."""
+    """Calls a function before each backward, beside giving batch normalization its derivative.
+
+    Attributes:
+        graph_was_asked_for: one was called with ``create_graph=True``.
+    """
 
     def __init__(self, before_backward: Callable[[], None]) -> None:
         super().__init__()
         self._before_backward = before_backward
+        self.graph_was_asked_for = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is Tensor.backward or func is torch.autograd.backward:
             self._before_backward()
+            create_graph = args[3] if len(args) > 3 else (kwargs or {}).get("create_graph")
+            self.graph_was_asked_for |= bool(create_graph)
         return super().__torch_function__(func, types, args, kwargs)
 
 

@@ -39,10 +39,10 @@ def set_random_states(states: RandomStates) -> None:
             torch.get_device_module(device).set_rng_state(state, device)
 
 
-class _Snapshot:
+class Snapshot:
     """Random states, and the buffers of modules, at one moment.
 
-    Those of a module are noted when it is added.
+    Those of a module are noted when it is added: before it runs.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -107,7 +107,7 @@ class Replay:
         Raises:
             RuntimeError: the closure is not repeatable.
         """
-        self._before = _Snapshot(self._devices)
+        self._before = Snapshot(self._devices)
         hook = register_module_forward_pre_hook(self._note_module)
         kinks = HiddenKinks(self._gates)
         try:
@@ -118,7 +118,7 @@ class Replay:
         if check:
             kinks.warn()
             self._warn_of_tf32()
-        self._after = _Snapshot(self._devices)
+        self._after = Snapshot(self._devices)
         for module in self._before.modules:
             self._after.add(module)
         if check:

@@ -73,6 +73,27 @@ def test_finite_difference(results, case, options):
     assert_equal(results, case, alone(curvature="finite_difference", **options), 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("case", "curvature"),
+    [
+        ("part, bare", "double_backward"),
+        ("part, bare, finite difference", "finite_difference"),
+        ("part, ddp", "double_backward"),
+        ("part, ddp, static graph", "double_backward"),
+        ("part, ddp, unused", "double_backward"),
+        ("part, ddp, finite difference", "finite_difference"),
+    ],
+)
+def test_part_of_the_batch(results, case, curvature):
+    """Each process takes a part of its own shard; their mean is the part of one process alone."""
+    expected = alone(curvature=curvature, shards=len(results), **distributed_cases.PART)
+    assert_equal(results, case, expected, 1e-6 if "finite" in curvature else 1e-12)
+
+
+def test_part_of_the_batch_is_not_left_unaveraged(results):
+    assert all("process_group=" in result["part, no group"] for result in results)
+
+
 def test_double_backward_under_ddp_names_the_ways_out(results):
     for result in results:
         assert "process_group=" in result["ddp, double backward"]

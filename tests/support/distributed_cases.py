@@ -36,7 +36,8 @@ def data():
     return x, torch.randint(10, (BATCH,), generator=g)
 
 
-def train(model, rank, world, optimizer=None, micro_batches=1, **options):
+def train(model, rank, world, optimizer=None, micro_batches=1, shards=1, **options):
+    """Take ``STEPS`` steps; one process alone takes its parts as ``shards`` of them would."""
     x, y = (t.chunk(world)[rank] for t in data())
     options = {"lr": 0.05, "block_size": "kernel", "weight_decay": 0.01, **options}
     optimizer = optimizer or AdaHessian(model.parameters(), **options)
@@ -50,8 +51,17 @@ def train(model, rank, world, optimizer=None, micro_batches=1, **options):
             total += loss.detach()
         return total
 
+    def curvature_closure(start, stop):
+        parts = []
+        for xs, ys in zip(x.chunk(shards), y.chunk(shards), strict=True):
+            rows = slice(round(start * len(xs)), round(stop * len(xs)))
+            parts.append((xs[rows], ys[rows]))
+        xs, ys = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return nn.functional.cross_entropy(model(xs), ys)
+
+    part = {"curvature_closure": curvature_closure} if "curvature_fraction" in options else {}
     for _ in range(STEPS):
-        optimizer.step(closure)
+        optimizer.step(closure, **part)
     return optimizer
 
 
@@ -81,10 +91,10 @@ def bare(curvature, unused=False, **options):
     return case
 
 
-def ddp(**wrapping):
+def ddp(curvature="finite_difference", options=None, **wrapping):
     def case(rank, world):
         model = nn.parallel.DistributedDataParallel(network(), **wrapping)
-        train(model, rank, world, curvature="finite_difference").check_replicas()
+        train(model, rank, world, curvature=curvature, **(options or {})).check_replicas()
         return values(model)
 
     return case
@@ -125,6 +135,17 @@ def drift(rank, world):
         return str(error)
 
 
+PART = {"curvature_fraction": 0.25}
+
+
+def part_without_group(rank, world):
+    """Bare modules whose gradients somebody else averages."""
+    try:
+        train(network(), rank, world, **PART)
+    except RuntimeError as error:
+        return str(error)
+
+
 CASES = {
     "double backward": bare("double_backward"),
     "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
@@ -134,6 +155,13 @@ CASES = {
     "finite difference, unused parameter": bare("finite_difference", unused=True),
     "ddp": ddp(),
     "ddp, bucket views": ddp(gradient_as_bucket_view=True),
+    "part, bare": bare("double_backward", **PART),
+    "part, bare, finite difference": bare("finite_difference", **PART),
+    "part, ddp": ddp("double_backward", PART),
+    "part, ddp, finite difference": ddp("finite_difference", PART, gradient_as_bucket_view=True),
+    "part, ddp, static graph": ddp("double_backward", PART, static_graph=True),
+    "part, ddp, unused": ddp("double_backward", PART, find_unused_parameters=True),
+    "part, no group": part_without_group,
     "fsdp": fsdp(),
     "fsdp, runs of 7": fsdp(block_size=7),
     "fsdp, clipped": fsdp(max_grad_norm=0.05),

@@ -1,0 +1,143 @@
+"""A loss evaluated beside the step: its gradients are taken, and nothing else is left of it.
+
+The curvature may come from another loss than the step's gradient: that of a part of the batch. Such
+a loss comes without a backward pass. What it needs of gradients is taken from its graph, so that
+no ``grad`` is touched, no hook of an accumulated gradient is called (DistributedDataParallel's
+buckets hang on them) and no other parameter's gradient is computed.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from adahessian import _torch
+from adahessian.curvature.replay import Snapshot
+
+# Examples in one evaluation through batch normalization: fewer are refused; with fewer than the
+# second number its statistics are another function than the whole batch's (docs/curvature.md).
+FEWEST, FEW = 8, 16
+
+
+def filling_gradients(
+    loss_function: Callable[[], Tensor],
+    params: Sequence[Tensor],
+    *,
+    create_graph: bool,
+    scale: Tensor | None = None,
+) -> Callable[[], Tensor]:
+    """Return a closure that fills ``grad`` with a loss's gradients, as a backward pass would.
+
+    Args:
+        loss_function: returns a scalar with its graph.
+        params: whose ``grad`` is to be filled.
+        create_graph: make the gradients differentiable.
+        scale: a factor of the loss (a GradScaler's).
+
+    Returns:
+        The closure; it returns the loss, unscaled. It raises RuntimeError for what is no scalar
+        with a graph, and where the function has called backward itself.
+    """
+
+    def closure() -> Tensor:
+        before = [p.grad for p in params]
+        loss = loss_function()
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise RuntimeError(f"curvature_closure must return a loss with its graph, got {loss!r}")
+        if any(p.grad is not grad for p, grad in zip(params, before, strict=True)):
+            raise RuntimeError(
+                "curvature_closure has filled the gradients: it must return the loss and not call "
+                "backward"
+            )
+        wanted = [p for p in params if p.requires_grad]
+        scaled = loss if scale is None else loss * scale.to(loss)
+        grads = _torch.gradients(scaled, wanted, create_graph)
+        for p, grad in zip(wanted, grads, strict=True):
+            p.grad = grad
+        return loss
+
+    return closure
+
+
+class Beside:
+    """While active, evaluations leave gradients, buffers of modules and random states alone.
+
+    In the end these are what they were, bit for bit, also if something raises. Evaluations start
+    without gradients.
+
+    Args:
+        params: parameters whose gradients an evaluation fills.
+        look: warn of batch normalization over few examples; it is refused over ``FEWEST`` anyway.
+
+    """
+
+    def __init__(self, params: Sequence[Tensor], *, look: bool) -> None:
+        self._params = params
+        self._few_is_said = not look
+        self._process_groups: dict[Any, None] = {}
+
+    def __enter__(self) -> "Beside":
+        self._grads = [p.grad for p in self._params]
+        for p in self._params:
+            p.grad = None
+        self._before = Snapshot({p.device for p in self._params if p.device.type != "cpu"})
+        self._hook = register_module_forward_pre_hook(self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+        for p, grad in zip(self._params, self._grads, strict=True):
+            p.grad = grad
+        self._before.restore()
+
+    def process_group(self) -> Any:
+        """Return that of the DistributedDataParallel module that ran, or None for one process.
+
+        Raises:
+            RuntimeError: there are several processes, and nothing says which share the model.
+        """
+        if len(self._process_groups) == 1:
+            return next(iter(self._process_groups))
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self._process_groups or several and torch.distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "H·z of a part of the batch must be averaged over the processes that share the "
+                "model: call the DistributedDataParallel module itself in curvature_closure, or "
+                "pass process_group= (of this process alone, if it trains for itself)"
+            )
+        return None
+
+    def _note(self, module: nn.Module, args: tuple) -> None:
+        self._before.add(module)
+        if isinstance(module, DistributedDataParallel):
+            self._process_groups[module.process_group] = None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and args:
+            self._check_batch(module, args[0])
+
+    def _check_batch(self, module: nn.Module, x: Tensor) -> None:
+        examples = len(x) * _replicas(module)
+        if examples < FEWEST:
+            raise RuntimeError(
+                f"batch normalization over {examples} examples: an evaluation of "
+                f"curvature_closure needs at least {FEWEST}. Each takes half of "
+                "curvature_fraction of the batch: make the fraction or the batch larger"
+            )
+        if examples < FEW and not self._few_is_said:
+            self._few_is_said = True
+            warnings.warn(
+                f"curvature_closure is evaluated on {examples} examples at a time: over fewer "
+                f"than {FEW}, batch normalization's statistics make the curvature that of another "
+                "function. Make curvature_fraction or the batch larger.",
+                stacklevel=2,
+            )
+
+
+def _replicas(module: nn.Module) -> int:
+    """The processes over which a normalization takes its statistics."""
+    if not isinstance(module, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size(module.process_group)
