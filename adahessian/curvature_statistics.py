@@ -126,7 +126,8 @@ class CurvatureStatistics:
         if not self._belongs_to_window(optimizer, params):
             return
         if self._layout is None:
-            self._layout = self._begin(params, estimates, exact=optimizer.is_second_order)
+            exact = optimizer.param_groups[0]["curvature"] == "double_backward"
+            self._layout = self._begin(params, estimates, exact=exact)
         self._samples.append(self._layout.join(estimates))
         if len(self._samples) == optimizer.param_groups[0]["num_samples"]:
             samples, self._samples = self._samples, []

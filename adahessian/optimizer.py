@@ -263,7 +263,10 @@ class AdaHessian(Optimizer):
                 backward: a mean over these examples, as the step's loss is one over all. It is
                 called when the curvature is due, after the closure, for the halves of
                 ``curvature_fraction``, (0, f/2) and (f/2, f); at a fraction of 1 for (0, 1).
-                Gradients, buffers of modules and random states are left as they were. What the
+                Gradients, buffers of modules and random states are left as they were. It may return
+                None, on all processes alike, where a batch is too small: the refresh is then due
+                at the next step (as where batch normalization would see fewer than 8 examples);
+                at the first refresh that is an error. What the
                 fractions are of is the caller's choice: under gradient accumulation over m
                 micro-batches with ``curvature_fraction=1 / m`` it can be one of them. In each of
                 several processes they are fractions of its own shard; H·z is averaged over

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature import HessianProducts, hessian_products
-from adahessian.curvature.beside import Beside, filling_gradients
+from adahessian.curvature.beside import Beside, NoPart, filling_gradients
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
 from adahessian.part_correction import scale_factors
-from adahessian.replicas import Reduction, is_sharded, local, local_block_average
+from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average
 
 CurvatureClosure = Callable[[float, float], Tensor]
 Show = Callable[[list[Tensor], list[Tensor]], None]
@@ -192,16 +192,40 @@ class PartOfBatch(Refresh):
     def evaluate(self) -> Any:
         return call(self._closure)
 
+    def estimate(
+        self, members: Sequence[Member], reduction: Reduction, show: Show
+    ) -> dict[Tensor, Tensor] | Overflow:
+        """As that of any refresh; where there is no part of this batch, nothing.
+
+        The last batch of an epoch can be too small. The refresh then stays due.
+
+        Raises:
+            RuntimeError: it is the first refresh.
+        """
+        try:
+            return super().estimate(members, reduction, show)
+        except NoPart as error:
+            if self._is_first:
+                raise RuntimeError(str(error)) from None
+            return {}
+
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
         fraction = self._options.curvature_fraction
         bounds = (0.0, 1.0) if fraction == 1 else (0.0, fraction / 2, fraction)
         params = [m.param for m in members]
+        pieces: list[list[list[Tensor]]] = []
+        missing: NoPart | None = None
         with Beside(self._params, look=self._is_first) as beside:
-            pieces = [
-                list(self._piece(start, stop, params, reduction.scale))
-                for start, stop in zip(bounds, bounds[1:], strict=False)
-            ]
+            try:
+                pieces = [
+                    list(self._piece(start, stop, params, reduction.scale))
+                    for start, stop in zip(bounds, bounds[1:], strict=False)
+                ]
+            except NoPart as error:
+                missing = error
         group = reduction.process_group or beside.process_group()
+        if any_of(missing is not None, group, self._params[0].device):
+            raise missing or NoPart("another process has no part of this batch")
         for samples in zip(*pieces, strict=True):
             Reduction(reduction.scale, group).apply_([s for sample in samples for s in sample])
         if fraction == 1:

@@ -36,6 +36,15 @@ def average_(tensors: Sequence[Tensor], process_group: Any) -> None:
         )
 
 
+def any_of(condition: bool, process_group: Any, device: torch.device) -> bool:
+    """Whether a condition holds in any process of a group (None: in this one)."""
+    if process_group is None:
+        return condition
+    flag = torch.tensor(float(condition), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=process_group)
+    return bool(flag)
+
+
 @dataclass(frozen=True)
 class Reduction:
     """What makes gradients, and H·z alike, those of the unscaled loss over all processes.

@@ -18,6 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from adahessian import _torch
 from adahessian.curvature.replay import Snapshot
 
+
+class NoPart(Exception):
+    """There is no part of this batch to take the curvature from; says why."""
+
+
 # Examples in one evaluation through batch normalization: fewer are refused; with fewer than the
 # second number its statistics are another function than the whole batch's (docs/curvature.md).
 FEWEST, FEW = 8, 16
@@ -39,13 +44,16 @@ def filling_gradients(
         scale: a factor of the loss (a GradScaler's).
 
     Returns:
-        The closure; it returns the loss, unscaled. It raises RuntimeError for what is no scalar
-        with a graph, and where the function has called backward itself.
+        The closure; it returns the loss, unscaled. It raises NoPart where the function returns
+        None, and RuntimeError for what else is no scalar with a graph, and where the function has
+        called backward itself.
     """
 
     def closure() -> Tensor:
         before = [p.grad for p in params]
         loss = loss_function()
+        if loss is None:
+            raise NoPart("curvature_closure must return a loss with its graph, got None")
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise RuntimeError(f"curvature_closure must return a loss with its graph, got {loss!r}")
         if any(p.grad is not grad for p, grad in zip(params, before, strict=True)):
@@ -121,7 +129,7 @@ class Beside:
     def _check_batch(self, module: nn.Module, x: Tensor) -> None:
         examples = len(x) * _replicas(module)
         if examples < FEWEST:
-            raise RuntimeError(
+            raise NoPart(
                 f"batch normalization over {examples} examples: an evaluation of "
                 f"curvature_closure needs at least {FEWEST}. Each takes half of "
                 "curvature_fraction of the batch: make the fraction or the batch larger"

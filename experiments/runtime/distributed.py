@@ -87,6 +87,15 @@ def rank_batches(batches: Iterable[Any]) -> Iterator[Any]:
     return islice(batches, rank(), None, world_size())
 
 
+def everywhere(condition: bool) -> bool:
+    """Whether a condition holds on every rank; waits for all of them."""
+    if world_size() == 1:
+        return condition
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, condition)
+    return all(found)
+
+
 def weighted(loss: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
     """Scale this rank's mean loss so that the mean over ranks is the mean loss of the batch.
 

@@ -98,6 +98,24 @@ class Task(ABC):
         """
         return [(batch, 1.0)]
 
+    def part(self, batch: Batch, start: float, stop: float) -> Batch | None:
+        """A batch from fraction `start` to fraction `stop`; None where no example is between them.
+
+        For optimizers that take the curvature from a part of the batch.
+        """
+        raise UserError(
+            f"curvature_fraction: {self.config.task} cannot take a part of a batch, set 1.0"
+        )
+
+    def loss_alone(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The mean loss with its graph, and the weight of the batch.
+
+        What `loss` computes, without what is only measured: a comparison or an argmax of it looks
+        like a kink of the loss.
+        """
+        loss, sums = self.loss(model, batch)
+        return loss, sums["weight"]
+
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch of an evaluated split: those of `loss`, and `loss` times `weight`.
 

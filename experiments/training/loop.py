@@ -71,6 +71,20 @@ class Training:
         return self.optimizer.param_groups[0]["lr"]
 
     @property
+    def takes_part_of_batch(self) -> bool:
+        """Whether the optimizer takes the curvature from a part of the batch."""
+        return (
+            self.capabilities.takes_part_of_batch
+            and self.optimizer.param_groups[0]["curvature_fraction"] < 1
+        )
+
+    @property
+    def differentiates_twice(self) -> bool:
+        """Whether the optimizer takes second derivatives, of the loss or of that of a part."""
+        way = self.optimizer.param_groups[0].get("curvature")
+        return self.needs_graph or (self.takes_part_of_batch and way == "double_backward")
+
+    @property
     def needs_graph(self) -> bool:
         """Whether the coming backward pass must keep the graph (`create_graph`)."""
         return self.capabilities.asks_for_graph and self.optimizer.needs_graph
@@ -143,7 +157,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     model = task.build_model()
     optimizer = optimizers.build_optimizer(config, model.parameters())
     training = Training(config, directory, task, model, optimizer)
-    training.model = distributed.prepare_model(model, training.needs_graph)
+    training.model = distributed.prepare_model(model, training.differentiates_twice)
     training.plateau = build_plateau(config, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
         training.monitor = CurvatureMonitor(training.model, optimizer)
@@ -199,7 +213,12 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, float]:
     evaluation, at the weights from which the step starts.
     """
     evaluations: list[dict[str, Tensor]] = []
-    training.optimizer.step(make_closure(training, batch, evaluations))
+    closure = make_closure(training, batch, evaluations)
+    if training.takes_part_of_batch:
+        part = make_curvature_closure(training, batch)
+        training.optimizer.step(closure, curvature_closure=part)
+    else:
+        training.optimizer.step(closure)
     return distributed.sum_over_ranks({k: value.item() for k, value in evaluations[0].items()})
 
 
@@ -226,6 +245,21 @@ def make_closure(
         return whole
 
     return closure
+
+
+def make_curvature_closure(
+    training: Training, batch: Any
+) -> Callable[[float, float], Tensor | None]:
+    """The loss of a part of this rank's shard, without a backward pass, as AdaHessian takes it."""
+    task = training.task
+
+    def curvature_closure(start: float, stop: float) -> Tensor | None:
+        part = task.part(batch, start, stop)
+        if not distributed.everywhere(part is not None):
+            return None
+        return distributed.weighted(*task.loss_alone(training.model, part))
+
+    return curvature_closure
 
 
 def measure_curvature(training: Training, epoch: int) -> dict[str, float]:

@@ -26,6 +26,8 @@ class Capabilities:
             keep the graph (`create_graph`).
         has_curvature_hooks: `register_curvature_hook` shows its Hessian-vector products.
         compares_curvature: `curvature_error` compares them with exact ones.
+        takes_part_of_batch: `step` takes `curvature_closure`, the loss of a part of the batch,
+            which the option `curvature_fraction` below 1 asks for.
     """
 
     takes_seed: bool
@@ -33,6 +35,7 @@ class Capabilities:
     asks_for_graph: bool
     has_curvature_hooks: bool
     compares_curvature: bool
+    takes_part_of_batch: bool
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer | type) -> "Capabilities":
@@ -45,6 +48,8 @@ class Capabilities:
             asks_for_graph=hasattr(optimizer, "needs_graph"),
             has_curvature_hooks=hasattr(optimizer, "register_curvature_hook"),
             compares_curvature=hasattr(optimizer, "curvature_error"),
+            takes_part_of_batch="curvature_closure"
+            in inspect.signature(constructor.step).parameters,
         )
 
 

@@ -400,6 +400,32 @@ def test_a_grad_scaler_scales_gradient_and_curvature(way):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["None", "batch normalization"])
+def test_a_batch_that_is_too_small_postpones_the_refresh(kind):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    if kind == "None":
+        model[1] = nn.Identity()
+    optimizer = AdaHessian(model.parameters(), curvature_fraction=0.5, update_interval=2)
+    refreshed = []
+    for step, examples in enumerate((64, 64, 12, 64, 64, 64)):
+        x, y = torch.randn(examples, 4), torch.randint(2, (examples,))
+
+        def loss(start, stop, x=x, y=y):
+            rows = slice(round(start * len(x)), round(stop * len(x)))
+            if kind == "None" and len(x) < 20:
+                return None
+            return F.cross_entropy(model(x[rows]), y[rows])
+
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step(curvature_closure=loss)
+        assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        if optimizer.param_groups[0]["last_refresh"] == step:
+            refreshed.append(step)
+    assert refreshed == [0, 3, 5]
+
+
 # ----------------------------------------------------------------------------- what is refused
 
 

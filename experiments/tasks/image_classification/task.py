@@ -127,14 +127,26 @@ class ImageClassification(Task):
             for inputs, labels, whole in pieces
         ]
 
+    def part(self, batch: Batch, start: float, stop: float) -> Batch | None:
+        size = len(batch.labels)
+        rows = slice(round(start * size), round(stop * size))
+        labels = batch.labels[rows]
+        return Batch(batch.inputs[rows], labels, len(labels)) if len(labels) else None
+
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.autocast():
-            logits = model(batch.inputs)
-        if self.config.autocast:
-            logits = logits.float()
+        logits = self._logits(model, batch)
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         weight = torch.tensor(len(batch.labels))
         return F.cross_entropy(logits, batch.labels), {"weight": weight, "correct": correct}
+
+    def loss_alone(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(self._logits(model, batch), batch.labels)
+        return loss, torch.tensor(len(batch.labels))
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        with self.autocast():
+            logits = model(batch.inputs)
+        return logits.float() if self.config.autocast else logits
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         return {

@@ -1,12 +1,15 @@
 import math
+import signal
 import warnings
 
 import pytest
 import torch
 from support.harness import interrupted, small_config, until_done
+from support.training import assert_equal, result
 
 from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
+from experiments.tasks.image_classification.task import ImageClassification
 from experiments.tasks.registry import build_task
 from experiments.training import loop
 from experiments.training.schedule import GroupSchedule
@@ -169,6 +172,49 @@ def test_micro_batches_hold_one_part_at_a_time_and_their_shares_add_up_to_one():
     assert [len(part.labels) for part, _ in parts] == [26, 26, 26, 25, 25]
     assert sum(share for _, share in parts) == pytest.approx(1)
     assert torch.equal(torch.cat([part.inputs for part, _ in parts]), batch.inputs)
+
+
+PART = ("optimizers.adahessian.curvature_fraction=0.5", "checkpoint_every_steps=2")
+
+
+@pytest.mark.parametrize("way", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
+def test_curvature_from_a_part_of_each_batch(way, tmp_path, monkeypatch):
+    """Interrupted and resumed bitwise; the last batch of 17 images is too small for ResNet-20."""
+    config = small_config(way, *PART, optimizer="adahessian")
+    sizes = []
+    loss_alone = ImageClassification.loss_alone
+
+    def spy(task, model, batch):
+        sizes.append(len(batch.labels))
+        return loss_alone(task, model, batch)
+
+    monkeypatch.setattr(ImageClassification, "loss_alone", spy)
+    whole = run(tmp_path / "whole", config)
+    assert set(sizes) == {32, 4}
+    assert read_metrics(whole.metrics_path)[-1]["test/accuracy"] > 0.3
+
+    def stop_soon():
+        stop_soon.steps += 1
+        return signal.SIGTERM if stop_soon.steps == 7 else None
+
+    stop_soon.steps = 0
+    monkeypatch.setattr(loop.stopping, "requested", stop_soon)
+    with pytest.raises(loop.stopping.Stopped):
+        run(tmp_path / "parts", config)
+    monkeypatch.undo()
+    assert_equal(result(whole), result(run(tmp_path / "parts", config)))
+
+
+def test_a_part_of_a_batch():
+    task = build_task(small_config(), CPU, None)
+    batch = next(task.training_batches(0, 0))
+    halves = [task.part(batch, 0, 0.125), task.part(batch, 0.125, 0.25)]
+    assert torch.equal(torch.cat([half.labels for half in halves]), batch.labels[:32])
+    assert task.part(batch, 0, 0.001) is None
+    model = task.build_model()
+    loss, weight = task.loss_alone(model, batch)
+    expected, sums = task.loss(model, batch)
+    assert torch.equal(loss, expected) and weight == sums["weight"] == 128
 
 
 @pytest.mark.parametrize("way", ["optimizers.adahessian.curvature=double_backward", DIFFERENCE])
