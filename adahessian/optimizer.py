@@ -119,7 +119,7 @@ class AdaHessian(Optimizer):
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
 
     State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``, and
-    with a ``curvature_fraction`` below 1 ``exp_part_sq`` and ``exp_noise_sq``. It begins with
+    with a ``curvature_fraction`` below 1 ``exp_signal_sq`` and ``exp_noise_sq``. It begins with
     the first refresh at which the parameter has a gradient; one that joins between refreshes
     (unfrozen, a new group) keeps its value until then.
 
@@ -261,8 +261,8 @@ class AdaHessian(Optimizer):
             curvature_closure: ``curvature_closure(start, stop)`` returns the loss of the batch from
                 fraction ``start`` to fraction ``stop``, with its graph and without calling
                 backward: a mean over these examples, as the step's loss is one over all. It is
-                called when the curvature is due, after the closure, for the halves of
-                ``curvature_fraction``, (0, f/2) and (f/2, f); at a fraction of 1 for (0, 1).
+                called when the curvature is due, after the closure, for the part (0, f) where f is
+                ``curvature_fraction``, or for its halves, (0, f/2) and (f/2, f).
                 Gradients, buffers of modules and random states are left as they were. It may return
                 None, on all processes alike, where a batch is too small: the refresh is then due
                 at the next step (as where batch normalization would see fewer than 8 examples);

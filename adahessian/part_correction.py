@@ -1,24 +1,32 @@
 r"""The scale of a curvature that comes from a part of the batch.
 
 Let t be z · Hz over a batch of n examples: the mean of their t_i. A part of f·n of them, drawn
-without replacement, gives t plus sampling noise, and the optimizer's denominator, a root mean
+without replacement, gives s = t plus sampling noise, and the optimizer's denominator, a root mean
 square, grows with it: by up to √(1/f), which is a learning rate lowered without a word. With S² the
-variance of the t_i over the batch (denominator n − 1), two disjoint halves s₁ and s₂ of the part,
-and s = (s₁ + s₂) / 2,
+variance of the t_i over the batch (denominator n − 1), and two disjoint halves of the part with
+means s₁ and s₂, so that s = (s₁ + s₂) / 2,
 
     E[s²] = t² + (1 − f) S² / (f n)         Var(s₁) = S² (2 / (f n) − 1 / n)
     E[(s₁ − s₂)² / 4] = S² / (f n)          Cov(s₁, s₂) = − S² / n
 
-exactly, for each element; the second line follows from the right column. So s² is too large by
-(1 − f) (s₁ − s₂)² / 4 on average, and for a tensor as a whole the factor
+exactly, for each element; the second line follows from the right column. So the halves tell both
 
-    √(1 − (1 − f) Σ (s₁ − s₂)² / 4 / Σ s²)
+    noise²  = S² / n = E[f (s₁ − s₂)² / 4]
+    signal² = t²     = E[s² − (1 − f) (s₁ − s₂)² / 4]
 
-brings the root mean square of s down to that of t. It needs no product with the whole batch. Both
-sums are averaged over refreshes, as v is, before they are divided: the quotient of two noisy sums
-would be biased, and its radicand can be negative. It lies within [f, 1] for what is left of the
-noise. What the derivation leaves out: batch normalization makes the loss of a half another function
-than that of the batch, and within a tensor the inflation is uneven (docs/curvature.md).
+without a product with the whole batch, and for a tensor as a whole the factor
+
+    √(signal² / (signal² + (1 / f − 1) noise²))
+
+brings the root mean square of s down to that of t. Both are sums over the tensor and averaged over
+refreshes, as v is, before they are divided: the quotient of two noisy sums would be biased, and a
+single signal² can be negative. The factor lies within [√f, 1] for what is left of the noise.
+
+Halves cost more than a whole part, by what an evaluation costs that does not depend on its size. So
+only the first ``HALVES_FIRST`` refreshes and every ``HALVES_EVERY``-th of the later ones take them.
+
+What the derivation leaves out: batch normalization makes the loss of a part another function than
+that of the batch, and within a tensor the inflation is uneven (docs/curvature.md).
 """
 
 from collections.abc import Sequence
@@ -27,19 +35,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of a parameter's state, one element each: running means of Σ s² and Σ (s₁ − s₂)² / 4.
-SUMS = ("exp_part_sq", "exp_noise_sq")
+# Of a parameter's state, one element each: the running means of both, neither depends on f.
+SUMS = ("exp_signal_sq", "exp_noise_sq")
+HALVES_FIRST, HALVES_EVERY = 16, 8
 
 
-def scale_factors(
+def takes_halves(states: Sequence[dict[str, Any]]) -> bool:
+    """Whether the coming refresh of parameters with these states takes the part in halves."""
+    if any(SUMS[0] not in state for state in states):
+        return True
+    refreshes = int(states[0].get("num_refreshes", 0))
+    return refreshes < HALVES_FIRST or refreshes % HALVES_EVERY == 0
+
+
+def remember(
     states: Sequence[dict[str, Any]],
     samples: Sequence[list[Tensor]],
     noises: Sequence[list[Tensor]],
     *,
     fraction: float,
-    decay: float,
-) -> list[Tensor]:
-    """Return the factor of each tensor's curvature, one element each, and remember what it is from.
+    beta2: float,
+) -> None:
+    """Take two halves into the running means.
 
     Args:
         states: of the parameters, on one device and of one type. Their entries ``SUMS`` are made
@@ -47,16 +64,15 @@ def scale_factors(
         samples: (s₁ + s₂) / 2 for each probe, one tensor for each parameter.
         noises: (s₁ − s₂) / 2.
         fraction: f, in (0, 1].
-        decay: of the running means.
+        beta2: decay of v at a refresh. Most take no halves: it counts once for each of them.
     """
-    seen = torch.stack(
-        [
-            torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in probes])
-            .square()
-            .mean(0)
-            for probes in (samples, noises)
-        ]
+    squares, differences = (
+        torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in probes])
+        .square()
+        .mean(0)
+        for probes in (samples, noises)
     )
+    seen = torch.stack([squares - (1 - fraction) * differences, fraction * differences])
     for state in states:
         for name in SUMS:
             if name not in state:
@@ -64,8 +80,18 @@ def scale_factors(
     running = [state[name] for name in SUMS for state in states]
     before = torch.stack(running).view_as(seen)
     # A refresh that overflows is not remembered; the device decides, so that nobody waits for it.
-    after = torch.where(seen.isfinite().all(0), before.lerp(seen, 1 - decay), before)
+    after = torch.where(seen.isfinite().all(0), before.lerp(seen, 1 - beta2**HALVES_EVERY), before)
     torch._foreach_copy_(running, after.view(-1).unbind())
-    part, noise = after
-    share = torch.where(part > 0, noise / part, 0.0)
-    return list((1 - (1 - fraction) * share).clamp(fraction, 1).sqrt().unbind())
+
+
+def scale_factors(states: Sequence[dict[str, Any]], fraction: float) -> list[Tensor]:
+    """Return the factor of each tensor's curvature, one element each.
+
+    Args:
+        states: of the parameters, on one device and of one type, with ``SUMS``.
+        fraction: f, in (0, 1].
+    """
+    signal, noise = (torch.stack([state[name] for state in states]) for name in SUMS)
+    whole = signal + (1 / fraction - 1) * noise
+    share = torch.where(whole > 0, signal / whole, 1.0)
+    return list(share.clamp(fraction, 1).sqrt().unbind())

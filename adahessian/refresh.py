@@ -6,7 +6,7 @@ independent of an optimizer.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from adahessian.curvature.beside import Beside, NoPart, filling_gradients
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
-from adahessian.part_correction import scale_factors
+from adahessian.part_correction import remember, scale_factors, takes_halves
 from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average
 
 CurvatureClosure = Callable[[float, float], Tensor]
@@ -166,8 +166,8 @@ class WholeBatch(Refresh):
 class PartOfBatch(Refresh):
     """A refresh from losses of a part of the batch, evaluated beside the step.
 
-    A part comes in two halves, which tell its sampling noise
-    (:mod:`adahessian.part_correction`); at a fraction of one there is no noise, and one whole.
+    Now and then the part comes in two halves, which tell its sampling noise
+    (:mod:`adahessian.part_correction`).
 
     Args:
         curvature_closure: see :meth:`adahessian.AdaHessian.step`.
@@ -211,8 +211,9 @@ class PartOfBatch(Refresh):
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
         fraction = self._options.curvature_fraction
-        bounds = (0.0, 1.0) if fraction == 1 else (0.0, fraction / 2, fraction)
         params = [m.param for m in members]
+        halves = fraction < 1 and takes_halves([self._states.get(p, {}) for p in params])
+        bounds = (0.0, fraction / 2, fraction) if halves else (0.0, fraction)
         pieces: list[list[list[Tensor]]] = []
         missing: NoPart | None = None
         with Beside(self._params, look=self._is_first) as beside:
@@ -228,16 +229,16 @@ class PartOfBatch(Refresh):
             raise missing or NoPart("another process has no part of this batch")
         for samples in zip(*pieces, strict=True):
             Reduction(reduction.scale, group).apply_([s for sample in samples for s in sample])
-        if fraction == 1:
-            yield from pieces[0]
-            return
-        noises = [list(torch._foreach_sub(*halves)) for halves in zip(*pieces, strict=True)]
-        for sample, half, noise in zip(*pieces, noises, strict=True):
-            torch._foreach_add_(sample, half)
-            torch._foreach_mul_([*sample, *noise], 0.5)
-        factors = self._factors(members, pieces[0], noises)
-        for sample in pieces[0]:
-            for s, factor in zip(sample, factors, strict=True):
+        samples = pieces[0]
+        if halves:
+            noises = [list(torch._foreach_sub(*pair)) for pair in zip(*pieces, strict=True)]
+            for sample, second, noise in zip(*pieces, noises, strict=True):
+                torch._foreach_add_(sample, second)
+                torch._foreach_mul_([*sample, *noise], 0.5)
+            self._remember(members, samples, noises)
+        factors = self._factors(members) if fraction < 1 else None
+        for sample in samples:
+            for s, factor in zip(sample, factors or (), strict=False):
                 s.mul_(factor)
             yield sample
 
@@ -269,18 +270,11 @@ class PartOfBatch(Refresh):
         else:
             yield from self._estimates(products, params)
 
-    def _factors(
+    def _remember(
         self, members: Sequence[Member], samples: list[list[Tensor]], noises: list[list[Tensor]]
-    ) -> list[Tensor]:
-        """Return the factor of each member's curvature."""
-        factors: dict[int, Tensor] = {}
-        kinds: dict[tuple, list[int]] = {}
-        for place, m in enumerate(members):
-            kind = m.param.device, m.param.dtype, m.group["betas"][1]
-            kinds.setdefault(kind, []).append(place)
-
-        def seen(sample: list[Tensor], places: list[int]) -> list[Tensor]:
-            """What is squared: z · Hz, or its signed mean over blocks."""
+    ) -> None:
+        def squared(sample: list[Tensor], places: list[int]) -> list[Tensor]:
+            """What d is the root mean square of: z · Hz, or its signed mean over blocks."""
             return [
                 local_block_average(sample[i], members[i].param, members[i].group["block_size"])
                 if members[i].group["averaging"] == "signed"
@@ -288,13 +282,29 @@ class PartOfBatch(Refresh):
                 for i in places
             ]
 
-        for (_, _, decay), places in kinds.items():
-            found = scale_factors(
+        for places in _alike(members):
+            remember(
                 [self._states[members[i].param] for i in places],
-                [seen(sample, places) for sample in samples],
-                [seen(noise, places) for noise in noises],
+                [squared(sample, places) for sample in samples],
+                [squared(noise, places) for noise in noises],
                 fraction=self._options.curvature_fraction,
-                decay=decay,
+                beta2=members[places[0]].group["betas"][1],
             )
+
+    def _factors(self, members: Sequence[Member]) -> list[Tensor]:
+        """Return the factor of each member's curvature."""
+        factors: dict[int, Tensor] = {}
+        for places in _alike(members):
+            states = [self._states[members[i].param] for i in places]
+            found = scale_factors(states, self._options.curvature_fraction)
             factors |= zip(places, found, strict=True)
         return [factors[i] for i in range(len(members))]
+
+
+def _alike(members: Sequence[Member]) -> Iterable[list[int]]:
+    """Return the places of members whose sums can be stacked: of one device, type and β₂."""
+    places: dict[tuple, list[int]] = {}
+    for place, m in enumerate(members):
+        kind = m.param.device, m.param.dtype, m.group["betas"][1]
+        places.setdefault(kind, []).append(place)
+    return places.values()

@@ -131,7 +131,7 @@ class Beside:
         if examples < FEWEST:
             raise NoPart(
                 f"batch normalization over {examples} examples: an evaluation of "
-                f"curvature_closure needs at least {FEWEST}. Each takes half of "
+                f"curvature_closure needs at least {FEWEST}. Some take half of "
                 "curvature_fraction of the batch: make the fraction or the batch larger"
             )
         if examples < FEW and not self._few_is_said:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adahessian import AdaHessian
 from adahessian.averaging import block_average
-from adahessian.part_correction import scale_factors
+from adahessian.part_correction import remember, scale_factors
 from adahessian.probes import rademacher_like
 
 WAYS = ("double_backward", "finite_difference")
@@ -101,20 +101,22 @@ def test_one_refresh_is_what_the_formulas_say(way, fraction, options):
             square, d = d.square().sum(), d.mean(0)
         else:
             square, d = samples.square().sum(), mean(samples.abs().mean(0))
-        radicand = float(1 - (1 - fraction) * noises.square().sum() / square)
-        expected = (d * min(max(radicand, fraction), 1.0) ** 0.5) ** 2
+        # signal / (signal + (1 / f - 1) noise), whose denominator is the sample's square
+        share = float(1 - (1 - fraction) * noises.square().sum() / square)
+        expected = (d * min(max(share, fraction), 1.0) ** 0.5) ** 2
         found = optimizer.state[p]["exp_hessian_diag_sq"] / (1 - 0.999)
         tolerance = 1e-9 if way == "double_backward" else 1e-4
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_it_is_called_when_due_and_for_the_halves():
+def test_it_is_called_when_due_for_halves_at_first_and_then_now_and_then():
     problem = Problem()
     optimizer = AdaHessian(problem.params, curvature_fraction=0.5, update_interval=2)
-    for _ in range(3):
+    for _ in range(50):
         problem.backward()
         optimizer.step(curvature_closure=problem.curvature_closure)
-    assert problem.asked == [(0, 0.25), (0.25, 0.5)] * 2
+    halves, whole = [(0, 0.25), (0.25, 0.5)], [(0, 0.5)]
+    assert problem.asked == halves * 16 + halves + whole * 7 + halves
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -158,46 +160,62 @@ def test_corrected_curvature_converges_to_the_whole_batchs(fraction):
     problem = Problem(64)
     states = [{} for _ in problem.params]
     truth, raw = torch.zeros(2, 4, dtype=torch.float64)
-    refreshes = 300
-    for step in range(refreshes):
+    for step in range(300):
         order = torch.randperm(64)
         problem.x, problem.y = problem.x[order], problem.y[order]
         z = rademacher_like(problem.params, seed=0, step=step)
         first = problem.product(z, 0, fraction / 2)
         second = problem.product(z, fraction / 2, fraction)
         samples, noises = torch._foreach_add(first, second), torch._foreach_sub(first, second)
-        # Without decay: all refreshes count alike.
-        factors = scale_factors(
-            states, [samples], [noises], fraction=fraction, decay=step / (step + 1)
+        # All refreshes count alike.
+        remember(
+            states, [samples], [noises], fraction=fraction, beta2=(step / (step + 1)) ** (1 / 8)
         )
         truth += torch.stack(torch._foreach_norm(problem.product(z, 0, 1))).square()
         raw += torch.stack(torch._foreach_norm(samples)).square() / 4
     inflation = (raw / truth).sqrt()
     assert inflation.max() > 1.12
-    corrected = inflation * torch.stack(factors)
+    corrected = inflation * torch.stack(scale_factors(states, fraction))
     assert (corrected - 1).abs().max() < 0.12
+
+
+def factors(samples, noises, fraction=0.25, states=None):
+    """Of tensors that have seen one refresh, or one more."""
+    states = [{} for _ in samples] if states is None else states
+    remember(states, [samples], [noises], fraction=fraction, beta2=0.999)
+    return [float(factor) for factor in scale_factors(states, fraction)]
 
 
 def test_factors_stay_within_their_bounds():
     nothing, noise, same = torch.zeros(3), torch.tensor([1.0, -2.0]), torch.ones(2)
-    states = [{} for _ in range(3)]
-    factors = scale_factors(
-        states, [[nothing, noise / 8, same]], [[nothing, noise, 0 * same]], fraction=0.25, decay=0.9
-    )
-    assert [float(f) for f in factors] == [1.0, 0.5, 1.0]
+    found = factors([nothing, noise / 8, same], [nothing, noise, 0 * same])
+    assert found == [1.0, 0.5, 1.0]
+
+
+def test_what_is_remembered_does_not_depend_on_the_fraction():
+    """So that it may be changed in the middle of a training."""
+    signal, noise = 4.0, 3.0  # t² and S² / n
+    states = []
+    for fraction in (0.5, 0.25):
+        difference = torch.tensor([noise / fraction]).sqrt()
+        sample = torch.tensor([signal + (1 / fraction - 1) * noise]).sqrt()
+        states.append([{}])
+        factors([sample], [difference], fraction, states[-1])
+        (found,) = scale_factors(states[-1], 0.125)
+        torch.testing.assert_close(found, torch.tensor(4 / 25).sqrt())
+    for name, value in states[0][0].items():
+        torch.testing.assert_close(value, states[1][0][name])
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@pytest.mark.parametrize("place", ["samples", "noises"])
+@pytest.mark.parametrize("place", [0, 1])
 def test_what_is_not_finite_is_not_remembered(bad, place):
-    state = {}
-    good = {"samples": torch.tensor([2.0, 1.0]), "noises": torch.tensor([1.0, 1.0])}
-    arguments = {"fraction": 0.25, "decay": 0.9}
-    (before,) = scale_factors([state], *([[t]] for t in good.values()), **arguments)
-    remembered = copy.deepcopy(state)
-    spoilt = {**good, place: torch.tensor([bad, 1.0])}
-    (after,) = scale_factors([state], *([[t]] for t in spoilt.values()), **arguments)
-    assert after == before and state == remembered
+    states = [{}]
+    good = [[torch.tensor([2.0, 1.0])], [torch.tensor([1.0, 1.0])]]
+    before = factors(*good, states=states)
+    remembered = copy.deepcopy(states)
+    good[place] = [torch.tensor([bad, 1.0])]
+    assert factors(*good, states=states) == before and states == remembered
 
 
 # ----------------------------------------------------------------------------- beside the step
