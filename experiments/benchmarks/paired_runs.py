@@ -7,19 +7,15 @@ curvature once by double backward and once by finite differences. Two such train
 tens of steps, as any two do that differ in the last bit, so a single pair says nothing; the mean
 difference over many pairs has an interval, which must hold zero and be narrow.
 
-Every finished training is a line of `FOLDER/trainings.jsonl`. The command trains what is missing
-there, then prints the verdict; it may be interrupted, and several may work in one folder.
+The command trains what is missing (`experiments.benchmarks.trainings`), then prints the verdict.
 `--picture` draws the losses of all pairs, the ways over each other.
 """
 
 import argparse
-import fcntl
-import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +26,11 @@ from torch.nn import functional as F
 
 from adahessian import AdaHessian
 from experiments.benchmarks import zoo
+from experiments.benchmarks.trainings import Difference, Trainings
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.plots.canvas import panels, save
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
-from experiments.results.statistics import mean_interval
 
 EXACT, FAST = "double_backward", "finite_difference"
 LOSS_BOUND = 0.02  # of the mean loss
@@ -79,9 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.images, options.steps, options.batch_size, options.size, options.depth
     )
     options.folder.mkdir(parents=True, exist_ok=True)
-    results = Results(options.folder, settings)
-    train_missing(results, range(1, options.pairs + 1))
-    pairs = results.pairs()
+    trainings = Trainings(options.folder, asdict(settings))
+    data = zoo.load_images(settings.images, settings.size)
+    trainings.train_missing(
+        range(1, options.pairs + 1),
+        (EXACT, FAST),
+        lambda seed, way: train(settings, seed, way, data),
+    )
+    pairs = trainings.by_seed((EXACT, FAST))
     if options.picture:
         draw(settings, pairs, options.picture)
     if len(pairs) < 3:
@@ -91,70 +92,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = {"settings": asdict(settings), "pairs": pairs}
     publish("paired-runs", [table], provenance("cpu"), data, options.docs)
     return 0 if passed else 1
-
-
-class Results:
-    """The trainings in a folder, shared with other processes.
-
-    Args:
-        folder: exists.
-        settings: of all its trainings.
-    """
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.folder, self.settings = folder, settings
-        self.path = folder / "trainings.jsonl"
-
-    def rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [row for row in rows if row["settings"] == asdict(self.settings)]
-
-    def pairs(self) -> dict[int, dict[str, Any]]:
-        """Rows by seed and way, of the seeds for which both ways are there."""
-        found: dict[int, dict[str, Any]] = {}
-        for row in self.rows():
-            found.setdefault(row["seed"], {})[row["curvature"]] = row
-        return {seed: ways for seed, ways in sorted(found.items()) if len(ways) == 2}
-
-    def append(self, row: dict[str, Any]) -> None:
-        line = json.dumps({"settings": asdict(self.settings), **row}) + "\n"
-        with self.path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line)
-
-    @contextmanager
-    def claimed(self, seed: int) -> Iterator[bool]:
-        """Whether the seed is ours to train; the claim ends with the block, or with the process."""
-        with (self.folder / f".seed-{seed}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
-
-
-def train_missing(results: Results, seeds: Sequence[int]) -> None:
-    """Train the pairs that are not complete and that no other process is training."""
-    data = None
-    for seed in seeds:
-        with results.claimed(seed) as ours:
-            done = {row["curvature"] for row in results.rows() if row["seed"] == seed}
-            missing = [way for way in (EXACT, FAST) if way not in done]
-            if not ours or not missing:
-                continue
-            data = data or zoo.load_images(results.settings.images, results.settings.size)
-            for way in missing:
-                row = train(results.settings, seed, way, data)
-                results.append(row)
-                print(
-                    f"seed {seed} {way:17s} test loss {row['test_loss']:.4f} accuracy "
-                    f"{row['test_accuracy']:.4f} in {row['seconds']:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
 
 
 def train(settings: Settings, seed: int, curvature: str, data: Any) -> dict[str, Any]:
@@ -189,7 +126,7 @@ def train(settings: Settings, seed: int, curvature: str, data: Any) -> dict[str,
     seconds = time.perf_counter() - start
     loss, accuracy = evaluate(model, test)
     return {
-        "seed": seed, "curvature": curvature, "data": name, "seconds": round(seconds, 2),
+        "data": name, "seconds": round(seconds, 2),
         "train_loss": statistics.mean(losses[-LAST_STEPS:]),
         "test_loss": loss, "test_accuracy": accuracy, "losses": [round(x, 5) for x in losses],
     }  # fmt: skip
@@ -214,20 +151,17 @@ def verdict(settings: Settings, pairs: dict[int, dict[str, Any]]) -> tuple[Grid,
     ):
         exact, fast = ([ways[way][key] for ways in pairs.values()] for way in (EXACT, FAST))
         relative = "loss" in key
-        scale = 100 / statistics.mean(exact) if relative else 100
-        differences = [scale * (b - a) for a, b in zip(exact, fast, strict=True)]
-        mean = statistics.mean(differences)
-        low, high = mean_interval(differences) or (mean, mean)
+        found = Difference.of(exact, fast, relative)
         answer = "-"
         if bound is not None:
             # A NaN, from a training that exploded, makes this False.
-            fits = low <= 0 <= high and max(-low, high) <= 100 * bound
+            fits = found.low <= 0 <= found.high and max(-found.low, found.high) <= 100 * bound
             passed, answer = passed and fits, "yes" if fits else "NO"
         unit = " %" if relative else ""
         rows.append(
             (
-                label, f"{statistics.mean(exact):.4f}", f"{statistics.mean(fast):.4f}",
-                f"{mean:+.2f}{unit}", f"{low:+.2f} to {high:+.2f}", answer,
+                label, f"{found.first:.4f}", f"{found.second:.4f}", f"{found.mean:+.2f}{unit}",
+                f"{found.low:+.2f} to {found.high:+.2f}", answer,
             )
         )  # fmt: skip
     note = (

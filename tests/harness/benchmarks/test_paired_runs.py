@@ -3,7 +3,8 @@ import json
 import pytest
 
 from experiments.benchmarks import paired_runs
-from experiments.benchmarks.paired_runs import EXACT, FAST, Results, Settings, verdict
+from experiments.benchmarks.paired_runs import EXACT, FAST, Settings, verdict
+from experiments.benchmarks.trainings import Trainings
 
 
 def rows(differences, loss=0.5, accuracy=0.8):
@@ -55,10 +56,10 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
 
 
 def test_a_seed_is_trained_by_one_process_and_other_settings_are_other_results(tmp_path):
-    results, others = (Results(tmp_path, Settings(steps=steps)) for steps in (1, 2))
-    with results.claimed(1) as ours, Results(tmp_path, Settings()).claimed(1) as theirs:
+    results, others = (Trainings(tmp_path, {"steps": steps}) for steps in (1, 2))
+    with results.claimed(1) as ours, Trainings(tmp_path, {}).claimed(1) as theirs:
         assert ours and not theirs
     with results.claimed(1) as again:
         assert again
-    results.append({"seed": 1})
+    results.append({"seed": 1, "arm": "a"})
     assert len(results.rows()) == 1 and others.rows() == []

@@ -1,0 +1,259 @@
+"""Does AdaHessian train as well with the curvature of a part of the batch?
+
+`python -m experiments.benchmarks.part_quality --problem NAME --arms exact exact,f=1/4 ...`
+
+Trains in pairs (`experiments.benchmarks.trainings`): each arm beside the first one, from the same
+initial weights, on the same batches, with the same probes. An arm names the way to H·z (`exact` or
+`fd`), the fraction `f`, the interval `k` between refreshes and `lr`, a factor of the learning rate.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from adahessian import AdaHessian
+from experiments.benchmarks import zoo
+from experiments.benchmarks.trainings import Difference, Trainings
+from experiments.cli import guarded
+from experiments.errors import UserError
+from experiments.models.resnet_cifar import ResNetCifar
+from experiments.models.transformer import Transformer
+from experiments.reports.publish import provenance, publish
+from experiments.reports.sections import Grid
+
+WAYS = {"exact": "double_backward", "fd": "finite_difference"}
+LAST_STEPS = 20
+BOUND = 1.0  # per cent of the final validation loss: what "no loss" means
+LENGTH = 64  # characters of a sequence
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is compared: how the curvature is had, and at which learning rate."""
+
+    way: str
+    f: Fraction = Fraction(1)
+    k: int = 1
+    lr: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Arm":
+        """From `way[,f=1/4][,k=4][,lr=2]`.
+
+        Raises:
+            UserError: it is no such text.
+        """
+        way, *settings = text.split(",")
+        kinds = {"f": Fraction, "k": int, "lr": float}
+        try:
+            pairs = [setting.split("=") for setting in settings]
+            values = {key: kinds[key](value) for key, value in pairs}
+            return cls({"exact": "exact", "fd": "fd"}[way], **values)
+        except (KeyError, ValueError, ZeroDivisionError):
+            raise UserError(
+                f"--arms {text}: an arm is exact or fd, and then f=1/4, k=4 or lr=2, with commas"
+            ) from None
+
+    def build(self, params: Any, lr: float, seed: int) -> AdaHessian:
+        return AdaHessian(
+            params,
+            lr * self.lr,
+            curvature=WAYS[self.way],
+            curvature_fraction=float(self.f),
+            update_interval=self.k,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network, its training and validation examples, and how it is trained."""
+
+    title: str
+    build: Callable[[], nn.Module]
+    data: Callable[[], tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int = 20
+
+
+def _images(name: str, size: int) -> Callable[[], Any]:
+    return lambda: zoo.load_images(name, size)[1:]
+
+
+def _characters() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Sequences of Python's own reference manual, as bytes; the last tenth is validation."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
+    tokens = torch.tensor(list(text))
+    count = (len(tokens) - 1) // LENGTH
+    inputs = tokens[: count * LENGTH].view(count, LENGTH)
+    targets = tokens[1 : count * LENGTH + 1].view(count, LENGTH)
+    cut = count * 9 // 10
+    return (inputs[:cut], targets[:cut]), (inputs[cut:][:256], targets[cut:][:256])
+
+
+def _perceptron() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
+
+
+PROBLEMS = {
+    "perceptron": Problem(
+        "Perceptron 64-64-64-10, digits", _perceptron, _images("digits", 8), 200, 128, 0.15
+    ),
+    "resnet20": Problem(
+        "ResNet-20, digits",
+        lambda: ResNetCifar(20, num_classes=10, in_channels=1),
+        _images("digits", 8),
+        120,
+        128,
+        0.15,
+    ),
+    "resnet20-fashion": Problem(
+        "ResNet-20, Fashion-MNIST at 14 x 14",
+        lambda: ResNetCifar(20, num_classes=10, in_channels=1),
+        _images("fashion-mnist", 14),
+        120,
+        128,
+        0.15,
+    ),
+    "characters": Problem(
+        "Transformer, 2 layers of width 64, Python's manual by bytes",
+        lambda: Transformer(64, 4, 2, vocabulary=128, length=LENGTH),
+        _characters,
+        200,
+        32,
+        0.2,
+    ),
+}
+
+
+def train(problem: Problem, arm: Arm, seed: int, data: Any, steps: int) -> dict[str, Any]:
+    """Train one network: a linear rise of the rate, and tenfold drops at one half and 3/4."""
+    (inputs, targets), validation = data
+    torch.manual_seed(seed)
+    model = problem.build()
+    optimizer = arm.build(model.parameters(), problem.lr, seed)
+    order = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    start = time.process_time()
+    for step in range(steps):
+        drops = (step >= steps / 2) + (step >= steps * 3 / 4)
+        rise = min(1.0, (step + 1) / problem.warmup_steps)
+        optimizer.param_groups[0]["lr"] = problem.lr * arm.lr * rise * 0.1**drops
+        chosen = torch.randint(len(targets), (problem.batch_size,), generator=order)
+        losses.append(_step(optimizer, model, inputs[chosen], targets[chosen]))
+    seconds = time.process_time() - start
+    model.eval()
+    with torch.no_grad():
+        parts = zip(*(t.split(250) for t in validation), strict=True)
+        sums = [float(_loss(model, x, y)) * len(x) for x, y in parts]
+    return {
+        "cpu_seconds": round(seconds, 2),
+        "train_loss": statistics.mean(losses[-LAST_STEPS:]),
+        "validation_loss": sum(sums) / len(validation[0]),
+    }
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x).flatten(0, -2), y.flatten())
+
+
+def _step(optimizer: AdaHessian, model: nn.Module, x: Tensor, y: Tensor) -> float:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = _loss(model, x, y)
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    def part(start: float, stop: float) -> Tensor:
+        rows = slice(round(start * len(x)), round(stop * len(x)))
+        return _loss(model, x[rows], y[rows])
+
+    takes_part = optimizer.param_groups[0]["curvature_fraction"] < 1
+    with sdpa_kernel([SDPBackend.MATH]):  # the fused kernels have no second derivative
+        return float(optimizer.step(closure, curvature_closure=part if takes_part else None))
+
+
+def table(problem: Problem, arms: Sequence[str], pairs: dict[int, dict[str, Any]]) -> Grid:
+    """A row for each arm, beside the first one."""
+    rows = []
+    for arm in arms:
+        cells = [arm]
+        for key in ("validation_loss", "train_loss"):
+            first, second = ([row[name][key] for row in pairs.values()] for name in (arms[0], arm))
+            found = Difference.of(first, second, relative=True)
+            cells.append(f"{found.second:.4f}")
+            if arm == arms[0]:
+                cells += ["", ""] if key == "validation_loss" else [""]
+                continue
+            cells.append(f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})")
+            if key == "validation_loss":
+                within = -BOUND <= found.low and found.high <= BOUND
+                cells.append("yes" if within else "no" if found.low > BOUND else "open")
+        rows.append(tuple(cells))
+    note = (
+        f"n = {len(pairs)} pairs: {problem.steps} steps, batch {problem.batch_size}, learning rate "
+        f"{problem.lr:g}. Mean loss, and the mean difference from the first row in % with its "
+        f"95 % interval. No loss: the interval lies within ±{BOUND:g} %."
+    )
+    columns = ("curvature", "validation loss", "difference, %", "no loss",
+               f"training loss, last {LAST_STEPS} steps", "difference, %")  # fmt: skip
+    return Grid(problem.title, columns, rows, note)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.part_quality", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--problem", choices=PROBLEMS, nargs="+", default=list(PROBLEMS))
+    parser.add_argument(
+        "--arms", nargs="+", default=["exact", "exact,f=1/4", "exact,f=1/8", "exact,k=4"]
+    )
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="default: the problem's own")
+    parser.add_argument("--folder", type=Path, default=Path("runs/part-quality"))
+    parser.add_argument("--docs", type=Path, help="a page whose table to replace")
+    return guarded(lambda: _run(parser.parse_args(arguments)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    arms = {text: Arm.parse(text) for text in options.arms}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    grids, found = [], {}
+    for name in options.problem:
+        problem = PROBLEMS[name]
+        steps = options.steps or problem.steps
+        data = problem.data()
+        trainings = Trainings(options.folder, {"problem": name, "steps": steps, "lr": problem.lr})
+        trainings.train_missing(
+            range(1, options.pairs + 1),
+            list(arms),
+            lambda seed, arm, p=problem, d=data, n=steps: train(p, arms[arm], seed, d, n),
+        )
+        pairs = trainings.by_seed(list(arms))
+        if len(pairs) >= 2:
+            grids.append(table(problem, list(arms), pairs))
+            found[name] = pairs
+    publish("part-quality", grids, provenance("cpu"), found, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
