@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
+from adahessian.curvature import Earlier
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
@@ -177,6 +178,7 @@ class AdaHessian(Optimizer):
         }
         self._process_group = process_group
         self._curvature_hooks: dict[int, Callable[..., None]] = OrderedDict()
+        self._earlier = Earlier()
         super().__init__(params, defaults)
 
     # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too. It sets
@@ -233,6 +235,7 @@ class AdaHessian(Optimizer):
         self.defaults = {k: v for k, v in self.defaults.items() if k not in COUNTERS}
         # Like torch's own hooks, these are not part of a copy or a pickle.
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
+        self._earlier = Earlier()
         take_over(self.param_groups, self.defaults, self.state)
 
     @overload
@@ -379,7 +382,8 @@ class AdaHessian(Optimizer):
     ) -> Refresh | None:
         if not self._refresh_is_due():
             return None
-        arguments = closure, self._all_members(), options, self.param_groups[0]["step"]
+        step = self.param_groups[0]["step"]
+        arguments = closure, self._all_members(), options, step, self._earlier
         if self.curvature_closure is not None:
             return PartOfBatch(
                 *arguments, curvature_closure=self.curvature_closure, states=self.state

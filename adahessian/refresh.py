@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adahessian.curvature import HessianProducts, hessian_products
+from adahessian.curvature import Earlier, HessianProducts, hessian_products
 from adahessian.curvature.beside import Beside, NoPart, filling_gradients
-from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.closures import call
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
 from adahessian.part_correction import remember, scale_factors, takes_halves
@@ -62,6 +62,7 @@ class Refresh(ABC):
             due, take no part.
         options: of the optimizer.
         step: the number of the coming step.
+        earlier: what earlier refreshes have shown of the loss.
     """
 
     def __init__(
@@ -70,9 +71,10 @@ class Refresh(ABC):
         members: Sequence[Member],
         options: SharedOptions,
         step: int,
+        earlier: Earlier,
     ) -> None:
         due = [m for m in members if m.param.requires_grad and is_due(m.group)]
-        self._closure, self._options = closure, options
+        self._closure, self._options, self._earlier = closure, options, earlier
         self._params = [m.param for m in members]
         self._is_first = all(m.group["last_refresh"] is None for m in members)
         self._probes = Probes(
@@ -127,13 +129,12 @@ class Refresh(ABC):
     ) -> Iterator[list[Tensor]]:
         """Yield z · Hz for each probe z, with no magnitude below the products' resolution."""
         resolution = products.resolution()
-        finest: list[Tensor] = []
-        if resolution:
-            sizes = torch._foreach_abs([local(g) for g in gradients(params)])
-            finest = list(torch._foreach_mul(sizes, resolution))
         for estimate in hutchinson_samples(products.product, self._probes):
-            sample = [estimate[p] for p in params]
-            if finest:
+            # A parameter that a part of the batch does not come through has no curvature in it.
+            sample = [estimate[p] if p in estimate else torch.zeros_like(p) for p in params]
+            if resolution:
+                finest = [torch.zeros_like(p) if p.grad is None else local(p.grad) for p in params]
+                finest = torch._foreach_mul(torch._foreach_abs(finest), resolution)
                 sizes = torch._foreach_maximum(torch._foreach_abs(sample), finest)
                 sample = [size.copysign_(s) for size, s in zip(sizes, sample, strict=True)]
             yield sample
@@ -150,6 +151,7 @@ class WholeBatch(Refresh):
             self._params,
             self._probes,
             check=self._is_first,
+            earlier=self._earlier,
         )
 
     def evaluate(self) -> Any:
@@ -260,12 +262,11 @@ class PartOfBatch(Refresh):
             self._params,
             self._probes,
             check=self._is_first and start == 0,
+            earlier=self._earlier,
+            central=True,
         )
         products.evaluate()
-        for p in params:  # one that the part does not come through has no curvature in it
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        if exact and not any(g.requires_grad for g in gradients(params)):
+        if exact and not any(p.grad is not None and p.grad.requires_grad for p in params):
             yield from ([torch.zeros_like(p) for p in params] for _ in self._probes)
         else:
             yield from self._estimates(products, params)

@@ -9,6 +9,7 @@ from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import HessianProducts
+from adahessian.curvature.replay import Earlier
 
 CURVATURES = ("double_backward", "finite_difference")  # the values of the option `curvature`
 
@@ -20,6 +21,8 @@ def hessian_products(
     probes: Probes,
     *,
     check: bool = False,
+    earlier: Earlier | None = None,
+    central: bool = False,
 ) -> HessianProducts:
     """Return the way to Hessian-vector products that the option ``curvature`` names.
 
@@ -28,8 +31,8 @@ def hessian_products(
         closure: see :mod:`adahessian.curvature.closures`.
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order.
-        check: see whether the finite difference can be trusted (:class:`FiniteDifference`).
+        check, earlier, central: see :class:`FiniteDifference`.
     """
     if curvature == "double_backward":
         return DoubleBackward(closure, params, probes)
-    return FiniteDifference(closure, params, check=check)
+    return FiniteDifference(closure, params, check=check, earlier=earlier, central=central)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from adahessian.curvature.closures import gradients, not_repeatable
 from adahessian.curvature.gates import Gates
-from adahessian.curvature.precision import STEP_SIZES
+from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
-from adahessian.curvature.replay import Replay
+from adahessian.curvature.replay import Earlier, Replay
 from adahessian.replicas import local
 
 
@@ -23,6 +23,10 @@ class FiniteDifference:
     pooling indices, dropout masks, buffers and random states. Afterwards parameters, gradients,
     buffers and random states are what the first evaluation left, bit for bit, also if it raises.
 
+    Where nobody needs g(θ), and the loss is known to be smooth, the difference is central,
+    (g(θ + h·z) − g(θ − h·z)) / 2h + O(h²), at the same price. (Gates recorded at θ − h·z would be
+    those of another point.)
+
     Args:
         closure: clears the gradients, computes a loss, calls backward and returns the loss: the
             same function of the parameters each time.
@@ -32,6 +36,8 @@ class FiniteDifference:
         step_size: h; None for the one that suits the precision of the evaluation
             (:data:`~adahessian.curvature.precision.STEP_SIZES`).
         gates: what records and replays the pieces (default: :class:`Gates`).
+        earlier: what earlier products with the same loss have shown of it; is updated.
+        central: the gradient at θ itself is not needed.
 
     Attributes:
         step_size: as above; may be changed between products.
@@ -49,6 +55,8 @@ class FiniteDifference:
         check: bool = False,
         step_size: float | None = None,
         gates: Gates | None = None,
+        earlier: Earlier | None = None,
+        central: bool = False,
     ) -> None:
         if closure is None:
             raise RuntimeError(
@@ -59,20 +67,26 @@ class FiniteDifference:
         self._params = params
         self._check = check
         self.step_size = step_size
-        self.replay = Replay(closure, params, gates)
+        self.replay = Replay(closure, params, gates, earlier)
+        self._central = central and self.replay.is_smooth
 
     def evaluate(self) -> Any:
-        """Evaluate the closure; return what it returns.
+        """Evaluate the closure; return what it returns, or None where that is not needed.
 
         Raises:
             RuntimeError: the closure is not repeatable.
         """
+        if self._central:
+            self.replay.begin()
+            return None
         value = self.replay.record(check=self._check)
         self._used = {p for p in self._params if p.grad is not None}
         return value
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
+
+        A central difference leaves the gradients at θ + h·z.
 
         Args:
             z: of root mean square one over all parameters together.
@@ -81,15 +95,20 @@ class FiniteDifference:
             RuntimeError: the second evaluation is another computation than the first, or h·z is
                 lost in the rounding of θ.
         """
-        params = [p for p in z if p.grad is not None]
-        h = self.step_size or STEP_SIZES[self.replay.precision(params)]
-        second_grads = self._gradients_at(params, [z[p] for p in params], h)
-        with torch.no_grad():
-            products = torch._foreach_sub(
-                [local(g) for g in second_grads], [local(g) for g in gradients(params)]
-            )
-            torch._foreach_div_(products, h)
-        return dict(zip(params, products, strict=True))
+        if self._central:
+            h = self._step_size(list(z))
+            after, before = (self._gradients_at(z, sign * h) for sign in (1, -1))
+            for p, grad in after.items():
+                p.grad = grad
+            return _quotients(after, before, 2 * h)
+        used = {p: s for p, s in z.items() if p.grad is not None}
+        h = self._step_size(list(used))
+        found = self._gradients_at(used, h)
+        if not found.keys() >= self._used.intersection(used):
+            raise not_repeatable("a parameter got a gradient in the first evaluation only")
+        first = dict(zip(used, gradients(used), strict=True))
+        # A gradient that no evaluation fills is a zero for the sake of other processes.
+        return _quotients({p: found.get(p, grad) for p, grad in first.items()}, first, h)
 
     def resolution(self) -> float:
         """Return how fine products are: an element below this times |gradient| is noise.
@@ -101,26 +120,41 @@ class FiniteDifference:
         dtype = self.replay.autocast_dtype
         if dtype is None:
             return 0.0
-        return torch.finfo(dtype).eps / 2 / (self.step_size or STEP_SIZES[dtype])
+        width = (2 if self._central else 1) * self._step_size(())
+        return torch.finfo(dtype).eps / 2 / width
 
-    def _gradients_at(
-        self, params: list[Tensor], directions: list[Tensor], h: float
-    ) -> list[Tensor]:
-        """Return the gradients at θ + h·direction; θ is afterwards what it was."""
-        values = [local(p.detach()) for p in params]
+    def _step_size(self, params: Sequence[Tensor]) -> float:
+        sizes = CENTRAL_STEP_SIZES if self._central else STEP_SIZES
+        return self.step_size or sizes[self.replay.precision(params)]
+
+    def _gradients_at(self, z: Vector, h: float) -> dict[Tensor, Tensor]:
+        """Return the gradients at θ + h·z; θ is afterwards what it was."""
+        values = [local(p.detach()) for p in z]
         first_values = [v.clone() for v in values]
         try:
             with torch.no_grad():
-                torch._foreach_add_(values, directions, alpha=h)
-                _check_realised(values, first_values, h)
+                torch._foreach_add_(values, list(z.values()), alpha=h)
+                _check_realised(values, first_values, abs(h))
             _, grads = self.replay.again()
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(values, first_values)
-        if not grads.keys() >= self._used.intersection(params):
-            raise not_repeatable("a parameter got a gradient in the first evaluation only")
-        # A gradient that no evaluation fills is a zero for the sake of other processes.
-        return [grads.get(p, g) for p, g in zip(params, gradients(params), strict=True)]
+        return {p: grads[p] for p in z if p in grads}
+
+
+@torch.no_grad()
+def _quotients(
+    after: dict[Tensor, Tensor], before: dict[Tensor, Tensor], width: float
+) -> dict[Tensor, Tensor]:
+    """Return the differences of gradients, by parameter, divided by ``width``."""
+    params = [p for p in after if p in before]
+    if not params:
+        return {}
+    differences = torch._foreach_sub(
+        [local(after[p]) for p in params], [local(before[p]) for p in params]
+    )
+    torch._foreach_div_(differences, width)
+    return dict(zip(params, differences, strict=True))
 
 
 def _check_realised(values: list[Tensor], first_values: list[Tensor], h: float) -> None:

@@ -69,6 +69,11 @@ class Gates(TorchFunctionMode):
         """Replay from the beginning."""
         self._next = 0
 
+    @property
+    def met_pieces(self) -> bool:
+        """Whether the recorded evaluation came through anything that is to be frozen."""
+        return any(pattern is not None for _, pattern, _ in self._tape)
+
     def check_complete(self) -> None:
         """Raise unless the replayed evaluation came through all the gates of the recorded one."""
         if self._next != len(self._tape):

@@ -15,6 +15,15 @@ STEP_SIZES: dict[torch.dtype | str, float] = {
     torch.float16: 3e-3,
 }
 
+# That of central differences, whose truncation grows like h².
+CENTRAL_STEP_SIZES: dict[torch.dtype | str, float] = {
+    torch.float64: 1e-5,
+    torch.float32: 1e-3,
+    "tf32": 2e-3,
+    torch.bfloat16: 3e-3,
+    torch.float16: 3e-3,
+}
+
 
 def rounds_to_tf32(called: set[str]) -> bool:
     """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.

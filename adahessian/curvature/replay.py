@@ -71,6 +71,40 @@ class Snapshot:
         set_random_states(self._random)
 
 
+class Earlier:
+    """What earlier evaluations have shown of a loss, for those that follow.
+
+    Where a recorded evaluation met no gate, the loss is smooth: the next ``LOOK_AGAIN`` refreshes
+    evaluate it as it is, compiled code included, which would show no gates. Then one is recorded
+    again. Nothing here changes a result, so nothing of it is saved.
+
+    Attributes:
+        modules: whose buffers an evaluation may change.
+        params: theirs.
+        autocast_dtype, called: see :class:`Gates`.
+    """
+
+    LOOK_AGAIN = 64
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+        self.params: list[Tensor] = []
+        self.autocast_dtype: torch.dtype | None = None
+        self.called: set[str] = set()
+        self._remaining = 0
+
+    def is_smooth(self) -> bool:
+        """Whether the coming refresh need not be recorded; to be asked once in each."""
+        self._remaining -= 1
+        return self._remaining >= 0
+
+    def learn(self, gates: Gates, modules: Iterable[nn.Module], params: Iterable[Tensor]) -> None:
+        """Take in a recorded evaluation."""
+        self.modules, self.params = list(modules), list(params)
+        self.autocast_dtype, self.called = gates.autocast_dtype, gates.called
+        self._remaining = 0 if gates.met_pieces else self.LOOK_AGAIN
+
+
 class Replay:
     """Records one evaluation of a closure, and repeats it at other values of the parameters.
 
@@ -82,13 +116,23 @@ class Replay:
             same function of the parameters each time. Any other function is good for its value.
         params: its parameters. The gradients of all others that its modules have are preserved too.
         gates: what records and replays the pieces of the function.
+        earlier: what is known of it; None for nothing.
+
+    Attributes:
+        is_smooth: the function has no pieces: nothing is recorded.
     """
 
     def __init__(
-        self, closure: Callable[[], Any], params: Sequence[Tensor], gates: Gates | None = None
+        self,
+        closure: Callable[[], Any],
+        params: Sequence[Tensor],
+        gates: Gates | None = None,
+        earlier: Earlier | None = None,
     ) -> None:
         self._closure = closure
         self._gates = Gates() if gates is None else gates
+        self._earlier = Earlier() if earlier is None else earlier
+        self.is_smooth = self._earlier.is_smooth()
         self._given = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -107,6 +151,11 @@ class Replay:
         Raises:
             RuntimeError: the closure is not repeatable.
         """
+        if self.is_smooth:
+            self.begin()
+            value = self._evaluate()
+            self._after = self._snapshot()
+            return value
         self._before = Snapshot(self._devices)
         hook = register_module_forward_pre_hook(self._note_module)
         kinks = HiddenKinks(self._gates)
@@ -123,7 +172,13 @@ class Replay:
             self._after.add(module)
         if check:
             self._check_repeatable(value)
+        self._earlier.learn(self._gates, self._before.modules, self._params)
         return value
+
+    def begin(self) -> None:
+        """Note where a smooth function's evaluations start, in the place of a first one."""
+        self._params |= dict.fromkeys(self._earlier.params)
+        self._before = self._after = self._snapshot()
 
     def again(self) -> tuple[Any, dict[Tensor, Tensor]]:
         """Evaluate the closure once more, at the values that the parameters have now.
@@ -169,7 +224,11 @@ class Replay:
     @property
     def autocast_dtype(self) -> torch.dtype | None:
         """In which the recorded evaluation ran under autocast; None if it did not."""
-        return self._gates.autocast_dtype
+        return self._seen.autocast_dtype
+
+    @property
+    def _seen(self) -> Gates | Earlier:
+        return self._earlier if self.is_smooth else self._gates
 
     def precision(self, params: Sequence[Tensor]) -> torch.dtype | str:
         """Return the coarsest precision in which the recorded evaluation computed.
@@ -184,7 +243,7 @@ class Replay:
         if self.autocast_dtype is not None:
             found.add(self.autocast_dtype)
         on_gpu = any(p.is_cuda for p in params)
-        if on_gpu and torch.cuda.is_tf32_supported() and rounds_to_tf32(self._gates.called):
+        if on_gpu and torch.cuda.is_tf32_supported() and rounds_to_tf32(self._seen.called):
             found.add("tf32")
         return max(found, key=STEP_SIZES.__getitem__)
 
@@ -192,6 +251,8 @@ class Replay:
         # Inside an outer autocast region torch keeps the parameters that it has cast: the second
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
+        if self.is_smooth:
+            return call(self._closure)
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
         with (
@@ -204,8 +265,15 @@ class Replay:
     def _evaluate_again(self) -> Any:
         self._gates.rewind()
         value = self._evaluate()
-        self._gates.check_complete()
+        if not self.is_smooth:
+            self._gates.check_complete()
         return value
+
+    def _snapshot(self) -> Snapshot:
+        found = Snapshot(self._devices)
+        for module in self._earlier.modules:
+            found.add(module)
+        return found
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if self._before.add(module):
