@@ -75,6 +75,7 @@ class Refresh(ABC):
     ) -> None:
         due = [m for m in members if m.param.requires_grad and is_due(m.group)]
         self._closure, self._options, self._earlier = closure, options, earlier
+        earlier.begin_refresh()
         self._params = [m.param for m in members]
         self._is_first = all(m.group["last_refresh"] is None for m in members)
         self._probes = Probes(
@@ -218,7 +219,7 @@ class PartOfBatch(Refresh):
         bounds = (0.0, fraction / 2, fraction) if halves else (0.0, fraction)
         pieces: list[list[list[Tensor]]] = []
         missing: NoPart | None = None
-        with Beside(self._params, look=self._is_first) as beside:
+        with Beside(self._params, self._earlier, look=self._is_first) as beside:
             try:
                 pieces = [
                     list(self._piece(start, stop, params, reduction.scale))

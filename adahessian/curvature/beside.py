@@ -6,6 +6,7 @@ no ``grad`` is touched, no hook of an accumulated gradient is called (Distribute
 buckets hang on them) and no other parameter's gradient is computed.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
-from adahessian.curvature.replay import Snapshot
+from adahessian.curvature.replay import Earlier, Snapshot
 
 
 class NoPart(Exception):
@@ -79,12 +80,12 @@ class Beside:
 
     Args:
         params: parameters whose gradients an evaluation fills.
+        earlier: what is known of the loss: compiled code shows none of its modules.
         look: warn of batch normalization over few examples; it is refused over ``FEWEST`` anyway.
-
     """
 
-    def __init__(self, params: Sequence[Tensor], *, look: bool) -> None:
-        self._params = params
+    def __init__(self, params: Sequence[Tensor], earlier: Earlier, *, look: bool) -> None:
+        self._params, self._earlier = params, earlier
         self._few_is_said = not look
         self._process_groups: dict[Any, None] = {}
 
@@ -93,11 +94,19 @@ class Beside:
         for p in self._params:
             p.grad = None
         self._before = Snapshot({p.device for p in self._params if p.device.type != "cpu"})
-        self._hook = register_module_forward_pre_hook(self._note)
+        self._stack = contextlib.ExitStack()
+        modules = self._earlier.modules
+        if self._earlier.is_smooth and not any(map(_normalizes_batches, modules)):
+            for module in modules:
+                self._note(module, ())
+        else:
+            hook = register_module_forward_pre_hook(self._note)
+            self._stack.callback(hook.remove)
+            self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._hook.remove()
+        self._stack.close()
         for p, grad in zip(self._params, self._grads, strict=True):
             p.grad = grad
         self._before.restore()
@@ -123,7 +132,7 @@ class Beside:
         self._before.add(module)
         if isinstance(module, DistributedDataParallel):
             self._process_groups[module.process_group] = None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and args:
+        if _normalizes_batches(module) and args:
             self._check_batch(module, args[0])
 
     def _check_batch(self, module: nn.Module, x: Tensor) -> None:
@@ -142,6 +151,10 @@ class Beside:
                 "function. Make curvature_fraction or the batch larger.",
                 stacklevel=2,
             )
+
+
+def _normalizes_batches(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
 
 
 def _replicas(module: nn.Module) -> int:

@@ -68,7 +68,7 @@ class FiniteDifference:
         self._check = check
         self.step_size = step_size
         self.replay = Replay(closure, params, gates, earlier)
-        self._central = central and self.replay.is_smooth
+        self._central = central
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns, or None where that is not needed.
@@ -76,17 +76,19 @@ class FiniteDifference:
         Raises:
             RuntimeError: the closure is not repeatable.
         """
-        if self._central:
+        if self._central and self.replay.is_smooth:
             self.replay.begin()
             return None
         value = self.replay.record(check=self._check)
+        self._central = self._central and not self.replay.met_pieces
         self._used = {p for p in self._params if p.grad is not None}
         return value
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
 
-        A central difference leaves the gradients at θ + h·z.
+        A central difference leaves gradients, buffers and random states as an evaluation at θ + h·z
+        does.
 
         Args:
             z: of root mean square one over all parameters together.

@@ -17,9 +17,9 @@ STEP_SIZES: dict[torch.dtype | str, float] = {
 
 # That of central differences, whose truncation grows like h².
 CENTRAL_STEP_SIZES: dict[torch.dtype | str, float] = {
-    torch.float64: 1e-5,
-    torch.float32: 1e-3,
-    "tf32": 2e-3,
+    torch.float64: 1e-6,
+    torch.float32: 3e-4,
+    "tf32": 1.5e-3,
     torch.bfloat16: 3e-3,
     torch.float16: 3e-3,
 }

@@ -76,9 +76,10 @@ class Earlier:
 
     Where a recorded evaluation met no gate, the loss is smooth: the next ``LOOK_AGAIN`` refreshes
     evaluate it as it is, compiled code included, which would show no gates. Then one is recorded
-    again. Nothing here changes a result, so nothing of it is saved.
+    again. Nothing of it is saved: a refresh that is recorded has the same result.
 
     Attributes:
+        is_smooth: whether the coming refresh need not be recorded.
         modules: whose buffers an evaluation may change.
         params: theirs.
         autocast_dtype, called: see :class:`Gates`.
@@ -87,16 +88,17 @@ class Earlier:
     LOOK_AGAIN = 64
 
     def __init__(self) -> None:
+        self.is_smooth = False
         self.modules: list[nn.Module] = []
         self.params: list[Tensor] = []
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
         self._remaining = 0
 
-    def is_smooth(self) -> bool:
-        """Whether the coming refresh need not be recorded; to be asked once in each."""
+    def begin_refresh(self) -> None:
+        """Count a refresh."""
+        self.is_smooth = self._remaining > 0
         self._remaining -= 1
-        return self._remaining >= 0
 
     def learn(self, gates: Gates, modules: Iterable[nn.Module], params: Iterable[Tensor]) -> None:
         """Take in a recorded evaluation."""
@@ -119,7 +121,7 @@ class Replay:
         earlier: what is known of it; None for nothing.
 
     Attributes:
-        is_smooth: the function has no pieces: nothing is recorded.
+        is_smooth: the function is known to have no pieces: nothing is recorded.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Replay:
         self._closure = closure
         self._gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
-        self.is_smooth = self._earlier.is_smooth()
+        self.is_smooth = self._earlier.is_smooth
         self._given = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -175,8 +177,16 @@ class Replay:
         self._earlier.learn(self._gates, self._before.modules, self._params)
         return value
 
+    @property
+    def met_pieces(self) -> bool:
+        """Whether the recorded evaluation came through anything that is to be frozen."""
+        return not self.is_smooth and self._gates.met_pieces
+
     def begin(self) -> None:
-        """Note where a smooth function's evaluations start, in the place of a first one."""
+        """Note where a smooth function's evaluations start, in the place of a first one.
+
+        The first repetition then is what leaves buffers and random states behind.
+        """
         self._params |= dict.fromkeys(self._earlier.params)
         self._before = self._after = self._snapshot()
 
@@ -191,6 +201,8 @@ class Replay:
         """
         with self.rewound():
             value = self._evaluate_again()
+            if self._after is self._before:  # nothing was recorded: this is the first evaluation
+                self._after = self._snapshot()
             return value, {p: p.grad for p in self._params if p.grad is not None}
 
     @contextlib.contextmanager
