@@ -930,7 +930,7 @@ def test_clipping_acts_on_the_gradient_alone(curvature):
     _, free, _, _ = run(curvature, num_steps=1)
     model, clipped, _, _ = run(curvature, num_steps=1, max_grad_norm=0.01)
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    assert norm == pytest.approx(0.01, rel=1e-4)
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
     for a, b in zip(free.state.values(), clipped.state.values(), strict=True):
         assert torch.equal(a["exp_hessian_diag_sq"], b["exp_hessian_diag_sq"])
 

@@ -60,11 +60,12 @@ def test_ratios_are_taken_within_a_repetition():
         "title": "a network",
         "seconds": {"SGD": load, "exact": [3 * seconds for seconds in load]},
         "memory": {"SGD": 2**20, "exact": 2**21},
+        "launches": {"SGD": {"operations": 180}},
         "missing": [],
     }
     assert step.cost_table(result, 3).rows == [
-        ("SGD", "2000.0", "1.00", "1", "1.00"),
-        ("exact", "6000.0", "3.00", "2", "2.00"),
+        ("SGD", "2000.0", "1.00", "1", "1.00", "180"),
+        ("exact", "6000.0", "3.00", "2", "2.00", ""),
     ]
 
 

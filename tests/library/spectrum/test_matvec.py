@@ -218,6 +218,7 @@ def test_vectors_that_leave_tensors_out_are_no_lost_steps():
 # --- others ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only(reason="its processes talk through gloo")
 def test_two_processes_share_the_batches(tmp_path):
     processes = [
         subprocess.Popen(

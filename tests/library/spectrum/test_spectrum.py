@@ -14,7 +14,9 @@ def matvec(matrix, exact=True):
     """Return the matvec of a dense matrix, or of the diagonal one with these entries."""
     matrix = torch.as_tensor(matrix)
     matrix = matrix.diag() if matrix.ndim == 1 else matrix
-    return SymmetricMatvec(lambda v: matrix @ v, len(matrix), matrix.dtype, exact=exact)
+    return SymmetricMatvec(
+        lambda v: matrix @ v, len(matrix), matrix.dtype, matrix.device, exact=exact
+    )
 
 
 def random_matrix(n=80, seed=0, dtype=torch.float64):
