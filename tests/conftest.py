@@ -37,6 +37,7 @@ def pytest_configure(config):
     # every kernel can; then it warns.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic impl")
 
     class Generator(torch.Generator):

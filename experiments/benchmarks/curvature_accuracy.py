@@ -13,7 +13,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -419,6 +419,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--only", help="only networks with this in their name")
+    parser.add_argument("--at", type=int, nargs="+", help="only after these numbers of steps")
     parser.add_argument("--sweep", action="store_true", help="also try a range of step sizes")
     parser.add_argument("--quick", action="store_true", help="small networks, one probe")
     parser.add_argument("--docs", type=Path, help="a page whose tables to replace")
@@ -428,6 +429,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = []
     for case in cases(options.quick, options.images):
         runs = options.device == "cpu" or case.on_gpu
+        if options.at:
+            case = replace(case, steps=tuple(n for n in case.steps if n in options.at))
         if runs and (options.only or "").lower() in case.name.lower():
             for record in measure(case, chosen, options.sweep, num_probes, options.device):
                 fast = record["fast"]

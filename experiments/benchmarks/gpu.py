@@ -56,12 +56,12 @@ class Part:
 _ONCE = ("--quick", "--repetitions", "1")
 # What matters most comes first. To add a method is to add a row in step.py: the parts follow.
 PARTS = (
-    Part("tests", "gpu_tests", limit=150),
+    Part("tests", "gpu_tests", limit=180),
     Part("step-resnet20", "step", ("--network", "resnet20", "--repetitions", "5"),
          ("--network", "resnet20", "--only", "finite", *_ONCE), 100),
     Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "5"),
          ("--network", "transformer", "--only", "exact", *_ONCE), 80),
-    Part("accuracy", "curvature_accuracy", ("--images", "digits"),
+    Part("accuracy", "curvature_accuracy", ("--images", "digits", "--at", "0", "20"),
          ("--quick", "--images", "digits", "--only", "tanh"), 90),
     Part("compiled", "compiled", (), ("--network", "transformer", *_ONCE), 110),
     Part("epochs", "training", ("--repetitions", "2", "--steps", "40"),

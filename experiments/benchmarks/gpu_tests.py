@@ -23,7 +23,7 @@ from experiments.reports.sections import Grid
 
 REPOSITORY = Path(__file__).parents[2]
 TESTS = "tests/library"
-MAX_PROCESSES = 8  # each holds half a gigabyte of the GPU's memory
+MAX_PROCESSES = 14  # each holds half a gigabyte of the GPU's memory
 OUTCOMES = ("passed", "failed", "skipped", "not collected")
 
 
@@ -31,13 +31,16 @@ def command(device: str, quick: bool, report: Path) -> list[str]:
     """pytest's command line."""
     found = [
         sys.executable, "-m", "pytest", f"{TESTS}/test_probes.py" if quick else TESTS,
-        "--ignore", f"{TESTS}/jax", "--device", device, "-m", "not slow", "-q", "--tb", "line",
-        "--continue-on-collection-errors", "-p", "no:cacheprovider", f"--junitxml={report}",
+        "--ignore", f"{TESTS}/jax", "--device", device, "-m", "not slow", "-q", "--tb", "short",
+        "--continue-on-collection-errors", "-p", "no:cacheprovider",
+        f"--junitxml={report}", "--durations", "15",
         # The machine's own packages may warn of each other when they are imported.
         "-W", "ignore::DeprecationWarning",
     ]  # fmt: skip
     if find_spec("pytest_benchmark"):
         found += ["-p", "no:benchmark"]  # its warning about processes is an error here
+    if find_spec("pytest_timeout"):
+        found += ["--timeout", "60"]
     if find_spec("xdist") and not quick:
         found += ["-n", str(min(MAX_PROCESSES, os.cpu_count() or 1))]
     return found
