@@ -33,12 +33,8 @@ def pytest_configure(config):
     os.environ["JAX_PLATFORMS"] = "cpu"  # JAX would take most of a GPU's memory for itself
     torch.set_default_device(device)
     torch.backends.cudnn.allow_tf32 = False  # tolerances are float32's
-    # Many tests compare bits, which on a GPU are the same twice only where torch is asked to. Not
-    # every kernel can; then it warns.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    config.addinivalue_line("filterwarnings", "ignore:.*does not have a deterministic impl")
+    torch.backends.cudnn.deterministic = True  # many tests compare bits
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for those that ask for more
 
     class Generator(torch.Generator):
         """A generator of the default device, as whatever else is made without a device."""

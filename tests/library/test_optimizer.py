@@ -14,6 +14,7 @@ import weakref
 
 import pytest
 import torch
+from support.device import on_gpu
 from support.problems import conv_problem, quadratic
 from support.reference import ReferenceAdaHessian
 from torch import nn
@@ -91,7 +92,9 @@ def test_every_option_is_the_dense_reference(options, foreach):
     params = leaves(initial)
     optimizer = AdaHessian(params, **options, foreach=foreach)
     reference = ReferenceAdaHessian(initial, [options] * len(initial))
-    assert_same_run(optimizer, params, reference, loss, num_steps=7)
+    # Of the samples' mean little is left, and a GPU sums in another order than the reference.
+    tolerance = 1e-8 if on_gpu() and options.get("averaging") == "signed" else 1e-10
+    assert_same_run(optimizer, params, reference, loss, num_steps=7, tolerance=tolerance)
 
 
 def test_groups_with_options_of_their_own():
@@ -923,6 +926,18 @@ def test_finite_difference_needs_a_closure():
     (p**2).sum().backward()
     with pytest.raises(RuntimeError, match="optimizer.step\\(closure\\)"):
         optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.skipif(not on_gpu(), reason="on a GPU: pytest --device cuda")
+def test_a_step_is_not_captured():
+    """Each replay would repeat one probe and one bias correction."""
+    p = torch.ones(3, requires_grad=True)
+    optimizer = AdaHessian([p])
+    take_step(optimizer, [p], lambda p: (p**2).sum())
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            take_step(optimizer, [p], lambda p: (p**2).sum())
 
 
 @pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
