@@ -1,9 +1,9 @@
 """Everything that wants a GPU, in nine minutes: `python -m experiments.benchmarks.gpu`.
 
 Runs the parts one after the other, each as a process of its own with a limit, so that one that
-hangs or crashes costs the others nothing. Each writes one file below `results/gpu/<machine>/`; a
-part whose file is there, of the same commit and torch, is not run again. So what the budget does
-not reach is done by the same command, called again.
+hangs or crashes costs the others nothing. Each writes one file, `<machine>.<part>.json` below
+`results/gpu/`; a part whose file is there, of the same commit and torch, is not run again. So what
+the budget does not reach is done by the same command, called again.
 
 `python -m experiments.benchmarks.gpu_report` puts the files' tables into `docs/gpu.md`.
 """
@@ -77,7 +77,7 @@ PARTS = (
 
 
 def machine(device: str) -> str:
-    """The folder's name, from the device's."""
+    """The first half of the files' names, from the device's."""
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
@@ -150,12 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cpu" and not options.quick:
         parser.error("no GPU is available here; --device cpu --quick is a dry run")
     start = time.monotonic()
-    folder = options.results / machine(options.device)
-    folder.mkdir(parents=True, exist_ok=True)
+    options.results.mkdir(parents=True, exist_ok=True)
     origin = provenance(options.device)
     failed = []
     for part in PARTS:
-        file = folder / f"{part.name}.json"
+        file = options.results / f"{machine(options.device)}.{part.name}.json"
         if part.name not in options.part:
             continue
         if not options.again and is_done(file, origin):

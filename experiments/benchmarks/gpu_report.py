@@ -22,8 +22,8 @@ PAGE = REPOSITORY / "docs" / "gpu.md"
 def read(results: Path) -> dict[str, list[dict[str, Any]]]:
     """The files of each part, by machine; no dry runs."""
     found: dict[str, list[dict[str, Any]]] = {part.name: [] for part in PARTS}
-    for file in sorted(results.glob("*/*.json")):
-        if file.parent.name != "cpu":
+    for file in sorted(results.glob("*.json")):
+        if not file.name.startswith("cpu."):
             content = json.loads(file.read_text(encoding="utf-8"))
             found[content["part"]].append(content)
     return found

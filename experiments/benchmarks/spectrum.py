@@ -265,8 +265,9 @@ def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Gri
     seconds, _ = take_turns(SEQUENCES, problem, arguments.products, 2, arguments)
     more = {"MiB": lambda name: f"{memory(name, arguments):.0f}"}
     note = (
-        f"{setting(arguments)} Memory is what three products add to the peak of a process of "
-        "their own, one measurement each."
+        f"{setting(arguments)} Memory is what three products add to the peak of "
+        f"{'a process of their own' if arguments.device == 'cpu' else 'what tensors take'}, one "
+        "measurement each."
     )
     title = f"A Lanczos sequence of {arguments.products} products"
     return make_table(title, seconds, more, note), seconds
