@@ -131,6 +131,11 @@ bench-loader: setup ## Images per second of ImageNet's loader and of the network
 curvature-accuracy: setup ## Error of the finite difference over a zoo of networks
 	$(PY) -m experiments.benchmarks.curvature_accuracy $(ARGS)
 
+# On a bare machine, too: with its own Python where there is no .venv.
+gpu: ## Everything that wants a GPU, in parts that go on where they stopped (9 minutes), then docs/gpu.md
+	@$(or $(wildcard $(PY)),$(PYTHON)) -m experiments.benchmarks.gpu $(ARGS); status=$$?; \
+	$(or $(wildcard $(PY)),$(PYTHON)) -m experiments.benchmarks.gpu_report && exit $$status
+
 spectrum: setup ## Eigenvalues, trace and density of the newest finished run
 	$(PY) -m experiments.spectrum $(ARGS)
 
@@ -188,4 +193,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

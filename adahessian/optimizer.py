@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
 from adahessian.curvature import Earlier
-from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.options import SharedOptions, check_options, check_parameter
@@ -338,6 +338,7 @@ class AdaHessian(Optimizer):
         if self._gradients_overflowed():
             self._drop_graphs()
             return None
+        refuse_capture(self._all_params())
         for group in self.param_groups:
             check_options(group)
         options = SharedOptions.of(self.param_groups[0])

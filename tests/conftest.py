@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import contextlib
 import os
 
 # Two processes with two threads each slow each other tenfold, and the suite starts processes.
@@ -11,15 +12,44 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES"):
     os.environ.pop(name, None)
 
 # When it is imported, submitit sets logging up anew, which closes all handlers there are; absl's
-# (of JAX's libraries) then closes its stream, which can be pytest's own. So before any of them.
-import submitit  # noqa: E402, F401
+# (of JAX's libraries) then closes its stream, which can be pytest's own. So before any of them,
+# where there is one: the library's tests run on a bare machine, too.
+with contextlib.suppress(ModuleNotFoundError):
+    import submitit  # noqa: E402, F401
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--device", default="cpu", help="where the library's tests compute")
+
+
+def pytest_configure(config):
+    device = config.getoption("--device")
+    if device == "cpu":
+        return
+    os.environ["JAX_PLATFORMS"] = "cpu"  # JAX would take most of a GPU's memory for itself
+    torch.set_default_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # tolerances are float32's
+    torch.backends.cudnn.deterministic = True  # many tests compare bits
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for those that ask for more
+
+    class Generator(torch.Generator):
+        """A generator of the default device, as whatever else is made without a device."""
+
+        def __new__(cls, device=device):
+            return super().__new__(cls, device)
+
+    torch.Generator = Generator
+
+
+def pytest_collection_modifyitems(config, items):
     """JAX compiles every problem anew: minutes, which `make test` leaves to `make test-all`."""
+    on_gpu = config.getoption("--device") != "cpu"
     for item in items:
+        if on_gpu and (mark := item.get_closest_marker("cpu_only")):
+            item.add_marker(pytest.mark.skip(reason=mark.kwargs["reason"]))
         if item.path.parent.name == "jax":
             item.add_marker("slow")

@@ -12,7 +12,7 @@ gradients, buffers of modules, and torch's random state.
 """
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,6 +29,20 @@ def call(closure: Callable[[], Any] | None) -> Any:
         # A replay notes by such a hook which modules run; to be called twice does no harm.
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there")
         return closure()
+
+
+def refuse_capture(params: Sequence[Tensor]) -> None:
+    """Raise RuntimeError while a CUDA graph is captured.
+
+    A step's probe and bias corrections are functions of counters that Python holds: each replay of
+    the graph would repeat those of the captured step.
+    """
+    if any(p.is_cuda for p in params) and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "AdaHessian.step cannot be captured in a CUDA graph: every replay would repeat the "
+            "captured step's probe and bias corrections. Capture the model instead, for the steps "
+            "that do not refresh the curvature"
+        )
 
 
 def gradients(params: Iterable[Tensor]) -> list[Tensor]:

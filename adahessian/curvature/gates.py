@@ -45,6 +45,7 @@ _KINKED_KERNELS = set(
     fractional_max_pool3d mkldnn_max_pool2d round floor ceil trunc sign sgn multi_margin_loss
     multilabel_margin_loss_forward rnn_relu _cdist_forward _pdist_forward""".split()
 )
+_CUDNN_RNN_RELU = 0  # cuDNN has one kernel for all recurrent layers, and this is its `mode`
 # Python functions of torch that guard a division with a clamp which does not act.
 _HARMLESS = ("normalize", "cosine_similarity", "isclose", "allclose")
 
@@ -197,6 +198,8 @@ class HiddenKinks(_torch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = _torch.kernel_name(func).rstrip("_")
+        if name == "_cudnn_rnn" and args[6] == _CUDNN_RNN_RELU:
+            name = "rnn_relu"
         if name in _KINKED_KERNELS and not _torch.in_backward():
             inside = self._gates.inside or "a TorchScript function or an extension"
             if inside not in ("a gate", *_HARMLESS):

@@ -13,7 +13,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Precision:
     name: str
     params: torch.dtype
     autocast: torch.dtype | None = None
-    tf32: bool = False  # emulated
+    tf32: bool = False  # on a CPU emulated
 
     @property
     def key(self) -> torch.dtype | str:
@@ -95,10 +95,29 @@ class EmulatedTF32(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: str) -> Iterator[None]:
+    """Have a GPU read float32 as TF32 or not, in convolutions and matrix products alike.
+
+    Without it torch does so in convolutions.
+    """
+    if device == "cpu":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=precision.tf32):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 FLOAT64 = Precision("float64", torch.float64)
+FLOAT32 = Precision("float32", torch.float32)
 PRECISIONS = (
     FLOAT64,
-    Precision("float32", torch.float32),
+    FLOAT32,
     Precision("TF32", torch.float32, tf32=True),
     Precision("bfloat16", torch.float32, torch.bfloat16),
 )
@@ -119,6 +138,7 @@ class Case:
     steps: tuple[int, ...]
     lr: float = 0.15
     emulable: bool = True  # whether all its products pass through `EmulatedTF32`
+    on_gpu: bool = True  # whether a GPU's kernels have a second derivative
 
 
 def cases(quick: bool, images: str) -> list[Case]:
@@ -143,7 +163,13 @@ def cases(quick: bool, images: str) -> list[Case]:
         Case("transformer", transformer, few, lr=0.047),  # as in the paper
         Case("Conv1d", lambda: zoo.random_problem(zoo.conv1d(), (batch, 2, 32)), few),
         Case("Conv3d", lambda: zoo.random_problem(zoo.conv3d(), (batch // 4, 1, 8, 8, 8)), few),
-        Case("LSTM", lambda: zoo.random_problem(zoo.LSTM(), (batch, 12, 8)), few, emulable=False),
+        Case(
+            "LSTM",
+            lambda: zoo.random_problem(zoo.LSTM(), (batch, 12, 8)),
+            few,
+            emulable=False,
+            on_gpu=False,
+        ),
         Case("tanh MLP", lambda: zoo.random_problem(zoo.mlp(nn.Tanh), (batch, 20)), few),
         Case("ReLU MLP", lambda: zoo.random_problem(zoo.mlp(nn.ReLU), (batch, 20)), few),
     ]
@@ -152,13 +178,15 @@ def cases(quick: bool, images: str) -> list[Case]:
 # ---------------------------------------------------------------------------------- measuring
 
 
-def states(case: Case) -> Iterator[tuple[int, zoo.Problem]]:
-    """The case's network after each of its numbers of steps.
+def states(case: Case, device: str) -> Iterator[tuple[int, zoo.Problem]]:
+    """The case's network after each of its numbers of steps, in float32.
 
     From step 20 on the curvature is refreshed at every fifth step only, to save time.
     """
     torch.manual_seed(1)
     problem = case.build()
+    problem.model.to(device)
+    problem.batches = [(x.to(device), y.to(device)) for x, y in problem.batches]
     optimizer = AdaHessian(problem.model.parameters(), lr=case.lr)
     for step in range(max(case.steps) + 1):
         if step in case.steps:
@@ -173,7 +201,8 @@ def states(case: Case) -> Iterator[tuple[int, zoo.Problem]]:
                 loss.backward(create_graph=optimizer.needs_graph)
             return loss
 
-        optimizer.step(closure)
+        with computing_in(FLOAT32, device):
+            optimizer.step(closure)
 
 
 def exact_products(
@@ -193,7 +222,7 @@ def exact_products(
     probes = _probes(params, num_probes)
     way = DoubleBackward(closure, params, probes)
     # The fused attention kernels have no second derivative.
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), computing_in(precision, params[0].device.type):
         way.evaluate()
         found = [_in_float64(way.product(z)) for z in probes]
     for p in params:
@@ -207,12 +236,13 @@ def approximate_products(
     """The same by finite differences: for each of ``steps``, the sizes h, a list of probes."""
     params, closure = _copy(problem, precision, create_graph=False)
     way = FiniteDifference(closure, params)
-    way.evaluate()
     found: list[list[list[Tensor]]] = [[] for _ in steps]
-    for z in _probes(params, num_probes):
-        for h, place in zip(steps, found, strict=True):
-            way.step_size = h
-            place.append(_in_float64(way.product(z)))
+    with computing_in(precision, params[0].device.type):
+        way.evaluate()
+        for z in _probes(params, num_probes):
+            for h, place in zip(steps, found, strict=True):
+                way.step_size = h
+                place.append(_in_float64(way.product(z)))
     return found
 
 
@@ -225,11 +255,13 @@ def _copy(
     inputs, labels = problem.batches[0]
     batch = (inputs.to(precision.params) if inputs.is_floating_point() else inputs, labels)
 
+    emulated = precision.tf32 and labels.device.type == "cpu"
+
     def closure() -> Tensor:
         model.zero_grad()
-        rounding = EmulatedTF32() if precision.tf32 else contextlib.nullcontext()
-        with torch.autocast("cpu", precision.autocast, enabled=precision.autocast is not None):
-            with rounding:
+        lower = precision.autocast is not None
+        with torch.autocast(labels.device.type, precision.autocast, enabled=lower):
+            with EmulatedTF32() if emulated else contextlib.nullcontext():
                 loss = problem.loss(model, batch)
         loss.backward(create_graph=create_graph)
         return loss
@@ -298,14 +330,14 @@ def _rms(t: Tensor) -> float:
 
 
 def measure(
-    case: Case, precisions: Sequence[Precision], sweep: bool, num_probes: int
+    case: Case, precisions: Sequence[Precision], sweep: bool, num_probes: int, device: str = "cpu"
 ) -> Iterator[dict[str, Any]]:
     """One record for each state, precision and step size of a case."""
-    for step, problem in states(case):
+    for step, problem in states(case, device):
         names = [name for name, _ in problem.model.named_parameters()]
         exact64 = exact_products(problem, FLOAT64, num_probes)
         for precision in precisions:
-            if precision.tf32 and not case.emulable:
+            if precision.tf32 and device == "cpu" and not case.emulable:
                 continue
             exact = exact64
             if precision != FLOAT64:
@@ -384,7 +416,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = [precision.name for precision in PRECISIONS]
     parser.add_argument("--precision", nargs="+", choices=known, default=known)
     parser.add_argument("--images", choices=zoo.IMAGES, default=zoo.IMAGES[0])
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--only", help="only networks with this in their name")
+    parser.add_argument("--at", type=int, nargs="+", help="only after these numbers of steps")
     parser.add_argument("--sweep", action="store_true", help="also try a range of step sizes")
     parser.add_argument("--quick", action="store_true", help="small networks, one probe")
     parser.add_argument("--docs", type=Path, help="a page whose tables to replace")
@@ -393,8 +428,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [p for p in PRECISIONS if p.name in options.precision]
     records = []
     for case in cases(options.quick, options.images):
-        if (options.only or "").lower() in case.name.lower():
-            for record in measure(case, chosen, options.sweep, num_probes):
+        runs = options.device == "cpu" or case.on_gpu
+        if options.at:
+            case = replace(case, steps=tuple(n for n in case.steps if n in options.at))
+        if runs and (options.only or "").lower() in case.name.lower():
+            for record in measure(case, chosen, options.sweep, num_probes, options.device):
                 fast = record["fast"]
                 print(
                     f"{case.name} after {record['step']} steps, {record['precision']}, "
@@ -413,7 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         {k: asdict(v) if isinstance(v, Comparison) else v for k, v in record.items()}
         for record in records
     ]
-    publish("curvature-accuracy", tables, provenance("cpu"), data, options.docs)
+    publish("curvature-accuracy", tables, provenance(options.device), data, options.docs)
     return 0
 
 

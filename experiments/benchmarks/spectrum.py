@@ -8,17 +8,21 @@ the top eigenvalues cost at equal accuracy. The candidates take turns within eac
 that load on the machine falls on all of them; what is shown are medians over the repetitions,
 of the times and of their ratios to ours. Memory is measured in a process of its own for each.
 
-Needs curvlinops-for-pytorch and hessian-eigenthings (and scipy) beside the harness.
+Candidates are other packages, too, where they are installed: curvlinops-for-pytorch (with scipy)
+and hessian-eigenthings. On a GPU products are computed in float32 without TF32, and memory is what
+its allocator counts.
 """
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,6 +73,8 @@ def make_problem(arguments: argparse.Namespace, steps: int = 5) -> Problem:
     model = ResNetCifar(20, 10)
     shape = (arguments.batch, 3, arguments.size, arguments.size)
     batch = torch.randn(shape), torch.randint(10, (arguments.batch,))
+    model.to(arguments.device)
+    batch = batch[0].to(arguments.device), batch[1].to(arguments.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()
@@ -184,9 +190,11 @@ def take_turns(
     results: dict[str, Any] = {}
     for repetition in range(arguments.repetitions + 1):
         for name in list(seconds):
+            synchronize(arguments.device)
             start = clock()
             try:
                 results[name] = candidates[name](problem, amount if repetition else warm_up)
+                synchronize(arguments.device)
             except Exception as error:  # a foreign library may fail in any way
                 say(f"{name} fails: {type(error).__name__}: {str(error)[:150]}")
                 del seconds[name]
@@ -197,21 +205,36 @@ def take_turns(
     return seconds, results
 
 
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def memory(name: str, arguments: argparse.Namespace) -> float:
-    """Return by how many MiB three products raise the peak of a process of their own."""
+    """Return by how many MiB three products raise the peak of a process of their own.
+
+    On a GPU by how many they raise the peak of what its tensors take.
+    """
+    if arguments.device == "cuda":
+        problem = make_problem(arguments, steps=0)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        SEQUENCES[name](problem, 3)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     command = [sys.executable, "-m", "experiments.benchmarks.spectrum", "--memory-of", name]
-    for key in ("batch", "size", "mode"):
+    for key in ("batch", "size", "mode", "device"):
         command += [f"--{key}", str(getattr(arguments, key))]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def print_memory_of(name: str, arguments: argparse.Namespace) -> None:
-    import curvlinops  # noqa: F401 (not to be counted)
-    import hessian_eigenthings  # noqa: F401
+    for package in ("curvlinops", "hessian_eigenthings"):  # not to be counted
+        with contextlib.suppress(ModuleNotFoundError):
+            import_module(package)
 
     problem = make_problem(arguments, steps=0)  # training would leave a higher peak behind
     before = peak_mib()
@@ -242,8 +265,9 @@ def bench_products(problem: Problem, arguments: argparse.Namespace) -> tuple[Gri
     seconds, _ = take_turns(SEQUENCES, problem, arguments.products, 2, arguments)
     more = {"MiB": lambda name: f"{memory(name, arguments):.0f}"}
     note = (
-        f"{setting(arguments)} Memory is what three products add to the peak of a process of "
-        "their own, one measurement each."
+        f"{setting(arguments)} Memory is what three products add to the peak of "
+        f"{'a process of their own' if arguments.device == 'cpu' else 'what tensors take'}, one "
+        "measurement each."
     )
     title = f"A Lanczos sequence of {arguments.products} products"
     return make_table(title, seconds, more, note), seconds
@@ -270,8 +294,8 @@ def bench_eigenvalues(problem: Problem, arguments: argparse.Namespace) -> tuple[
 def setting(arguments: argparse.Namespace) -> str:
     return (
         f"ResNet-20, batch {arguments.batch}, {arguments.size} x {arguments.size}, "
-        f"{arguments.mode} mode, {arguments.clock} clock: n = {arguments.repetitions} repetitions "
-        "in turn, medians with the extremes, median of the ratios within a repetition."
+        f"{arguments.mode} mode, float32, {arguments.clock} clock: n = {arguments.repetitions} "
+        "repetitions in turn, medians with the extremes, median of the ratios within a repetition."
     )
 
 
@@ -283,6 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.spectrum", description=__doc__.splitlines()[0]
     )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--mode", choices=["eval", "train"], default="eval")
@@ -300,12 +326,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print_memory_of(arguments.memory_of, arguments)
         return 0
     problem = make_problem(arguments)
-    packages = {name: version(name) for name in ("curvlinops-for-pytorch", "hessian-eigenthings")}
+    packages = {}
+    for name in ("curvlinops-for-pytorch", "hessian-eigenthings"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    torch.backends.cudnn.allow_tf32 = False
     for part in arguments.part:
         with warnings.catch_warnings():  # of other libraries' use of torch
             warnings.simplefilter("ignore")
             table, seconds = PARTS[part](problem, arguments)
-        origin = provenance("cpu", packages=packages)
+        origin = provenance(arguments.device, packages=packages)
         publish(f"bench-spectrum-{part}", [table], origin, seconds, arguments.docs)
     return 0
 

@@ -4,7 +4,7 @@ Times SGD, AdamW, AdaHessian by both ways to H·z and at several intervals, and 
 three public packages, on one network and one batch. All take turns within each repetition, so that
 load on the machine falls on all of them; what is shown are medians over the repetitions, of the
 times and of their ratios to SGD in the same repetition. Peak memory is counted in the bytes of
-tensors.
+tensors, launches in operations that torch dispatches (on a GPU: in kernels).
 """
 
 import argparse
@@ -27,6 +27,7 @@ from experiments.benchmarks.harness import (
     public,
     times,
 )
+from experiments.benchmarks.launches import launches
 from experiments.models.transformer import Transformer
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
@@ -54,6 +55,15 @@ def methods(quick: bool) -> list[Method]:
     return found
 
 
+def chosen(options: argparse.Namespace) -> list[Method]:
+    """The rows that were asked for, and SGD, which is the unit."""
+
+    def asked(method: Method) -> bool:
+        return any(part.lower() in method.label.lower() for part in options.only)
+
+    return [m for m in methods(options.quick) if m.label == "SGD" or asked(m)]
+
+
 def problem(network: str, quick: bool, device: str) -> zoo.Problem:
     """The network and one batch, on the device."""
     torch.manual_seed(0)
@@ -72,6 +82,14 @@ NETWORKS = {
     "resnet20": "ResNet-20, batch 128, 32 x 32",
     "transformer": "Pre-norm transformer, 4 layers of width 128, 16 sequences of 64",
 }
+
+
+def launched(method: Method, network: str, quick: bool, device: str) -> dict[str, Any]:
+    """What the third step launches: it refreshes, and builds and checks nothing any more."""
+    stepper = Stepper(method, problem(network, quick, device), device)
+    for _ in range(2):
+        stepper.step()
+    return launches(stepper.step, device)
 
 
 def peak_memory(method: Method, network: str, quick: bool, device: str) -> int:
@@ -112,7 +130,7 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
         print(f"{network}: {text}", file=sys.stderr, flush=True)
 
     steppers, missing = [], []
-    for method in methods(options.quick):
+    for method in chosen(options):
         try:
             made = problem(network, options.quick, options.device)
             steppers.append(Stepper(method, made, options.device))
@@ -126,23 +144,31 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
         for s in steppers
         if s.method.cycle == 1
     }
-    say("memory is done")
+    launch = {
+        s.method.label: launched(s.method, network, options.quick, options.device)
+        for s in steppers
+        if s.method.cycle == 1
+    }
+    say("memory and launches are done")
     seconds = times(
         steppers, options.repetitions, lambda n: say(f"repetition {n} of {options.repetitions}")
     )
     title = f"{network}, small" if options.quick else NETWORKS[network]
+    title += ", cudnn.benchmark" if options.cudnn_benchmark else ""
     return {
         "network": network,
         "title": title,
         "seconds": seconds,
         "memory": memory,
+        "launches": launch,
         "missing": missing,
     }
 
 
 def cost_table(result: dict[str, Any], repetitions: int) -> Grid:
-    """A row for each method: times, ratios and memory."""
-    seconds, memory = result["seconds"], result["memory"]
+    """A row for each method: times, ratios, memory and launches."""
+    seconds, memory, launched = result["seconds"], result["memory"], result["launches"]
+    gpu = "kernels" in launched["SGD"]
     rows = []
     for label, mine in seconds.items():
         ratio = median_ratio(mine, seconds["SGD"])
@@ -150,15 +176,45 @@ def cost_table(result: dict[str, Any], repetitions: int) -> Grid:
         if label in memory:
             megabytes = f"{memory[label] / 2**20:.0f}"
             relative = f"{memory[label] / memory['SGD']:.2f}"
-        rows.append((label, f"{1000 * median(mine):.1f}", f"{ratio:.2f}", megabytes, relative))
-    rows += [(label, "not installed", "", "", "") for label in result["missing"]]
+        row = (label, f"{1000 * median(mine):.1f}", f"{ratio:.2f}", megabytes, relative)
+        rows.append((*row, *launch_cells(launched.get(label), gpu)))
+    more = 3 if gpu else 1
+    rows += [(label, "not installed", *[""] * (3 + more)) for label in result["missing"]]
     note = (
         f"n = {repetitions} interleaved repetitions: median time of a step, median of its ratio to "
         "SGD's in the same repetition; peak of the memory in tensors beyond model and data, in "
-        "MiB, and relative to SGD's."
+        "MiB, and relative to SGD's. "
     )
     columns = ("optimizer", "ms", "x SGD", "MiB", "x SGD")
+    if gpu:
+        columns += ("kernels", "copies", "kernel ms")
+        note += (
+            "A step's kernels, its copies and fills of memory, and the time in kernels alone, "
+            "what would be left if launching them took none (n = 1)."
+        )
+    else:
+        columns += ("launches",)
+        note += "Operations that torch dispatches in a step."
     return Grid(result["title"], columns, rows, note)
+
+
+def launch_cells(found: dict[str, Any] | None, gpu: bool) -> tuple[str, ...]:
+    if found is None:
+        return ("", "", "") if gpu else ("",)
+    if not gpu:
+        return (str(found["operations"]),)
+    return str(found["kernels"]), str(found["copies"]), f"{found['kernel_ms']:.1f}"
+
+
+def largest_table(result: dict[str, Any]) -> Grid:
+    """Where a GPU's time goes: the largest kernels of SGD and of both ways to H·z."""
+    rows = []
+    for label in ("SGD", "exact", "finite difference"):
+        for name, calls, milliseconds in result["launches"].get(label, {}).get("largest", ()):
+            rows.append((label, name[:60], str(calls), f"{milliseconds:.2f}"))
+            label = ""
+    columns = ("optimizer", "kernel", "calls", "ms")
+    return Grid(f"The largest kernels of a step: {result['network']}", columns, rows, "n = 1.")
 
 
 def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Grid:
@@ -167,6 +223,8 @@ def interval_table(results: Sequence[dict[str, Any]], repetitions: int) -> Grid:
     for result in results:
         seconds = result["seconds"]
         for way in ("exact", "finite difference"):
+            if way not in seconds:  # it was not asked for
+                continue
             ratios = {}
             for k in INTERVALS:
                 label = f"{way}, every {k}" if k > 1 else way
@@ -193,17 +251,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, help="default: 10")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="only rows with one of these in their name"
+    )
+    parser.add_argument(
+        "--cudnn-benchmark", action="store_true", help="let cuDNN try its kernels (GPU)"
+    )
     parser.add_argument("--quick", action="store_true", help="small and short, for a test")
     parser.add_argument("--docs", type=Path, help="a page whose table to replace")
     options = parser.parse_args(arguments)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     options.repetitions = options.repetitions or (2 if options.quick else 10)
     results = [measure(network, options) for network in options.network]
     tables = [cost_table(result, options.repetitions) for result in results]
     tables.append(interval_table(results, options.repetitions))
+    if options.device == "cuda":
+        tables += [largest_table(result) for result in results]
     missing = sorted({name for result in results for name in result["missing"]})
     if missing:
-        tables[-1].note += f" Not installed: {', '.join(missing)} ({INSTALL})."
-    versions = {name: version(name) for name in PACKAGES if name not in missing}
+        tables[len(results)].note += f" Not installed: {', '.join(missing)} ({INSTALL})."
+    shown = {label for result in results for label in result["seconds"]}
+    versions = {name: version(name) for name in PACKAGES if name in shown}
     publish("bench", tables, provenance(options.device, packages=versions), results, options.docs)
     return 0
 

@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,21 +60,27 @@ def publish(
 ) -> None:
     """Print the tables; write `NAME.md` and `NAME.json` below `RUNS_ROOT`, and into `docs`."""
     section = Section("", [*tables, Text(sentence(origin))])
-    console = terminal.make_console()
-    terminal.show(section, console)
+    text = markdown.render([section])
+    say: Callable[[str], None] = print
+    try:
+        console = terminal.make_console()
+    except ModuleNotFoundError:  # a bare machine, where rich is missing, can run a benchmark, too
+        print(text)
+    else:
+        terminal.show(section, console)
+        say = partial(console.print, soft_wrap=True)
     folder = runs_root() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    text = markdown.render([section])
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
     shown = [
         {"title": t.title, "columns": t.columns, "rows": t.rows, "note": t.note} for t in tables
     ]
     content = {"provenance": origin, "data": data, "tables": shown}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    console.print(f"written: {folder / name}.md and .json", soft_wrap=True)
+    say(f"written: {folder / name}.md and .json")
     if docs is not None:
         insert(docs, name, text)
-        console.print(f"written: {docs}", soft_wrap=True)
+        say(f"written: {docs}")
 
 
 def insert(page: Path, name: str, text: str) -> None:

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from support.device import device
 from support.problems import conv_problem, coupled_quadratic
 from support.reference import blocks, dense_hessian
 from torch import nn
@@ -256,8 +257,8 @@ def test_a_scaled_loss_shows_unscaled_curvature():
         scaler.step(optimizer)
         return found
 
-    enabled = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    enabled = torch.amp.GradScaler(device(), init_scale=1024.0)
+    disabled = torch.amp.GradScaler(device(), enabled=False)
     assert torch.equal(traces(enabled)[0], traces(disabled)[0])
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.device import device
 from torch import nn
 from torch.amp import GradScaler
 
@@ -25,7 +26,7 @@ def problem():
 def make_closure(model, optimizer, x, y, dtype=torch.bfloat16):
     def closure():
         optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        with torch.autocast(device(), dtype=dtype, enabled=dtype is not None):
             loss = nn.functional.cross_entropy(model(x).float(), y)
         loss.backward(create_graph=optimizer.needs_graph)
         return loss
@@ -57,7 +58,7 @@ def test_autocast_around_the_step():
         model, x, y = problem()
         optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
         closure = make_closure(model, optimizer, x, y)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=around):
+        with torch.autocast(device(), dtype=torch.bfloat16, enabled=around):
             optimizer.step(closure)
         diagonals.append([s["exp_hessian_diag_sq"] for s in optimizer.state.values()])
     for inside, outside in zip(*diagonals, strict=True):
@@ -80,7 +81,7 @@ def test_the_loss_scale_is_taken_out_of_gradient_and_curvature():
     for enabled in (False, True):
         model, x, y = problem()
         optimizer = AdaHessian(model.parameters(), lr=0.05, update_interval=2, max_grad_norm=1.0)
-        scaler = GradScaler("cpu", init_scale=65536.0, enabled=enabled)
+        scaler = GradScaler(device(), init_scale=65536.0, enabled=enabled)
         scaled_steps(scaler, model, optimizer, x, y, 6)
         results.append(list(model.parameters()))
     for plain, scaled in zip(*results, strict=True):
@@ -90,7 +91,7 @@ def test_the_loss_scale_is_taken_out_of_gradient_and_curvature():
 def test_an_overflowed_step_is_skipped_whole():
     model, x, y = problem()
     optimizer = AdaHessian(model.parameters(), lr=0.05, update_interval=3)
-    scaler = GradScaler("cpu", init_scale=4.0)
+    scaler = GradScaler(device(), init_scale=4.0)
     scaled_steps(scaler, model, optimizer, x, y, 1)
     before = [p.detach().clone() for p in model.parameters()]
     steps = [s["step"].item() for s in optimizer.state.values()]
@@ -105,7 +106,7 @@ def test_an_overflowed_step_is_skipped_whole():
 def test_an_overflow_in_the_curvature_alone_skips_the_step_with_a_warning():
     x = torch.ones(3, requires_grad=True)
     optimizer = AdaHessian([x])
-    scaler = GradScaler("cpu", init_scale=2.0**100)
+    scaler = GradScaler(device(), init_scale=2.0**100)
     # At this scale the gradient is finite, the second derivative is not.
     loss = x.sum() - 1e-10 * torch.cos(1e10 * (x - 1)).sum()
     scaler.scale(loss).backward(create_graph=True)
@@ -118,7 +119,7 @@ def test_an_overflow_in_the_curvature_alone_skips_the_step_with_a_warning():
 def test_unscaling_first_is_refused_with_the_way_out():
     model, x, y = problem()
     optimizer = AdaHessian(model.parameters())
-    scaler = GradScaler("cpu")
+    scaler = GradScaler(device())
     scaler.scale(nn.functional.cross_entropy(model(x), y)).backward(create_graph=True)
     scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="max_grad_norm"):
@@ -128,7 +129,7 @@ def test_unscaling_first_is_refused_with_the_way_out():
 def test_finite_difference_refuses_a_grad_scaler_and_names_bfloat16():
     model, x, y = problem()
     optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
-    scaler = GradScaler("cpu")
+    scaler = GradScaler(device())
     scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
     with pytest.raises(RuntimeError, match="bfloat16"):
         scaler.step(optimizer)

@@ -14,6 +14,7 @@ import weakref
 
 import pytest
 import torch
+from support.device import on_gpu
 from support.problems import conv_problem, quadratic
 from support.reference import ReferenceAdaHessian
 from torch import nn
@@ -91,7 +92,9 @@ def test_every_option_is_the_dense_reference(options, foreach):
     params = leaves(initial)
     optimizer = AdaHessian(params, **options, foreach=foreach)
     reference = ReferenceAdaHessian(initial, [options] * len(initial))
-    assert_same_run(optimizer, params, reference, loss, num_steps=7)
+    # Of the samples' mean little is left, and a GPU sums in another order than the reference.
+    tolerance = 1e-8 if on_gpu() and options.get("averaging") == "signed" else 1e-10
+    assert_same_run(optimizer, params, reference, loss, num_steps=7, tolerance=tolerance)
 
 
 def test_groups_with_options_of_their_own():
@@ -925,12 +928,24 @@ def test_finite_difference_needs_a_closure():
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+@pytest.mark.skipif(not on_gpu(), reason="on a GPU: pytest --device cuda")
+def test_a_step_is_not_captured():
+    """Each replay would repeat one probe and one bias correction."""
+    p = torch.ones(3, requires_grad=True)
+    optimizer = AdaHessian([p])
+    take_step(optimizer, [p], lambda p: (p**2).sum())
+    with pytest.raises(RuntimeError, match="cannot be captured"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            take_step(optimizer, [p], lambda p: (p**2).sum())
+
+
 @pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
 def test_clipping_acts_on_the_gradient_alone(curvature):
     _, free, _, _ = run(curvature, num_steps=1)
     model, clipped, _, _ = run(curvature, num_steps=1, max_grad_norm=0.01)
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    assert norm == pytest.approx(0.01, rel=1e-4)
+    assert norm.item() == pytest.approx(0.01, rel=1e-4)
     for a, b in zip(free.state.values(), clipped.state.values(), strict=True):
         assert torch.equal(a["exp_hessian_diag_sq"], b["exp_hessian_diag_sq"])
 

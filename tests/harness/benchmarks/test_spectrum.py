@@ -46,7 +46,7 @@ def test_times_and_ratios_are_medians_over_the_repetitions():
 
 @pytest.mark.parametrize("method", ["ours", "ours, finite differences"])
 def test_a_sequence_runs_on_the_problem(method):
-    arguments = spectrum.argparse.Namespace(batch=4, size=8, mode="eval")
+    arguments = spectrum.argparse.Namespace(device="cpu", batch=4, size=8, mode="eval")
     problem = spectrum.make_problem(arguments, steps=1)
     quadrature = spectrum.SEQUENCES[method](problem, 2)
     assert quadrature.nodes.numel() == 2

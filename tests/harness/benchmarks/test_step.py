@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import harness, intervals, step, zoo
+from experiments.benchmarks.launches import launches
 from experiments.reports.publish import insert
 
 
@@ -60,11 +61,12 @@ def test_ratios_are_taken_within_a_repetition():
         "title": "a network",
         "seconds": {"SGD": load, "exact": [3 * seconds for seconds in load]},
         "memory": {"SGD": 2**20, "exact": 2**21},
+        "launches": {"SGD": {"operations": 180}},
         "missing": [],
     }
     assert step.cost_table(result, 3).rows == [
-        ("SGD", "2000.0", "1.00", "1", "1.00"),
-        ("exact", "6000.0", "3.00", "2", "2.00"),
+        ("SGD", "2000.0", "1.00", "1", "1.00", "180"),
+        ("exact", "6000.0", "3.00", "2", "2.00", ""),
     ]
 
 
@@ -91,3 +93,16 @@ def test_the_intervals_of_the_papers_table_8(tmp_path):
     ]
     assert len(table["rows"]) == 4 and all(len(row) == 8 for row in table["rows"])
     assert "| network | curvature | unit | k = 1 |" in page.read_text()
+
+
+def test_launches_are_operations_that_compute(monkeypatch):
+    x = torch.ones(4)
+    found = launches(lambda: (x.view(2, 2).t() + 1).mul_(2), "cpu")
+    assert found == {"operations": 2}
+
+
+def test_only_the_rows_that_are_asked_for(tmp_path):
+    arguments = ["--quick", "--network", "transformer", "--repetitions", "1", "--device", "cpu"]
+    assert step.main([*arguments, "--only", "difference, every"]) == 0
+    result = json.loads((tmp_path / "benchmarks" / "bench.json").read_text())
+    assert list(result["data"][0]["seconds"]) == ["SGD", "finite difference, every 2"]

@@ -88,9 +88,10 @@ def test_running_statistics_and_memory_format():
         mean, var = torch.zeros(3).double(), torch.ones(3).double()
         expected_mean, expected_var = mean.clone(), var.clone()
         y = fast(images, weight, bias, mean, var, momentum=0.3)
-        expected = F.batch_norm(
-            images, expected_mean, expected_var, weight, bias, training=True, momentum=0.3
-        )
+        with torch.backends.cudnn.flags(enabled=False):  # its kernel rounds otherwise
+            expected = F.batch_norm(
+                images, expected_mean, expected_var, weight, bias, training=True, momentum=0.3
+            )
         assert torch.equal(y, expected) and y.stride() == expected.stride()
         assert torch.equal(mean, expected_mean) and torch.equal(var, expected_var)
 
@@ -103,4 +104,4 @@ def test_what_the_closed_form_does_not_cover_goes_the_usual_way(layer):
     x = torch.randn(4, 3, 5, 5, dtype=next(iter(layer.buffers())).dtype, requires_grad=True)
     with FastBatchNorm():
         y = layer(x)
-    assert "NativeBatchNorm" in type(y.grad_fn).__name__
+    assert type(y.grad_fn).__name__.startswith(("NativeBatchNorm", "CudnnBatchNorm"))

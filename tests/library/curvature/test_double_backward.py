@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from support.device import on_gpu
 from support.problems import conv_problem
 from torch import nn
 from torch.nn import functional as F
@@ -58,7 +59,8 @@ def train(num_parts, steps=7, hold=lambda hidden: None, **options):
 )
 def test_micro_batches_are_the_whole_batch(options):
     for ours, whole in zip(train(NUM_PARTS, **options), train(1, **options), strict=True):
-        torch.testing.assert_close(ours, whole, rtol=1e-11, atol=1e-12)
+        factor = 100 if on_gpu() else 1  # its kernels for a part and for the whole sum otherwise
+        torch.testing.assert_close(ours, whole, rtol=factor * 1e-11, atol=factor * 1e-12)
 
 
 def test_one_graph_at_a_time():

@@ -71,9 +71,13 @@ def in_place(function):
     return lambda y: function(y * 1.0)
 
 
+MODES = torch._C._len_torch_function_stack()  # a default device is one
+
+
 def hardsigmoid(y):
     """torch has no second derivative of it: double backward takes the same function spelled out."""
-    return F.hardsigmoid(y) if not torch._C._len_torch_function_stack() == 0 else F.relu6(y + 3) / 6
+    gates = torch._C._len_torch_function_stack() > MODES
+    return F.hardsigmoid(y) if gates else F.relu6(y + 3) / 6
 
 
 POINTWISE = {

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.device import on_gpu
 from support.harness import REPOSITORY
 from torch.nn import functional as F
 
@@ -214,7 +215,7 @@ def evaluate(function, example, data, layouts, gates):
             t = leaves[-1] * 1
         return t
 
-    torch.default_generator.manual_seed(0)
+    torch.manual_seed(0)
     with gates:
         x = of_input(leaves[0] * 1)
         args = [operand(a) if callable(a) else a for a in example.args]
@@ -249,14 +250,23 @@ def name_of(function):
 
 
 def refused_by_torch(error):
-    """Whether torch has no kernel for a precision, or cannot write in place."""
+    """Whether torch has no kernel for a precision, none that repeats, or cannot write in place."""
     refusals = (
         "not implemented for", "Can't detach views", "more than one element of the written",
-        "doesn't match the broadcast shape",
+        "doesn't match the broadcast shape", "does not have a deterministic implementation",
     )  # fmt: skip
     return any(refusal in str(error) for refusal in refusals)
 
 
+@pytest.fixture
+def same_bits_twice():
+    """On a GPU some of torch's kernels add in another order each time; this asks for the others."""
+    torch.use_deterministic_algorithms(on_gpu())
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("same_bits_twice")
 @pytest.mark.filterwarnings("ignore:size_average and reduce args will be deprecated")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("function", list(GATES), ids=map(name_of, GATES))
@@ -346,7 +356,9 @@ def test_a_replay_continues_the_piece(function, kinks, looks, monkeypatch):
     (slope2,) = torch.autograd.grad(y2.sum(), second)
     with torch.no_grad():
         linear = y1.flatten() + slope * (second - first)
-    torch.testing.assert_close(y2.flatten(), linear, rtol=0, atol=10 * h**2)
+    # CUDA's kernels of these two multiply by a sixth that is rounded to float32.
+    sixth = on_gpu() and function in (F.hardsigmoid, F.hardswish)
+    torch.testing.assert_close(y2.flatten(), linear, rtol=0, atol=1e-7 if sixth else 10 * h**2)
     torch.testing.assert_close(slope2, slope, rtol=0, atol=10 * h)
 
 
@@ -358,6 +370,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.cpu_only(reason="of processors' kernels")
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_networks(kernels):
     """A ResNet and others, in float32 and under bfloat16 autocast, channels_last and contiguous."""

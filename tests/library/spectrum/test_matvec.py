@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import spectrum_process
+from support.device import on_gpu
 from support.spectrum_problems import CURVATURES, batches, data, loss_of, network, trainable
 from torch import nn
 from torch.nn import functional as F
@@ -190,7 +191,7 @@ def test_finite_differences_find_the_top_eigenvalues_in_single_precision():
     truth = spectrum.top_eigenvalues(exact, 3, tolerance=1e-4).eigenvalues
     found = spectrum.top_eigenvalues(approximate, 3)
     assert found.converged.all()
-    torch.testing.assert_close(found.eigenvalues, truth, rtol=5e-3, atol=0)
+    torch.testing.assert_close(found.eigenvalues, truth, rtol=1e-2 if on_gpu() else 5e-3, atol=0)
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
@@ -218,6 +219,7 @@ def test_vectors_that_leave_tensors_out_are_no_lost_steps():
 # --- others ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_only(reason="its processes talk through gloo")
 def test_two_processes_share_the_batches(tmp_path):
     processes = [
         subprocess.Popen(

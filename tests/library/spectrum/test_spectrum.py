@@ -14,7 +14,9 @@ def matvec(matrix, exact=True):
     """Return the matvec of a dense matrix, or of the diagonal one with these entries."""
     matrix = torch.as_tensor(matrix)
     matrix = matrix.diag() if matrix.ndim == 1 else matrix
-    return SymmetricMatvec(lambda v: matrix @ v, len(matrix), matrix.dtype, exact=exact)
+    return SymmetricMatvec(
+        lambda v: matrix @ v, len(matrix), matrix.dtype, matrix.device, exact=exact
+    )
 
 
 def random_matrix(n=80, seed=0, dtype=torch.float64):
@@ -92,7 +94,10 @@ def test_the_residual_shows_the_errors_of_the_products():
 
     with pytest.warns(RuntimeWarning, match="relative residuals are .*max_matvecs"):
         pairs = spectrum.top_eigenvalues(
-            SymmetricMatvec(noisy, 120, torch.float64), 2, max_matvecs=90, num_vectors=40
+            SymmetricMatvec(noisy, 120, torch.float64, matrix.device),
+            2,
+            max_matvecs=90,
+            num_vectors=40,
         )
     assert not pairs.converged.any()
     assert ((pairs.residuals > 0.03) & (pairs.residuals < 0.3)).all()
@@ -352,7 +357,9 @@ def test_seeds_decide_and_generators_are_left_alone(call):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_progress_counts_the_products(call):
     matrix, products, reports = random_matrix(), [], []
-    m = SymmetricMatvec(lambda v: products.append(1) or matrix @ v, 80, torch.float64)
+    m = SymmetricMatvec(
+        lambda v: products.append(1) or matrix @ v, 80, torch.float64, matrix.device
+    )
     call(m, progress=lambda done, total: reports.append((len(products), done, total)))
     assert [made for made, _, _ in reports] == list(range(1, len(products) + 1))
     assert all(done == made and done <= total for made, done, total in reports)
