@@ -30,6 +30,7 @@ __all__ = [
     "gradients",
     "has_saved_tensor_hooks",
     "in_backward",
+    "is_any_autocast_enabled",
     "is_view",
     "kernel_name",
     "legacy_reduction",
@@ -107,6 +108,11 @@ def below_torch_functions() -> AbstractContextManager[None]:
 def kernel_name(operator: Any) -> str:
     """Return the name of an operator that a dispatch mode sees, one of torch's without "aten::"."""
     return operator._schema.name.removeprefix("aten::")
+
+
+def is_any_autocast_enabled() -> bool:
+    """Whether autocast is on for any kind of device: one call for each function of a network."""
+    return torch._C._is_any_autocast_enabled()
 
 
 def is_view(tensor: Tensor) -> bool:

@@ -93,9 +93,10 @@ class Beside:
         self._grads = [p.grad for p in self._params]
         for p in self._params:
             p.grad = None
-        self._before = Snapshot({p.device for p in self._params if p.device.type != "cpu"})
-        self._stack = contextlib.ExitStack()
         modules = self._earlier.modules
+        devices = {p.device for p in self._params if p.device.type != "cpu"}
+        self._before = Snapshot(devices, modules)
+        self._stack = contextlib.ExitStack()
         if self._earlier.is_smooth and not any(map(_normalizes_batches, modules)):
             for module in modules:
                 self._note(module, ())

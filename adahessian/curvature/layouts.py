@@ -84,14 +84,16 @@ def with_value(graph: Tensor, value: Tensor) -> Tensor:
 
 
 def _note(grad: Tensor | None, noted: list[Strides | None]) -> None:
-    noted.append(grad.stride() if grad is not None and _is_plain(grad) else None)
+    with _torch.below_torch_functions():  # the gates are active in a backward pass, too
+        noted.append(grad.stride() if grad is not None and _is_plain(grad) else None)
 
 
 def _laid_out_next(grad: Tensor | None, coming: Iterator[Strides | None]) -> Tensor | None:
     strides = next(coming, None)
-    if grad is None or strides is None or not _is_plain(grad):
+    if grad is None or strides is None:
         return grad
-    return laid_out_as(grad, strides)
+    with _torch.below_torch_functions():
+        return laid_out_as(grad, strides) if _is_plain(grad) else grad
 
 
 def _tensors(out: Any) -> tuple[Any, ...]:

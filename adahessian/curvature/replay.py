@@ -42,33 +42,61 @@ def set_random_states(states: RandomStates) -> None:
 class Snapshot:
     """Random states, and the buffers of modules, at one moment.
 
-    Those of a module are noted when it is added: before it runs.
+    Args:
+        devices: whose random states belong to it, beside the CPU's.
+        modules: those that are known; others join by :meth:`add` before they run.
     """
 
-    def __init__(self, devices: Iterable[torch.device]) -> None:
+    def __init__(self, devices: Iterable[torch.device], modules: Iterable[nn.Module] = ()) -> None:
         self._random = random_states(devices)
-        self._buffers: dict[nn.Module, list[tuple[str, Tensor, Tensor]]] = {}
+        self._modules: dict[nn.Module, list[tuple[str, Tensor]]] = {}
+        self._values: dict[Tensor, Tensor] = {}
+        self._take(modules)
 
     @property
     def modules(self) -> Iterable[nn.Module]:
-        return self._buffers.keys()
+        return self._modules.keys()
 
     def add(self, module: nn.Module) -> bool:
         """Note a module's buffers; return False if they are noted already."""
-        if module in self._buffers:
+        if module in self._modules:
             return False
-        self._buffers[module] = [
-            (name, b, b.clone()) for name, b in _torch.buffers(module).items() if b is not None
-        ]
+        with _torch.below_torch_functions():  # it is no business of the gates
+            self._take([module])
         return True
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back: the same buffers, with their values."""
-        for module, buffers in self._buffers.items():
-            for name, buffer, value in buffers:
-                _torch.buffers(module)[name] = buffer.copy_(value)
+        for module, buffers in self._modules.items():
+            for name, buffer in buffers:
+                _torch.buffers(module)[name] = buffer
+        # All of them: a kernel that writes to a buffer need not count up its version.
+        for buffers, values in _alike(self._values.items()):
+            torch._foreach_copy_(buffers, values)
         set_random_states(self._random)
+
+    @torch.no_grad()
+    def _take(self, modules: Iterable[nn.Module]) -> None:
+        taken: dict[Tensor, Tensor] = {}
+        for module in modules:
+            found = [(n, b) for n, b in _torch.buffers(module).items() if b is not None]
+            self._modules[module] = found
+            taken |= {b: torch.empty_like(b) for _, b in found if b not in self._values}
+        # All at once: on a GPU a small network waits for launches, and for nothing else.
+        for buffers, values in _alike(taken.items()):
+            torch._foreach_copy_(values, buffers)
+        self._values |= taken
+
+
+def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    """Return pairs of tensors as pairs of lists, one for each device and type."""
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for first, second in pairs:
+        firsts, seconds = kinds.setdefault((first.device, first.dtype), ([], []))
+        firsts.append(first)
+        seconds.append(second)
+    return kinds.values()
 
 
 class Earlier:
@@ -158,7 +186,9 @@ class Replay:
             value = self._evaluate()
             self._after = self._snapshot()
             return value
-        self._before = Snapshot(self._devices)
+        self._before = self._snapshot()
+        for module in self._before.modules:
+            self._know(module)
         hook = register_module_forward_pre_hook(self._note_module)
         kinks = HiddenKinks(self._gates)
         try:
@@ -169,9 +199,7 @@ class Replay:
         if check:
             kinks.warn()
             self._warn_of_tf32()
-        self._after = Snapshot(self._devices)
-        for module in self._before.modules:
-            self._after.add(module)
+        self._after = Snapshot(self._devices, self._before.modules)
         if check:
             self._check_repeatable(value)
         self._earlier.learn(self._gates, self._before.modules, self._params)
@@ -282,15 +310,15 @@ class Replay:
         return value
 
     def _snapshot(self) -> Snapshot:
-        found = Snapshot(self._devices)
-        for module in self._earlier.modules:
-            found.add(module)
-        return found
+        return Snapshot(self._devices, self._earlier.modules)
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if self._before.add(module):
-            for p in module.parameters(recurse=False):
-                self._params[p] = None
+            self._know(module)
+
+    def _know(self, module: nn.Module) -> None:
+        for p in module.parameters(recurse=False):
+            self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:
         kept = {p: p.grad.detach().clone() for p in self._params if p.grad is not None}

@@ -183,3 +183,31 @@ def test_parts_of_a_sharded_tensor():
         assert _torch.local_shape_and_offset(tensor) == ((2, 3), (3, 0))
     finally:
         dist.destroy_process_group()
+
+
+def test_autocast_of_any_kind_is_seen():
+    assert not _torch.is_any_autocast_enabled()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _torch.is_any_autocast_enabled()
+        with torch.autocast("cpu", enabled=False):
+            assert not _torch.is_any_autocast_enabled()
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_gradients_keep_modes_on(create_graph):
+    """A checkpoint runs its forward pass again within them."""
+    seen = []
+
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append((func, _torch.in_backward()))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(3, requires_grad=True)
+    unused = torch.ones(2, requires_grad=True)
+    with Mode():
+        loss = checkpoint(torch.sin, x, use_reentrant=False).sum()
+        found, nothing = _torch.gradients(loss, [x, unused], create_graph)
+    torch.testing.assert_close(found, torch.cos(x), check_dtype=True)
+    assert nothing is None and x.grad is None and found.requires_grad == create_graph
+    assert (torch.sin, True) in seen
