@@ -37,6 +37,7 @@ class Method:
         closure: whether it steps with a closure, and says by `needs_graph` what it needs; else it
             steps behind backward(create_graph=True), as the public packages document it.
         math: whether attention must avoid the fused kernels, which have no second derivative.
+        settle: steps until the work repeats.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Method:
     cycle: int = 1
     closure: bool = True
     math: bool = False
+    settle: int = 0
 
 
 def public(module: str, name: str, **options: Any) -> Callable[..., torch.optim.Optimizer]:
@@ -57,8 +59,12 @@ def public(module: str, name: str, **options: Any) -> Callable[..., torch.optim.
     return build
 
 
-def ours(way: str, interval: int) -> Callable[..., torch.optim.Optimizer]:
-    return lambda p: AdaHessian(p, lr=0.01, curvature=way, update_interval=interval)
+def ours(
+    way: str, interval: int = 1, fraction: float = 1.0
+) -> Callable[..., torch.optim.Optimizer]:
+    return lambda p: AdaHessian(
+        p, lr=0.01, curvature=way, update_interval=interval, curvature_fraction=fraction
+    )
 
 
 class Stepper:
@@ -78,7 +84,9 @@ class Stepper:
             warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph")
             if self.method.closure:
                 graph = getattr(self.optimizer, "needs_graph", False)
-                self.optimizer.step(lambda: self._backward(graph))
+                takes_part = self.optimizer.param_groups[0].get("curvature_fraction", 1) < 1
+                part = {"curvature_closure": self._part} if takes_part else {}
+                self.optimizer.step(lambda: self._backward(graph), **part)
             else:
                 self._backward(True)
                 self.optimizer.step()
@@ -89,10 +97,15 @@ class Stepper:
         loss.backward(create_graph=create_graph)
         return loss
 
+    def _part(self, start: float, stop: float) -> Tensor:
+        x, y = self.problem.batches[0]
+        rows = slice(round(start * len(x)), round(stop * len(x)))
+        return self.problem.loss(self.problem.model, (x[rows], y[rows]))
+
     @property
     def warm_up(self) -> int:
         """Steps that do not count: on a GPU all kinds of a cycle, several times the usual one."""
-        return self.method.cycle + 4 if self.device == "cuda" else 1
+        return self.method.settle + (self.method.cycle + 4 if self.device == "cuda" else 1)
 
     def seconds(self, steps: int | None = None) -> float:
         """Mean seconds per step; default: over whole cycles of at least 2 steps (GPU: 10)."""

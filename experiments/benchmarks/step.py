@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from adahessian.part_correction import HALVES_EVERY, HALVES_FIRST
 from experiments.benchmarks import zoo
 from experiments.benchmarks.harness import (
     INSTALL,
@@ -33,6 +34,7 @@ from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
 
 INTERVALS = (1, 2, 3, 4, 5, 10)
+PARTS = (2, 4, 8)  # one such part of the batch
 PACKAGES = ("torch_optimizer", "pytorch_optimizer", "timm")
 
 
@@ -46,6 +48,16 @@ def methods(quick: bool) -> list[Method]:
         for k in (1, 2) if quick else INTERVALS:
             name = f"{label}, every {k}" if k > 1 else label
             found.append(Method(name, ours(way, k), k, math=way == "double_backward"))
+        for n in PARTS[:1] if quick else PARTS:
+            found.append(
+                Method(
+                    f"{label}, 1/{n} of the batch",
+                    ours(way, fraction=1 / n),
+                    cycle=HALVES_EVERY,
+                    math=way == "double_backward",
+                    settle=HALVES_FIRST,
+                )
+            )
     for label, module, name in (
         ("torch_optimizer", "torch_optimizer", "Adahessian"),
         ("pytorch_optimizer", "pytorch_optimizer", "AdaHessian"),
@@ -85,9 +97,9 @@ NETWORKS = {
 
 
 def launched(method: Method, network: str, quick: bool, device: str) -> dict[str, Any]:
-    """What the third step launches: it refreshes, and builds and checks nothing any more."""
+    """What a later step launches: it refreshes, and builds and checks nothing any more."""
     stepper = Stepper(method, problem(network, quick, device), device)
-    for _ in range(2):
+    for _ in range(2 + method.settle):
         stepper.step()
     return launches(stepper.step, device)
 
@@ -106,11 +118,11 @@ def peak_memory(method: Method, network: str, quick: bool, device: str) -> int:
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(2):
+        for _ in range(2 + method.settle):
             stepper.step()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        for _ in range(2):
+        for _ in range(2 + method.settle):
             stepper.step()
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
@@ -142,12 +154,12 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
     memory = {
         s.method.label: peak_memory(s.method, network, options.quick, options.device)
         for s in steppers
-        if s.method.cycle == 1
+        if s.method.cycle == 1 or s.method.settle
     }
     launch = {
         s.method.label: launched(s.method, network, options.quick, options.device)
         for s in steppers
-        if s.method.cycle == 1
+        if s.method.cycle == 1 or s.method.settle
     }
     say("memory and launches are done")
     seconds = times(
