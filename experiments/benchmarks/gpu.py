@@ -57,9 +57,9 @@ _ONCE = ("--quick", "--repetitions", "1")
 # What matters most comes first. To add a method is to add a row in step.py: the parts follow.
 PARTS = (
     Part("tests", "gpu_tests", limit=180),
-    Part("step-resnet20", "step", ("--network", "resnet20", "--repetitions", "5"),
-         ("--network", "resnet20", "--only", "finite", *_ONCE), 100),
-    Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "5"),
+    Part("step-resnet20", "step", ("--network", "resnet20", "--repetitions", "3"),
+         ("--network", "resnet20", "--only", "finite", *_ONCE), 130),
+    Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "3"),
          ("--network", "transformer", "--only", "exact", *_ONCE), 80),
     Part("accuracy", "curvature_accuracy", ("--images", "digits", "--at", "0", "20"),
          ("--quick", "--images", "digits", "--only", "tanh"), 90),
@@ -71,7 +71,7 @@ PARTS = (
          ("--batch", "4", "--size", "8", "--repetitions", "1", "--products", "3",
           "--part", "products"), 60),
     Part("step-resnet20-tuned", "step",
-         ("--network", "resnet20", "--repetitions", "5", "--cudnn-benchmark"),
+         ("--network", "resnet20", "--repetitions", "2", "--cudnn-benchmark"),
          ("--network", "resnet20", "--cudnn-benchmark", "--only", "adamw", *_ONCE), 100),
     Part("loader", "loader", ("--repetitions", "3"), (*_ONCE, "--images", "40"), 60),
 )  # fmt: skip

@@ -32,8 +32,8 @@ def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
     assert result["provenance"]["threads"] == torch.get_num_threads()
     (data,) = result["data"]
     assert list(data["seconds"]) == [
-        "SGD", "AdamW", "exact", "exact, every 2", "finite difference",
-        "finite difference, every 2",
+        "SGD", "AdamW", "exact", "exact, every 2", "exact, 1/2 of the batch", "finite difference",
+        "finite difference, every 2", "finite difference, 1/2 of the batch",
     ]  # fmt: skip
     assert all(len(times) == 1 and times[0] > 0 for times in data["seconds"].values())
     markdown = page.read_text()
