@@ -7,14 +7,12 @@ PATTERN is as for `slurm.status`; `*` is all.
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from experiments import cli
-from experiments.errors import UserError
 from experiments.runs import layout
 from experiments.runtime.paths import runs_root
 from slurm import jobs
@@ -43,9 +41,7 @@ def cancel(pattern: str) -> None:
     ended: dict[jobs.Submitted, list[Path]] = {}
     for path, job in sent.items():
         if job.cluster == "slurm" and job.job in known and known[job.job].active:
-            done = subprocess.run(["scancel", job.job], capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(f"scancel {job.job} failed: {done.stderr.strip()}")
+            jobs.run("scancel", job.job)
         elif job.cluster == "local" and jobs.local_job_runs(job):
             if job not in ended:  # a local job has several runs
                 with suppress(ProcessLookupError):  # it has ended by itself since

@@ -309,7 +309,7 @@ def _detached() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in range(3)]
-    with open(os.devnull, "r+") as nothing:
+    with open(os.devnull, "r+", encoding="utf-8") as nothing:
         for number in range(3):
             os.dup2(nothing.fileno(), number)
     try:

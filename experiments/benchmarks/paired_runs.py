@@ -108,7 +108,7 @@ class Results:
     def rows(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
         return [row for row in rows if row["settings"] == asdict(self.settings)]
 
     def pairs(self) -> dict[int, dict[str, Any]]:
@@ -120,14 +120,14 @@ class Results:
 
     def append(self, row: dict[str, Any]) -> None:
         line = json.dumps({"settings": asdict(self.settings), **row}) + "\n"
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(line)
 
     @contextmanager
     def claimed(self, seed: int) -> Iterator[bool]:
         """Whether the seed is ours to train; the claim ends with the block, or with the process."""
-        with (self.folder / f".seed-{seed}.lock").open("w") as file:
+        with (self.folder / f".seed-{seed}.lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

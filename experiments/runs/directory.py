@@ -57,6 +57,7 @@ class RunDirectory:
         self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
         self.lease = Lease(self.path)
+        self._has_saved = False
 
     @property
     def done(self) -> bool:
@@ -167,10 +168,18 @@ class RunDirectory:
             file.truncate(size)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Save the state of the training; see `checkpoint.save`."""
+        """Save the state of the training, and read back the first one; see `checkpoint.save`."""
         if not self.writes:
             return
-        checkpoint.save(self.path, state, before_renaming=self.lease.check)
+        checkpoint.save(self.path, state, self.lease.check, read_back=not self._has_saved)
+        self._has_saved = True
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to go on from, None for the beginning; see `checkpoint.load`.
+
+        Who does not write gets None.
+        """
+        return checkpoint.load(self.path, self.lease.check) if self.writes else None
 
     def finish(self, headline: str, direction: str) -> None:
         """Write the summary and so mark the run as done."""

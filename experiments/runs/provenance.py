@@ -41,7 +41,7 @@ def git_state() -> dict[str, Any]:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         try:
             return subprocess.run(
-                command, capture_output=True, text=True, check=True
+                command, capture_output=True, encoding="utf-8", errors="replace", check=True
             ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None

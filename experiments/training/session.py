@@ -1,6 +1,5 @@
 """One run from its directory to its end, whoever asks for it."""
 
-import sys
 import warnings
 
 import torch
@@ -13,6 +12,7 @@ from experiments.runs.provenance import git_state
 from experiments.runtime import distributed, stopping
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
+from experiments.runtime.progress import say
 from experiments.runtime.threads import VARIABLE, threads_per_run
 from experiments.training.loop import NonFiniteLoss, train
 
@@ -38,7 +38,7 @@ def train_unless_done(config: Config, wait: bool = False, title: str = "") -> in
                 _warn_of_other_threads(directory, device)
                 train(config, directory, data_root())
     except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return FAILED
     return 0
 
@@ -50,7 +50,7 @@ def say_if_done(directory: RunDirectory) -> bool:
     sessions = (directory.meta() or {}).get("sessions") or [{}]
     then, now = sessions[-1].get("commit"), git_state()["commit"]
     other = "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
-    print(f"done already: {directory.path}{other}", file=sys.stderr)
+    say(f"done already: {directory.path}{other}")
     return True
 
 

@@ -280,7 +280,7 @@ def pending(process: int) -> set[int]:
     """The signals that wait for a process."""
     fields = dict(
         line.split(":\t", 1)
-        for line in Path(f"/proc/{process}/status").read_text().splitlines()
+        for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
         if ":\t" in line
     )
     mask = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 
 import pytest
 from support.harness import finish_run, small_config
@@ -77,6 +78,10 @@ def test_rows():
     assert without_times(rows[0]) == {"a": 2}
     assert best_row(rows, "a", "min") == {"a": 1}
     assert best_row(rows, "a", "max") == rows[0]
+    for direction, best in (("max", 2), ("min", 1)):
+        for bad in (math.nan, math.inf, -math.inf):
+            found = [{"a": bad}, {"a": 1}, {"a": bad}, {"a": 2}]
+            assert best_row(found, "a", direction) == {"a": best}
 
 
 def test_one_process_at_a_time(tmp_path):
