@@ -57,9 +57,14 @@ def submitted(directory: Path) -> Submitted | None:
         OSError, ValueError, TypeError: what there is of it cannot be read.
     """
     try:
-        return Submitted(**json.loads((directory / NAME).read_text(encoding="utf-8")))
+        text = (directory / NAME).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    fields = json.loads(text)
+    job = Submitted(**fields)
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise TypeError(f"not all texts: {fields}")
+    return job
 
 
 def submissions(directories: Iterable[Path]) -> tuple[dict[Path, Submitted], dict[Path, str]]:

@@ -99,7 +99,7 @@ def _entry(run: Run) -> dict[str, Any]:
     return entry | {
         "training_seconds": _rounded(run.training_seconds()),
         "step_seconds": _rounded(run.step_seconds()),
-        "steps": rows[-1]["step"] if rows else 0,
+        "steps": rows[-1].get("step", 0) if rows else 0,
         "curves": {key: [_rounded(row.get(key)) for row in rows] for key in keys},
     }
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.config import metrics
 from experiments.config.experiment import Config
-from experiments.runs import checkpoint
+from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import session
 from experiments.runtime import distributed, stopping
@@ -62,6 +62,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
+    data: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
@@ -100,7 +101,11 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     task, model = training.task, training.model
     parameters = sum(p.numel() for p in model.parameters())
     declared = metrics.dump(task.metrics)
-    directory.describe(session(task.device), declared, task.headline.name, parameters)
+    known = distributed.broadcast((directory.meta() or {}).get(data.KEY))
+    data.refuse_other(directory.path, known, training.data)
+    directory.describe(
+        session(task.device), declared, task.headline.name, parameters, training.data
+    )
     position = restore(training)
     if position == Position():
         curvature.record_spectrum(config, directory.path, task, model, epoch=0)
@@ -142,6 +147,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     model = task.build_model()
     optimizer = optimizers.build_optimizer(config, model.parameters())
     training = Training(config, directory, task, model, optimizer)
+    training.data = task.describe_data(config, data_root)
     training.model = distributed.prepare_model(model, training.needs_graph)
     training.plateau = build_plateau(config, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
@@ -292,6 +298,7 @@ def _state(training: Training, position: Position) -> dict[str, Any]:
         "plateau": training.plateau.state_dict() if training.plateau else None,
         "monitor": training.monitor.state_dict() if training.monitor else None,
         "metrics_size": training.directory.metrics_size(),
+        data.KEY: training.data,
     }
 
 
@@ -301,6 +308,7 @@ def restore(training: Training) -> Position:
     if state is None:
         training.directory.cut_metrics(0)
         return Position()
+    data.refuse_other(training.directory.path, state.get(data.KEY), training.data)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     checkpoint.restore_random_state(state["random"])

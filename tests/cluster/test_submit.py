@@ -101,7 +101,7 @@ def test_a_failed_run_is_shown_with_its_reason_and_its_neighbours_are_trained(ro
         submit.main(command)
     rows = {row.run.split("/")[2]: row for row in status.collect(root, None)[0]}
     assert rows["adam"].state == "done"
-    assert rows["sgd"].state == "failed" and "learning rate 1e+30" in rows["sgd"].reason
+    assert rows["sgd"].state == "diverged" and "learning rate 1e+30" in rows["sgd"].reason
 
 
 def test_the_snapshot_is_shared_until_the_code_changes(tmp_path, monkeypatch):
