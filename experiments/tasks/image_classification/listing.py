@@ -24,8 +24,6 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.errors import UserError
-from experiments.runs.metrics import read_json
-from experiments.runs.storage import StorageError, write_whole
 from experiments.runtime.paths import runs_root
 from experiments.runtime.progress import say
 from experiments.runtime.threads import cores
@@ -230,7 +228,7 @@ def _checked(folder: Path, names: Sequence[bytes], stamps: dict[Path, int]) -> s
     place = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
     memory = runs_root() / ".data" / f"{place}.json"
     try:
-        known = read_json(memory)
+        known = json.loads(memory.read_text(encoding="utf-8"))
         if known["listed"] == listed.hexdigest() and isinstance(known["digest"], str):
             return known["digest"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -247,11 +245,11 @@ def _checked(folder: Path, names: Sequence[bytes], stamps: dict[Path, int]) -> s
     for name, size in zip(names, found, strict=True):
         digest.update(b"%d %b\n" % (size, name))
     if max(stamps.values()) / 1e9 < time.time() - SETTLED_SECONDS:
-        with suppress(StorageError, OSError):
+        content = {"folder": str(folder.absolute()), "listed": listed.hexdigest(),
+                   "digest": digest.hexdigest()[:16]}  # fmt: skip
+        with suppress(OSError):  # a torn one is looked past
             memory.parent.mkdir(parents=True, exist_ok=True)
-            content = {"folder": str(folder.absolute()), "listed": listed.hexdigest(),
-                       "digest": digest.hexdigest()[:16]}  # fmt: skip
-            write_whole(memory, json.dumps(content) + "\n")
+            memory.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return digest.hexdigest()[:16]
 
 
