@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.errors import UserError
-from experiments.runs.storage import StorageError, reading, sync_directory, writing
+from experiments.runs.storage import StorageError, discard, reading, sync_directory, writing
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 SEAL = b"crc32=%08x"
@@ -75,7 +75,7 @@ def save(
             os.replace(temporary, directory / CURRENT)
             sync_directory(directory)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
 
 
 def load(directory: Path, before_renaming: Callable[[], None] | None = None) -> Any:
@@ -290,7 +290,7 @@ def clean(directory: Path) -> None:
     """Remove what a killed process left half written; for who alone may write there."""
     for pattern in ("checkpoint.*.tmp.pt", "*.part"):
         for path in directory.glob(pattern):
-            path.unlink(missing_ok=True)
+            discard(path)
 
 
 def stamp(directory: Path) -> int | None:

@@ -31,7 +31,7 @@ from typing import Any
 from experiments.config.experiment import Config, write_yaml
 from experiments.config.signature import protocol, signature
 from experiments.errors import UserError
-from experiments.runs import attempts, checkpoint, data
+from experiments.runs import attempts, checkpoint, data, lease
 from experiments.runs.labels import titles
 from experiments.runs.layout import path_of
 from experiments.runs.lease import Lease
@@ -82,6 +82,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         with self.lease.held(wait), attempts.recorded(self.path):
             checkpoint.clean(self.path)
+            lease.clean(self.path)
             yield
 
     def describe(

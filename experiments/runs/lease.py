@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.runs.storage import StorageError, reading, writing
+from experiments.runs.storage import StorageError, discard, reading, writing
 from experiments.runtime import stopping
 from experiments.runtime.progress import say
 
@@ -36,6 +36,7 @@ NAME = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 MISSED_BEATS = 3
+LITTER_SECONDS = 3600.0
 POLL_SECONDS = 1.0
 
 # Whoever a damaged lease belongs to: it is dead when nobody has touched it for a minute.
@@ -86,7 +87,7 @@ class Lease:
                     os.fsync(file)  # a power cut must not leave a lease without an owner
                 self._take(temporary, file, wait)
             finally:
-                temporary.unlink(missing_ok=True)
+                discard(temporary)
             released = threading.Event()
             heart = threading.Thread(target=_beat, args=(file, released), daemon=True)
             heart.start()
@@ -164,7 +165,7 @@ class Lease:
         except FileExistsError:
             pass
         finally:
-            aside.unlink()
+            discard(aside)
 
 
 class _Watch:
@@ -276,6 +277,19 @@ def alive(directory: Path) -> bool:
         return file_clock(directory) - path.stat().st_mtime <= STALE_SECONDS
     except FileNotFoundError:
         return False
+
+
+def clean(directory: Path) -> None:
+    """Remove what processes left that were killed while they took the lease.
+
+    Who waits for it touches its file all the time.
+    """
+    now = file_clock(directory)
+    for pattern in ("lease.*.tmp", "lease.*.dead"):
+        for path in directory.glob(pattern):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > LITTER_SECONDS:
+                    path.unlink()
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -149,7 +149,9 @@ def _check(run: Run) -> None:
     if type(run.meta["seed"]) is not int:
         raise TypeError(f"meta.json: seed is {run.meta['seed']!r}")
     run.optimizer.items(), run.headline, run.config["dataset"].items()
-    run.config["best_epoch_split"], [session.items() for session in run.meta["sessions"]]
+    if run.config["best_epoch_split"] not in ("test", "val"):
+        raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
+    [session.items() for session in run.meta["sessions"]]
     for place, row in enumerate(run.rows, 1):
         row.setdefault("epoch", place)
         for key, value in row.items():

@@ -4,7 +4,7 @@ import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
             sync_directory(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -73,6 +73,12 @@ def write_whole(path: Path, text: str) -> None:
     """
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def discard(path: Path) -> None:
+    """Remove what is of no use, if it can be removed: that hides no error and is none itself."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -54,6 +54,9 @@ def test_a_mistake_in_a_profile_is_named_with_its_file(text, message, tmp_path):
     ("arguments", "message"),
     [
         (["--profile", "slrum"], "no profile 'slrum'; did you mean 'slurm'?"),
+        (["--profile", "../profiles/slurm"], "no profile '../profiles/slurm'; known: debug"),
+        (["--profile", ""], "no profile ''; known: debug, local"),
+        (["--profile", "."], "no profile '.'; "),
         (["optimizer=sdg"], "did you mean 'sgd'?"),
         (["optimizer=sgd", "seed=x"], "seed = 'x': write whole numbers, 0 or more: 1-5"),
         (["optimizer=sgd", "epoch=1"], "did you mean 'epochs'?"),
