@@ -1,6 +1,7 @@
 """What every command shares: how it begins and the ways in which it can end."""
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -42,7 +43,8 @@ def guarded(command: Callable[[], int | None], interrupted: str = "interrupted")
             stream.reconfigure(errors="replace")
     try:
         code = command() or 0
-        sys.stdout.flush()
+        if sys.stdout:  # none where it was closed
+            sys.stdout.flush()
         return code
     except UserError as error:
         say(f"error: {error}")
@@ -57,20 +59,25 @@ def guarded(command: Callable[[], int | None], interrupted: str = "interrupted")
         _forget_stdout()
         return 0
     except OSError as error:
-        if not _forget_stdout():
+        if error.filename is not None or error.errno not in FULL:
             raise
-        say(f"error: cannot print: {error.strerror or error}")
+        _forget_stdout()
+        say(f"error: cannot write: {error.strerror}")
         return FAILED
 
 
-def _forget_stdout() -> bool:
-    """Whether stdout takes no more. Python flushes it when it ends, which must not fail again."""
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to a file can meet
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout once more when it ends, which must not fail again."""
     try:
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except OSError:
+        pass
+    if sys.stdout:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 class Renamed(argparse.Action):

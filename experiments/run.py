@@ -3,8 +3,8 @@
 FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
 Several runs are trained at a time, each in a process and a directory of its own below `RUNS_ROOT`
 (default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is skipped; one
-that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the steps, save
-them, and exit with 130, 143 and 140.
+that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP finish the
+steps, save them, and exit with 130, 143, 140 and 129.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from experiments import cli
+from experiments.errors import UserError
 from experiments.runs import layout
 from experiments.runtime.paths import runs_root
 from slurm import jobs
@@ -39,9 +40,14 @@ def cancel(pattern: str) -> None:
     sent = {path: job for path, job in sent.items() if not layout.holds(path, "DONE")}
     known = jobs.slurm_jobs({one.job for one in sent.values() if one.cluster == "slurm"})
     ended: dict[jobs.Submitted, list[Path]] = {}
+    refused: list[str] = []
     for path, job in sent.items():
         if job.cluster == "slurm" and job.job in known and known[job.job].active:
-            jobs.run("scancel", job.job)
+            try:
+                jobs.run("scancel", job.job)
+            except UserError as error:  # the others can be ended all the same
+                refused.append(str(error))
+                continue
         elif job.cluster == "local" and jobs.local_job_runs(job):
             if job not in ended:  # a local job has several runs
                 with suppress(ProcessLookupError):  # it has ended by itself since
@@ -50,9 +56,11 @@ def cancel(pattern: str) -> None:
             continue
         ended.setdefault(job, []).append(path)
         print(f"cancelled job {job.job}: {path}")
-    if not ended:
+    if not ended and not refused:
         print("nothing to cancel: none of these runs is queued or running")
     _say_what_else_ends(root, ended)
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 def _say_what_else_ends(root: Path, ended: dict[jobs.Submitted, list[Path]]) -> None:

@@ -275,10 +275,11 @@ def snapshot(root: Path) -> Path:
     folder = root / ".slurm" / f"code-{digest.hexdigest()[:12]}"
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-        for name, text in content:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(text)
-        (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
+        with writing(temporary):
+            for name, text in content:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(text)
+            (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
         try:
             temporary.rename(folder)
         except OSError:  # somebody else was faster

@@ -124,7 +124,7 @@ def commands(sound, other, tmp_path):
     }
 
 
-@pytest.mark.parametrize("most", [20, pytest.param(sys.maxsize, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [5, pytest.param(sys.maxsize, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("done", [True, False])
 @pytest.mark.parametrize("name", FILES)
 def test_any_value_of_another_kind_is_one_row(name, done, most, runs, tmp_path):

@@ -114,11 +114,14 @@ def test_killed_at_a_call_it_goes_on_as_if_nothing_had_been(stride, tmp_path, co
 @pytest.mark.parametrize("stride", [EVERY, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_refused_at_a_call_it_says_so_and_goes_on(number, stride, tmp_path, config, whole):
+    refused = 0
     for at in places(len(whole[0]), stride, 3 if stride > 1 else 0):
         root = tmp_path / "refused"
         code = train_with(root, config, at, faults.fail(number))
         assert code in (0, faults.REFUSED), f"call {at}, {whole[0][at - 1]}"
+        refused += code == faults.REFUSED
         check(root, config, whole)
+    print(f"{len(whole[0])} calls, {refused} trainings refused, the others went on")
 
 
 @pytest.mark.parametrize("stride", [3 * EVERY, pytest.param(1, marks=pytest.mark.slow)])
@@ -129,6 +132,7 @@ def test_after_a_power_cut_at_a_call_it_goes_on(power, stride, tmp_path, config,
         root.mkdir()
         assert train_with(root, config, at, power=power) == faults.KILLED
         check(root, config, whole)
+    print(f"{len(whole[0])} calls, the power was cut at every {stride}th")
 
 
 @pytest.mark.slow
