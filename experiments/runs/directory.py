@@ -125,6 +125,8 @@ class RunDirectory:
 
     def complete(self, data_is: Mapping[str, Any]) -> None:
         """Note on which data a run is that an earlier version finished, if that can be written."""
+        if self.lease.path.exists():  # whoever left it there: that is not worth the waiting
+            return
         with suppress(UserError), self.lease.held(wait=False):
             meta = read_json(self.path / "meta.json")
             self._write("meta.json", json.dumps({**meta, data.KEY: data_is}, indent=2) + "\n")

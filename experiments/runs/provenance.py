@@ -38,7 +38,8 @@ def git_state() -> dict[str, Any]:
         return read_json(of_snapshot)
 
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        # Looking must not take the lock of somebody who is just committing.
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
         try:
             return subprocess.run(
                 command, capture_output=True, encoding="utf-8", errors="replace", check=True
