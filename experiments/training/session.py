@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from experiments.config.experiment import Config
-from experiments.errors import FAILED
+from experiments.errors import FAILED, UserError
 from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import git_state
@@ -68,7 +68,10 @@ def say_if_done(directory: RunDirectory) -> bool:
 
 
 def _check_data(directory: RunDirectory, meta: Mapping[str, Any]) -> None:
-    now = describe_data(directory.config, data_root())
+    try:
+        now = describe_data(directory.config, data_root())
+    except UserError:  # they are not there or damaged: what is done is done
+        return
     data.refuse_other(directory.path, meta.get(data.KEY), now)
     if meta and now and data.KEY not in meta and directory.writes:
         directory.complete(now)

@@ -102,20 +102,16 @@ def digits(root: Path) -> tuple[Images, Images]:
 
 def cifar10(root: Path) -> tuple[Images, Images]:
     """CIFAR-10 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR10
-
-    return _cifar(CIFAR10, root)
+    return _cifar(datasets().CIFAR10, root)
 
 
 def cifar100(root: Path) -> tuple[Images, Images]:
     """CIFAR-100 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR100
-
-    return _cifar(CIFAR100, root)
+    return _cifar(datasets().CIFAR100, root)
 
 
 def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
-    folder, missing = root / dataset.base_folder, _missing_cifar(dataset.__name__, root)
+    folder, missing = root / dataset.base_folder, _missing_cifar(dataset, root)
     with _downloading(dataset.url, folder, missing) if missing else _reading(folder):
         parts = [
             dataset(root, train=train, download=bool(missing)) for train in (True, False)
@@ -132,8 +128,7 @@ def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
 def fashion_mnist(root: Path) -> tuple[Images, Images]:
     """Fashion-MNIST from torchvision's folder, from Debian's, or else downloaded."""
     if not (found := _find_fashion_mnist(root)):
-        from torchvision.datasets import FashionMNIST
-
+        FashionMNIST = datasets().FashionMNIST
         folder = root / "FashionMNIST" / "raw"
         with _downloading(FashionMNIST.mirrors[0], folder, FASHION_MNIST_FILES):
             FashionMNIST(root, download=True)
@@ -183,7 +178,7 @@ def describe(name: str, root: Path) -> dict[str, Any] | None:
     Raises:
         UserError: it is damaged.
     """
-    if not ON_DISK[name](root):
+    if name in ON_DISK and not ON_DISK[name](root):
         return None
     digest, parts = hashlib.sha256(), load(name, root)
     for images in parts:
@@ -202,18 +197,22 @@ LOADERS = {
     "fashion-mnist": fashion_mnist,
 }
 
+# Of what a loader would download, whether it need not.
 ON_DISK: dict[str, Callable[[Path], bool]] = {
-    "digits": lambda root: True,
-    "cifar10": lambda root: not _missing_cifar("CIFAR10", root),
-    "cifar100": lambda root: not _missing_cifar("CIFAR100", root),
+    "cifar10": lambda root: not _missing_cifar(datasets().CIFAR10, root),
+    "cifar100": lambda root: not _missing_cifar(datasets().CIFAR100, root),
     "fashion-mnist": lambda root: bool(_find_fashion_mnist(root)),
 }
 
 
-def _missing_cifar(name: str, root: Path) -> list[str]:
+def datasets() -> Any:
+    """torchvision's, which take a while to import."""
     from torchvision import datasets
 
-    dataset = getattr(datasets, name)
+    return datasets
+
+
+def _missing_cifar(dataset: Any, root: Path) -> list[str]:
     files = [name for name, _ in dataset.train_list + dataset.test_list]
     files.append(dataset.meta["filename"])
     return [name for name in files if not (root / dataset.base_folder / name).is_file()]

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import subprocess
 
 import pytest
 from support.harness import finish_run, small_config
@@ -45,6 +46,20 @@ def test_a_session_tells_commit_versions_and_device():
     assert {"commit", "dirty", "command", "torch", "python", "host", "started"} <= set(session)
     assert session["device"] == "cpu" and session["torch"] == torch.__version__
     json.dumps(session)
+
+
+def test_git_is_asked_without_its_lock_and_not_for_ever(monkeypatch):
+    """A status that refreshes the index makes somebody's commit fail at that moment."""
+    asked = []
+
+    def run(command, **named):
+        asked.append(command[:2])
+        assert named["timeout"]
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(runs_provenance.subprocess, "run", run)
+    assert runs_provenance.git_state() == {"commit": None, "dirty": None}
+    assert asked == [["git", "--no-optional-locks"]] * 2
 
 
 def test_metrics_are_cut_back(directory):

@@ -99,6 +99,15 @@ def test_where_the_data_are_not_or_nothing_is_known_what_is_done_is_done(
     assert session.say_if_done(directory)
 
 
+def test_data_that_are_damaged_now_do_not_undo_a_run(tmp_path, monkeypatch):
+    def damaged(*arguments):
+        raise UserError("the data are damaged")
+
+    directory = finish_run(tmp_path, small_config(), [0.5])
+    monkeypatch.setattr(ImageClassification, "describe_data", damaged)
+    assert session.say_if_done(directory)
+
+
 def test_what_cannot_be_written_is_not_completed_and_done_all_the_same(tmp_path, monkeypatch):
     directory = finish_run(tmp_path, small_config(), [0.5])
     (directory.path / "meta.json").unlink()
