@@ -91,11 +91,7 @@ def _entry(run: Run) -> dict[str, Any]:
     if rows and run.evaluated:
         best = best_row([row for row in rows if split in row], split, run.headline.direction)
         for name, row in (("last", run.evaluated[-1]), ("best", best)):
-            value = row[run.test_key]
-            entry[name] = {
-                "epoch": row["epoch"],
-                run.test_key: value if math.isfinite(value) else None,
-            }
+            entry[name] = {"epoch": row["epoch"], run.test_key: row[run.test_key]}
     return entry | {
         "training_seconds": _rounded(run.training_seconds()),
         "step_seconds": _rounded(run.step_seconds()),
@@ -125,9 +121,18 @@ def _rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}")
 
 
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _text(content: dict[str, Any]) -> str:
     """JSON with lists of numbers on one line each."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
     return re.sub(r"\[\s[^\[\]{}]*\]", _one_line, text) + "\n"
 
 

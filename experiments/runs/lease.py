@@ -139,7 +139,7 @@ class Lease:
                 if owner is None:
                     continue
                 if watch.dead(owner):
-                    self._bury(owner["token"])
+                    self._bury(owner["token"], _decides_here(owner))
                     continue
             if not wait and watch.alive:
                 raise LeaseHeld(
@@ -152,8 +152,26 @@ class Lease:
                 raise stopping.Stopped(number)
             time.sleep(POLL_SECONDS)
 
-    def _bury(self, token: str) -> None:
-        """Remove a dead lease, and no other: somebody may have replaced it a moment ago."""
+    def _bury(self, token: str, let_go: bool = False) -> None:
+        """Remove a dead lease, and no other: somebody may have replaced it a moment ago.
+
+        Args:
+            token: of the dead one.
+            let_go: whether it is dead because its flock was let go. Then whoever has that flock
+                now is the one who buries it, and nobody else touches it meanwhile.
+        """
+        try:
+            file = os.open(self.path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            if let_go and not (_lock(file) and _is_at(file, self.path)):
+                return  # another one is at it, or has been
+            self._remove(token)
+        finally:
+            os.close(file)
+
+    def _remove(self, token: str) -> None:
         aside = self.path.with_name(f"lease.{self.token}.dead")
         try:
             os.rename(self.path, aside)
@@ -182,7 +200,7 @@ class _Watch:
             here = owner["kernel"] == _identity()["kernel"]
             if here and _has_let_go(self.path, owner["token"]):
                 return True
-            if here and owner.get("flock"):
+            if _decides_here(owner):
                 self.alive = True
                 return False
             beat = self.path.stat().st_mtime_ns
@@ -218,6 +236,19 @@ def _lock(file: int) -> bool:
     except OSError:  # the heartbeat has to do
         return False
     return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _decides_here(owner: dict[str, Any]) -> bool:
+    """Whether an owner's flock is seen from this process, and tells whether it is alive."""
+    return bool(owner.get("flock")) and owner["kernel"] == _identity()["kernel"]
 
 
 _held: set[int] = set()
@@ -272,7 +303,7 @@ def alive(directory: Path) -> bool:
         owner = read(path)
         if owner is None:
             return False
-        if owner["kernel"] == _identity()["kernel"] and owner.get("flock"):
+        if _decides_here(owner):
             return not _has_let_go(path, owner["token"])
         return file_clock(directory) - path.stat().st_mtime <= STALE_SECONDS
     except FileNotFoundError:

@@ -321,3 +321,44 @@ def test_a_lease_whose_file_system_goes_away_at_the_end_does_not_hide_the_result
     with pytest.raises(ValueError, match="the reason"), Lease(tmp_path).held(wait=False):
         monkeypatch.setattr(lease.os, "rename", away)
         raise ValueError("the reason")
+
+
+CONTEND = """
+import os, random, sys, time
+from pathlib import Path
+from experiments.runs import lease
+lease.POLL_SECONDS = 0.002
+directory, draw = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+for _ in range(25):
+    with lease.Lease(directory).held(wait=True):
+        inside = directory / "inside"
+        before = inside.read_text() if inside.exists() else ""
+        command = Path(f"/proc/{before}/cmdline")  # empty of who is dead and not yet waited for
+        if before and command.exists() and command.read_bytes():
+            sys.exit(f"{before} is inside")
+        inside.write_text(str(os.getpid()))
+        time.sleep(draw.random() / 200)
+        if draw.random() < 0.05:
+            os._exit(9)  # killed while it holds the lease
+        inside.unlink()
+"""
+
+
+def test_of_many_that_want_it_one_has_it_also_when_owners_are_killed(tmp_path):
+    """Whoever comes after a killed one begins anew, until all have had it 25 times."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def start(seed):
+        return subprocess.Popen([sys.executable, "-c", CONTEND, str(tmp_path), str(seed)],
+                                env=environment, stderr=subprocess.PIPE, text=True,
+                                stdout=subprocess.DEVNULL)  # fmt: skip
+
+    running, seed, killed = [start(seed) for seed in range(4)], 4, 0
+    while running:
+        process = running.pop(0)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode in (0, 9), errors
+        if process.returncode == 9 and seed < 12:
+            killed, seed = killed + 1, seed + 1
+            running.append(start(seed))
+    assert killed and not lease.alive(tmp_path)
