@@ -97,7 +97,8 @@ class Lease:
                 released.set()
                 heart.join()
                 with suppress(OSError):  # a file system that is away: others see a dead lease
-                    self._bury(self.token)
+                    if (read(self.path) or NOBODY)["token"] == self.token:
+                        self._bury(self.token)
         finally:
             self.token = None
             _held.discard(file)

@@ -1,4 +1,5 @@
 import argparse
+import io
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import sys
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
 
-from experiments import cli
+from experiments import cli, report
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
 from experiments.runtime.stopping import Stopped
@@ -99,16 +100,18 @@ def test_a_terminal_that_knows_ascii_alone_gets_what_it_knows():
     assert (done.returncode, done.stdout) == (0, b"x ? y ?\n"), done.stderr
 
 
-def test_a_report_to_an_ascii_log_prints(tmp_path):
+def test_a_report_to_an_ascii_log_prints(tmp_path, monkeypatch):
     for seed in (1, 2):
         finish_run(tmp_path, small_config(seed=seed), [0.5, 0.6 + seed / 10])
-    script = "import sys; from experiments import report; sys.exit(report.main([]))"
-    done = python(script, RUNS_ROOT=str(tmp_path), PYTHONIOENCODING="ascii", LC_ALL="C")
-    assert done.returncode == 0, done.stderr
-    assert b"digits resnet8" in done.stdout and b"75.00 ? 7.07" in done.stdout
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, encoding="ascii"))
+    assert report.main([]) == 0
+    assert b"digits resnet8" in log.getvalue() and b"75.00 ? 7.07" in log.getvalue()
     assert "75.00 ± 7.07" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full 2>/dev/full"])
 def test_a_training_whose_output_goes_nowhere_is_trained_to_its_end(where, tmp_path):
     words = [str(DIGITS), *SMALL, "epochs=1", "optimizer=sgd"]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, small_config
@@ -133,6 +134,16 @@ def test_who_was_taken_for_dead_writes_nothing_more(tmp_path):
     assert directory.metrics_path.read_text() == '{"epoch": 1}\n'
     assert not (directory.path / "checkpoint.pt").exists()
     assert len(before) == 1
+
+
+def test_who_has_lost_it_does_not_touch_the_next_ones(tmp_path, monkeypatch):
+    first, second = Lease(tmp_path), Lease(tmp_path)
+    with ExitStack() as later, monkeypatch.context() as patched:
+        with first.held(wait=False):
+            first.path.unlink()
+            later.enter_context(second.held(wait=False))
+            patched.setattr(lease.os, "rename", lambda *paths: pytest.fail("it was moved"))
+        second.check()
 
 
 def test_burying_spares_a_lease_that_is_not_the_dead_one(tmp_path):
