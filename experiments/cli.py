@@ -1,13 +1,16 @@
 """What every command shares: how it begins and the ways in which it can end."""
 
 import argparse
+import errno
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.errors import INTERRUPTED, USER_ERROR, UserError
+from experiments.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from experiments.runtime.progress import say
 from experiments.runtime.stopping import Stopped
 
 
@@ -35,23 +38,46 @@ def execute(
 def guarded(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """As `execute`, for a command whose arguments are known."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log may know ASCII alone
+            stream.reconfigure(errors="replace")
     try:
         code = command() or 0
-        sys.stdout.flush()
+        if sys.stdout:  # none where it was closed
+            sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return USER_ERROR
     except Stopped as stop:
-        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        say(f"{stop}; the same command goes on from here")
         return stop.exit_code
     except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
+        say(interrupted)
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more when it ends, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        _forget_stdout()
+        say(f"error: cannot write: {error.strerror}")
+        return FAILED
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to a file can meet
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout once more when it ends, which must not fail again."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        pass
+    if sys.stdout:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Renamed(argparse.Action):
@@ -65,4 +91,4 @@ class Renamed(argparse.Action):
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
-    print(f"{category.__name__}: {message}", file=sys.stderr)
+    say(f"{category.__name__}: {message}")

@@ -3,8 +3,8 @@
 FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
 Several runs are trained at a time, each in a process and a directory of its own below `RUNS_ROOT`
 (default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is skipped; one
-that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM and SIGUSR2 finish the steps, save
-them, and exit with 130, 143 and 140.
+that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP finish the
+steps, save them, and exit with 130, 143, 140 and 129.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from experiments.runtime import distributed
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import runs_root
 from experiments.runtime.processes import run_each
-from experiments.runtime.progress import Progress
+from experiments.runtime.progress import Progress, say
 from experiments.runtime.stopping import Stopped
 from experiments.runtime.threads import VARIABLE, cores, threads_per_run
 from experiments.training import optimizers
@@ -69,7 +69,7 @@ def _run(parsed: argparse.Namespace) -> int:
         optimizers.check(run.config)
     known = have_result(planned, runs_root())
     if known:
-        print(f"{len(known)} runs of tables have a result already", file=sys.stderr)
+        say(f"{len(known)} runs of tables have a result already")
     configs = [run.config for run in planned if run.place not in known]
     todo = [
         (config, title)
@@ -86,10 +86,9 @@ def _say_what_is_idle(todo: Sequence[tuple[Config, str]]) -> None:
     """That a single run on a CPU leaves cores alone, where nobody has decided on its threads."""
     alone = len(todo) == 1 and distributed.world_size() == 1 and VARIABLE not in os.environ
     if alone and cores() > 1 and build_device(todo[0][0]).type == "cpu":
-        print(
+        say(
             f"one run with one thread, of {cores()} cores; {VARIABLE}=N trains it with N, "
-            "with results that differ by rounding",
-            file=sys.stderr,
+            "with results that differ by rounding"
         )
 
 
@@ -114,7 +113,7 @@ def _train_in_processes(todo: Sequence[tuple[Config, str]], jobs: int | None) ->
     threads = threads_per_run()
     jobs = min(jobs or len(gpus) or max(cores() // threads, 1), len(todo))
     each = "" if gpus else f", {threads} thread{'s' if threads > 1 else ''} each"
-    print(f"{len(todo)} runs, {jobs} at a time{each}", file=sys.stderr, flush=True)
+    say(f"{len(todo)} runs, {jobs} at a time{each}")
     items = [Job(config, title, gpus, bar=jobs == 1) for config, title in todo]
     # torch imports its compiler, as long as itself, when the first optimizer is made.
     preload = ["experiments.training.session", "torch._dynamo"]
@@ -146,7 +145,7 @@ def _train_one(job: Job, slot: int) -> int:
 
 def _say_if_killed(job: Job, code: int) -> None:
     if code < 0:
-        print(f"error: {job.title}: killed by {signal.Signals(-code).name}", file=sys.stderr)
+        say(f"error: {job.title}: killed by {signal.Signals(-code).name}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ PATTERN is as for `slurm.status`; `*` is all.
 import argparse
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,11 +40,14 @@ def cancel(pattern: str) -> None:
     sent = {path: job for path, job in sent.items() if not layout.holds(path, "DONE")}
     known = jobs.slurm_jobs({one.job for one in sent.values() if one.cluster == "slurm"})
     ended: dict[jobs.Submitted, list[Path]] = {}
+    refused: list[str] = []
     for path, job in sent.items():
         if job.cluster == "slurm" and job.job in known and known[job.job].active:
-            done = subprocess.run(["scancel", job.job], capture_output=True, text=True)
-            if done.returncode:
-                raise UserError(f"scancel {job.job} failed: {done.stderr.strip()}")
+            try:
+                jobs.run("scancel", job.job)
+            except UserError as error:  # the others can be ended all the same
+                refused.append(str(error))
+                continue
         elif job.cluster == "local" and jobs.local_job_runs(job):
             if job not in ended:  # a local job has several runs
                 with suppress(ProcessLookupError):  # it has ended by itself since
@@ -54,9 +56,11 @@ def cancel(pattern: str) -> None:
             continue
         ended.setdefault(job, []).append(path)
         print(f"cancelled job {job.job}: {path}")
-    if not ended:
+    if not ended and not refused:
         print("nothing to cancel: none of these runs is queued or running")
     _say_what_else_ends(root, ended)
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 def _say_what_else_ends(root: Path, ended: dict[jobs.Submitted, list[Path]]) -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -59,20 +58,21 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     from experiments.runs.storage import StorageError
     from experiments.runtime import distributed, stopping
     from experiments.runtime.paths import runs_root
+    from experiments.runtime.progress import say
     from experiments.training.session import train_unless_done
 
     try:
         config = load(path)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return USER_ERROR
     directory = RunDirectory(runs_root(), config)
 
     def hopeless() -> bool:
         way = distributed.is_main() and attempts.hopeless(directory.path, job_id())
         if way:
-            print(f"{directory.path}: ended {attempts.LIMIT} times alike without a new checkpoint "
-                  f"({way}); not again", file=sys.stderr)  # fmt: skip
+            say(f"{directory.path}: ended {attempts.LIMIT} times alike without a new checkpoint "
+                f"({way}); not again")  # fmt: skip
         return bool(way)
 
     if not directory.done and hopeless():
@@ -80,7 +80,7 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     try:
         return train_unless_done(config, wait=True)
     except stopping.Stopped as stop:
-        print(stop, file=sys.stderr)
+        say(str(stop))
         if (
             stop.signal != signal.SIGUSR2
         ):  # the sender of another one requeues it, or does not want to
@@ -91,9 +91,9 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
         raise SystemExit(0) from None  # of several processes the first one asks for all
     except Exception as error:
         if isinstance(error, UserError) and not isinstance(error, StorageError):
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             return USER_ERROR
-        traceback.print_exc()
+        say(traceback.format_exc())
         if hopeless():
             return FAILED
         requeue(signal.SIGUSR2, None)

@@ -7,6 +7,7 @@ forgotten. Without accounting the run's own files say how it ended.
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -17,6 +18,10 @@ from experiments.errors import UserError
 from experiments.runs.storage import write_whole
 
 NAME = "submitted.json"
+# No banner or warning of a site looks like these; a reason may hold anything.
+SQUEUE_FORMAT = "job=%i|%T|%r|%L"
+SQUEUE_ROW = re.compile(r"job=(\d+(?:_\d+)?)\|([A-Z_]+)\|(.*)\|([^|]*)")
+SACCT_ROW = re.compile(r"(\d+(?:_\d+)?)\|([A-Z_]+(?: by \d+)?)\s*")
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 
@@ -52,9 +57,14 @@ def submitted(directory: Path) -> Submitted | None:
         OSError, ValueError, TypeError: what there is of it cannot be read.
     """
     try:
-        return Submitted(**json.loads((directory / NAME).read_text(encoding="utf-8")))
+        text = (directory / NAME).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    fields = json.loads(text)
+    job = Submitted(**fields)
+    if not all(isinstance(value, str) for value in fields.values()):
+        raise TypeError(f"not all texts: {fields}")
+    return job
 
 
 def submissions(directories: Iterable[Path]) -> tuple[dict[Path, Submitted], dict[Path, str]]:
@@ -98,11 +108,11 @@ def slurm_jobs(wanted: set[str]) -> dict[str, JobState]:
         return {}
     if not shutil.which("squeue"):
         raise UserError("no squeue here: jobs were sent to Slurm, look from where it is")
-    lines = _run("squeue", "--me", "-h", "-r", "-t", "all", "-o", "%i|%T|%r|%L").splitlines()
     found = {}
-    for line in lines:
-        job, state, reason, left = line.strip().split("|")
-        found[job] = JobState(state, "" if reason == "None" else reason, left)
+    for line in run("squeue", "--me", "-h", "-r", "-t", "all", "-o", SQUEUE_FORMAT).splitlines():
+        if row := SQUEUE_ROW.search(line):
+            job, state, reason, left = row.groups()
+            found[job] = JobState(state, "" if reason == "None" else reason, left)
     if forgotten := wanted - found.keys():
         found |= _from_accounting(forgotten)
     return {job: found[job] for job in wanted if job in found}
@@ -110,11 +120,11 @@ def slurm_jobs(wanted: set[str]) -> dict[str, JobState]:
 
 def _from_accounting(jobs: set[str]) -> dict[str, JobState]:
     try:
-        text = _run("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(sorted(jobs)))
+        text = run("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(sorted(jobs)))
     except UserError:
         return {}  # accounting is switched off in many places
-    rows = [line.split("|") for line in text.splitlines()]
-    states = {job: JobState(state) for job, state in rows}
+    rows = filter(None, map(SACCT_ROW.fullmatch, text.splitlines()))
+    states = {row[1]: JobState(row[2]) for row in rows}
     # squeue shows whatever may still run; what only the records call active is lost.
     return {job: state for job, state in states.items() if not state.active}
 
@@ -130,12 +140,19 @@ def local_job_runs(job: Submitted) -> bool:
     return b"submitit" in command and os.fsencode(job.folder) in command
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """What a command of Slurm's prints, whatever bytes are in it.
+
+    Raises:
+        UserError: it fails, does not answer or is not there.
+    """
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"{command[0]} failed: {error.stderr.strip()}") from None
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{command[0]} failed: {error}") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise UserError(f"{' '.join(command[:2])} failed: {said[-1] if said else done.returncode}")
+    return done.stdout

@@ -90,8 +90,8 @@ def load_profile(name: str) -> Profile:
     Raises:
         UserError: there is none, or a key or value in it is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if name not in known and not (name.endswith((".yaml", ".yml")) and path.is_file()):
         raise UserError(f"no profile '{name}'; {nearest(name, known)}, or a file of your own")
     return validate(Profile, read_yaml_file(path), path)

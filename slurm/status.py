@@ -119,9 +119,9 @@ def collect(root: Path, pattern: str | None) -> tuple[list[Row], str]:
 def _config(path: Path) -> dict[str, Any]:
     config = read_yaml_file(path / "config.yaml")
     try:
-        (_,) = config["optimizers"]
-        config["dataset"]["name"], config["model"], int(config["epochs"])
-    except (TypeError, KeyError, ValueError) as error:
+        ((_, optimizer),) = config["optimizers"].items()
+        optimizer.items(), config["dataset"]["name"], config["model"], int(config["epochs"])
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"config.yaml is no run's configuration ({what})") from None
     return config

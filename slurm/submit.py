@@ -275,10 +275,11 @@ def snapshot(root: Path) -> Path:
     folder = root / ".slurm" / f"code-{digest.hexdigest()[:12]}"
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-        for name, text in content:
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            (temporary / name).write_bytes(text)
-        (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
+        with writing(temporary):
+            for name, text in content:
+                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+                (temporary / name).write_bytes(text)
+            (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
         try:
             temporary.rename(folder)
         except OSError:  # somebody else was faster
@@ -309,7 +310,7 @@ def _detached() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in range(3)]
-    with open(os.devnull, "r+") as nothing:
+    with open(os.devnull, "r+", encoding="utf-8") as nothing:
         for number in range(3):
             os.dup2(nothing.fileno(), number)
     try:

@@ -228,7 +228,7 @@ def memory(name: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, "-m", "experiments.benchmarks.spectrum", "--memory-of", name]
     for key in ("batch", "size", "mode", "device"):
         command += [f"--{key}", str(getattr(arguments, key))]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout)
 
 
 def print_memory_of(name: str, arguments: argparse.Namespace) -> None:
@@ -245,7 +245,9 @@ def print_memory_of(name: str, arguments: argparse.Namespace) -> None:
 def peak_mib() -> float:
     """Return the peak of this process's resident memory (Linux)."""
     # Not getrusage: its peak includes that of the parent from before exec.
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in open("/proc/self/status", encoding="utf-8") if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 

@@ -179,10 +179,10 @@ class Trainee:
                 batches = watch.passing(self.loader)
                 plain_epoch(self.model, self.optimizer, batches, self.task.device)
             else:
-                # Nothing is saved within an epoch, so the directory is never made.
+                # Nothing is recorded: what saving costs is no part of a step.
                 training = Training(
                     self.config,
-                    RunDirectory(Path(tempfile.gettempdir()), self.config),
+                    RunDirectory(Path(tempfile.gettempdir()), self.config, writes=False),
                     ShortEpoch(self.task, watch),
                     self.model,
                     self.optimizer,

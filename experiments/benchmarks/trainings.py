@@ -52,7 +52,7 @@ class Trainings:
     @contextmanager
     def claimed(self, seed: int) -> Iterator[bool]:
         """Whether the seed is ours to train; the claim ends with the block, or with the process."""
-        with (self.folder / f".seed-{seed}.lock").open("w") as file:
+        with (self.folder / f".seed-{seed}.lock").open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

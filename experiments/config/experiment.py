@@ -7,6 +7,7 @@ through the constructor that an optimizer names.
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,10 +18,15 @@ from experiments.config.metrics import LOSS, Metric
 from experiments.config.sections import Fraction, NotNegative, Positive, Section, refuse
 from experiments.errors import nearest
 
+FOLDER_NAME = re.compile(r"\w([\w .+=,@()%-]{0,98}[\w+=,@()%-])?")
+
 
 def _check_folder_name(name: str) -> str:
-    if not name or name.startswith(".") or set(name) & set("/\\\0"):
-        refuse("names a folder: it must not be empty, begin with '.', or contain '/' or '\\'")
+    if not FOLDER_NAME.fullmatch(name):
+        refuse(
+            "names a folder: letters, digits and . _ + = , @ ( ) % - or blanks, at most 100 of "
+            "them, the first a letter or digit and the last no dot or blank"
+        )
     return name
 
 

@@ -165,7 +165,7 @@ def found() -> dict[str, Any]:
         UserError: the file is missing or damaged.
     """
     try:
-        document = json.loads(FOUND.read_text())
+        document = json.loads(FOUND.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{FOUND}: {error}; make it again with python -m experiments.landscapes.search"
@@ -186,7 +186,7 @@ def main() -> int:
             result = search(landscape, space)
             document[landscape.name][name] = result
             print(landscape.name, name, json.dumps(result), flush=True)
-    FOUND.write_text(json.dumps(document, indent=1) + "\n")
+    FOUND.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"written: {FOUND}")
     return 0
 

@@ -245,8 +245,9 @@ def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
     Raises:
         UserError: there is no such table or data set, or the file is wrong.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    known = name in names()
+    path = FOLDER / f"{name}.yaml" if known else Path(name)
+    if not known and not (name.endswith((".yaml", ".yml")) and path.is_file()):
         raise UserError(f"no table '{name}', neither a file nor below configs/tables/; "
                         + nearest(name, names()))  # fmt: skip
     table: PaperTable = validate(PaperTable, read_document(path), path)

@@ -11,6 +11,7 @@ from experiments.results.published import paper_figures
 from experiments.results.statistics import curve, late_limits, mean_and_std, summarize
 from experiments.results.sweeps import SweepResults
 from experiments.results.tables import ComparisonTable, Results
+from experiments.runs.storage import write_whole, writing
 
 
 def write_report(results: Results, folder: Path) -> None:
@@ -36,14 +37,15 @@ def _write(
     of_page: Sequence[page.Maker],
     folder: Path,
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     console = terminal.make_console()
     for section in shown:
         terminal.show(section, console)
     if results.left_out:
         console.print(results.left_out)
     text = "# Report\n\n" + markdown.render(written)
-    (folder / "report.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "report.md", text)
     path = page.write_page(results, results.root / "report.html", of_page)
     console.print(f"tables:  {folder / 'report.md'}", soft_wrap=True)
     console.print(f"page:    {path}", soft_wrap=True)

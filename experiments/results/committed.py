@@ -11,6 +11,7 @@ from experiments.config.experiment import WITHOUT_EFFECT
 from experiments.errors import UserError
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.reading import Run
+from experiments.runs.storage import write_whole, writing
 
 FOLDER = Path(__file__).parents[2] / "results"
 DIVERGED = "diverged"
@@ -18,13 +19,6 @@ DIGITS = 5  # significant ones
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
 META_ADDED = ("result_split",)  # not in the files of earlier versions
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
-
-
-def diverged(run: Run) -> bool:
-    """Whether a run ended because its loss became infinite or not a number."""
-    return run.state == DIVERGED or (
-        run.state == "failed" and run.problem.startswith("NonFiniteLoss")
-    )
 
 
 def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
@@ -35,7 +29,7 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
     """
     groups: dict[Path, list[Run]] = {}
     for run in runs:
-        if run.state == "done" or diverged(run):
+        if run.state in ("done", DIVERGED):
             groups.setdefault(_path(folder, run.meta), []).append(run)
     for path, members in groups.items():
         content = _read(path) if path.exists() else {"runs": {}}
@@ -46,8 +40,9 @@ def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
             "meta": {k: members[0].meta[k] for k in META + META_ADDED if k in members[0].meta},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_text(content), encoding="utf-8")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, _text(content))
     return {path: len(members) for path, members in groups.items()}
 
 
@@ -90,7 +85,7 @@ def _entry(run: Run) -> dict[str, Any]:
     split = f"{run.config['best_epoch_split']}/{run.headline.name}"
     keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
     entry: dict[str, Any] = {
-        "state": DIVERGED if diverged(run) else "done",
+        "state": run.state,
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
     }
     if rows and run.evaluated:
@@ -100,7 +95,7 @@ def _entry(run: Run) -> dict[str, Any]:
     return entry | {
         "training_seconds": _rounded(run.training_seconds()),
         "step_seconds": _rounded(run.step_seconds()),
-        "steps": rows[-1]["step"] if rows else 0,
+        "steps": rows[-1].get("step", 0) if rows else 0,
         "curves": {key: [_rounded(row.get(key)) for row in rows] for key in keys},
     }
 
@@ -126,9 +121,18 @@ def _rounded(value: float | None) -> float | None:
     return float(f"{value:.{DIGITS}g}")
 
 
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _text(content: dict[str, Any]) -> str:
     """JSON with lists of numbers on one line each."""
-    text = json.dumps(content, indent=1, allow_nan=False)
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
     return re.sub(r"\[\s[^\[\]{}]*\]", _one_line, text) + "\n"
 
 

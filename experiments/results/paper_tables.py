@@ -149,12 +149,10 @@ def have_result(planned: Sequence[PlannedRun], root: Path) -> set[Path]:
 
 
 def _member(one: Member, exported: dict) -> Member:
-    if one.state == "done":
+    if one.state in ("done", DIVERGED):
         return one
-    if one.record is not None and committed.diverged(one.record):
-        return Member(one.run, one.directory, one.record, DIVERGED, one.problem)
     if (run := exported.get(one.directory)) is not None:
-        state = DIVERGED if committed.diverged(run) else COMMITTED
+        state = DIVERGED if run.state == DIVERGED else COMMITTED
         return Member(one.run, one.directory, run, state)
     return one
 

@@ -23,7 +23,8 @@ NAME = "attempts.jsonl"
 KILLED = "killed"
 DONE = "done"
 LIMIT = 3
-_STARTED = {"attempt", "started", "host", "job", "checkpoint"}
+_STARTED = {"attempt": int, "started": str, "host": str, "job": str | None,
+            "checkpoint": int | None}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,19 @@ def recorded(directory: Path) -> Iterator[None]:
 
 
 def read(directory: Path) -> list[Attempt]:
-    """All attempts at a run, the oldest first; a torn last line is passed over."""
+    """All attempts at a run, the oldest first; lines that are torn or damaged are passed over."""
     rows, _ = read_rows(directory / NAME)
     found: dict[int, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(row.get("attempt"), {}).update(row)
+        if isinstance(row.get("attempt"), int) and isinstance(row.get("reason"), str | None):
+            found.setdefault(row["attempt"], {}).update(row)
     return [
         Attempt(
             row["attempt"], row["started"], row["host"], row["job"], row["checkpoint"],
             row.get("reason"),
         )
-        for row in found.values() if _STARTED <= row.keys()
+        for row in found.values()
+        if all(key in row and isinstance(row[key], kind) for key, kind in _STARTED.items())
     ]  # fmt: skip
 
 

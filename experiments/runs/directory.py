@@ -5,7 +5,8 @@ A run's directory, named by `experiments.runs.layout`, holds:
 - `config.yaml`: the resolved configuration; `experiments.run` takes it like any other.
 - `meta.json`: who this is (dataset, model, optimizer, signature, protocol, seed), the metrics (see
   `experiments.config.metrics`), the `headline` among them and the split on which it is the run's
-  result, the number of parameters, and one entry per session: command, commit, versions, device.
+  result, the number of parameters, one entry per session (command, commit, versions, device), and
+  what the data are (see `experiments.runs.data`).
 - `metrics.jsonl`: one line per epoch: `step` and `epoch` (both counted from the start of the
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
   `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
@@ -22,15 +23,15 @@ A run's directory, named by `experiments.runs.layout`, holds:
 import json
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Config, write_yaml
 from experiments.config.signature import protocol, signature
 from experiments.errors import UserError
-from experiments.runs import attempts, checkpoint
+from experiments.runs import attempts, checkpoint, data, lease
 from experiments.runs.labels import titles
 from experiments.runs.layout import path_of
 from experiments.runs.lease import Lease
@@ -57,6 +58,7 @@ class RunDirectory:
         self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
         self.lease = Lease(self.path)
+        self._has_saved = False
 
     @property
     def done(self) -> bool:
@@ -80,6 +82,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         with self.lease.held(wait), attempts.recorded(self.path):
             checkpoint.clean(self.path)
+            lease.clean(self.path)
             yield
 
     def describe(
@@ -88,6 +91,7 @@ class RunDirectory:
         metrics: Any,
         headline: str,
         parameters: int | None = None,
+        data_is: Mapping[str, Any] | None = None,
     ) -> None:
         """Write `config.yaml` and `meta.json`, keeping the sessions that were there.
 
@@ -96,10 +100,11 @@ class RunDirectory:
             metrics: what the task measures, as `experiments.config.metrics.dump` has it.
             headline: the name of the metric that reports show.
             parameters: of the model, how many numbers.
+            data_is: what it is trained on, see `experiments.runs.data`.
         """
         if not self.writes:
             return
-        config = self.config
+        config, before = self.config, self.meta() or {}
         meta = {
             "dataset": config.dataset.name,
             "model": config.model.label,
@@ -111,10 +116,20 @@ class RunDirectory:
             "headline": headline,
             "result_split": config.result_split,
             "parameters": parameters,
-            "sessions": [*(self.meta() or {}).get("sessions", []), session],
+            "sessions": [*before.get("sessions", []), session],
         }
+        if known := data_is or before.get(data.KEY):
+            meta[data.KEY] = known
         self._write("config.yaml", write_yaml(config))
         self._write("meta.json", json.dumps(meta, indent=2) + "\n")
+
+    def complete(self, data_is: Mapping[str, Any]) -> None:
+        """Note on which data a run is that an earlier version finished, if that can be written."""
+        if self.lease.path.exists():  # whoever left it there: that is not worth the waiting
+            return
+        with suppress(UserError), self.lease.held(wait=False):
+            meta = read_json(self.path / "meta.json")
+            self._write("meta.json", json.dumps({**meta, data.KEY: data_is}, indent=2) + "\n")
 
     def meta(self) -> dict[str, Any] | None:
         """What `meta.json` holds; None, with a warning, where it is damaged.
@@ -131,7 +146,8 @@ class RunDirectory:
             raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
         except ValueError:
             meta = None
-        if not isinstance(meta, dict) or not isinstance(meta.get("sessions", []), list):
+        sessions = meta.get("sessions", []) if isinstance(meta, dict) else None
+        if not isinstance(sessions, list) or not all(isinstance(one, dict) for one in sessions):
             warnings.warn(f"{path} is damaged; it is written anew", stacklevel=2)
             return None
         return meta
@@ -167,10 +183,18 @@ class RunDirectory:
             file.truncate(size)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Save the state of the training; see `checkpoint.save`."""
+        """Save the state of the training, and read back the first one; see `checkpoint.save`."""
         if not self.writes:
             return
-        checkpoint.save(self.path, state, before_renaming=self.lease.check)
+        checkpoint.save(self.path, state, self.lease.check, read_back=not self._has_saved)
+        self._has_saved = True
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to go on from, None for the beginning; see `checkpoint.load`.
+
+        Who does not write gets None.
+        """
+        return checkpoint.load(self.path, self.lease.check) if self.writes else None
 
     def finish(self, headline: str, direction: str) -> None:
         """Write the summary and so mark the run as done."""

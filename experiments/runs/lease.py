@@ -1,19 +1,24 @@
 """A lease: at most one process writes to a run's directory, on whatever node it runs.
 
 The lease is a file with its owner in it. Making it is atomic (a hard link), so one process wins.
-The owner touches it every few seconds; a lease that nobody has touched for a minute is dead, and
-so is one whose owner lived under this very kernel and has let go of its `flock`, which needs no
-waiting. `flock` alone is not enough: on some shared file systems it does not reach other nodes.
 
-An owner that was frozen long enough to be taken for dead may wake up. So it asks `check` before
-every write, and stops if the lease is no longer its own. What remains is a freeze of more than
-`STALE_SECONDS` between that question and the write, a few microseconds apart.
+- Under one kernel the owner's `flock` decides, and nothing else: it is alive while it holds that,
+  however long it is frozen and however the clock is set, and dead as soon as it has let go.
+- Across nodes `flock` may not reach. The owner touches the file every few seconds; it is dead when
+  nobody has touched it for a minute, by the clock that stamps the files or as watched from here.
+  Clocks of two machines are never compared.
+
+An owner on another node that was frozen long enough to be taken for dead may wake up. So it asks
+`check` before every write, and stops if the lease is no longer its own. What remains is a freeze of
+more than `STALE_SECONDS` between that question and the write, a few microseconds apart.
 """
 
 import fcntl
 import json
 import os
 import platform
+import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -23,12 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.runs.storage import StorageError, writing
+from experiments.runs.storage import StorageError, discard, reading, writing
 from experiments.runtime import stopping
+from experiments.runtime.progress import say
 
 NAME = "lease.json"
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+MISSED_BEATS = 3
+LITTER_SECONDS = 3600.0
 POLL_SECONDS = 1.0
 
 # Whoever a damaged lease belongs to: it is dead when nobody has touched it for a minute.
@@ -68,17 +76,18 @@ class Lease:
         """
         self.token = uuid.uuid4().hex
         temporary = self.path.with_name(f"lease.{self.token}.tmp")
-        with writing(self.path), temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"token": self.token, **_identity()}))
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not leave a lease without an owner
-        with temporary.open("r+") as file:  # over NFS, an exclusive flock needs the right to write
+        with writing(self.path):  # over NFS, an exclusive flock needs the right to write
+            file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        _held.add(file)
+        try:
             try:
-                with suppress(OSError):  # a file system without flock: the heartbeat has to do
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._take(temporary, wait)
+                owner = {"token": self.token, **_identity(), "flock": _lock(file)}
+                with writing(self.path):
+                    os.write(file, json.dumps(owner).encode())
+                    os.fsync(file)  # a power cut must not leave a lease without an owner
+                self._take(temporary, file, wait)
             finally:
-                temporary.unlink()
+                discard(temporary)
             released = threading.Event()
             heart = threading.Thread(target=_beat, args=(file, released), daemon=True)
             heart.start()
@@ -87,9 +96,13 @@ class Lease:
             finally:
                 released.set()
                 heart.join()
-                if (read(self.path) or NOBODY)["token"] == self.token:
-                    self.path.unlink()
-                self.token = None
+                with suppress(OSError):  # a file system that is away: others see a dead lease
+                    if (read(self.path) or NOBODY)["token"] == self.token:
+                        self._bury(self.token)
+        finally:
+            self.token = None
+            _held.discard(file)
+            os.close(file)
 
     def check(self) -> None:
         """Make sure that the lease is still ours, where we have taken it.
@@ -99,18 +112,20 @@ class Lease:
         """
         if self.token is None:
             return
-        owner = read(self.path)
+        with reading(self.path):
+            owner = read(self.path)
         if owner is None or owner["token"] != self.token:
             raise LeaseLost(
                 f"{self.path.parent} has been taken over by {describe(owner)}, because this "
                 f"process did not move for {STALE_SECONDS:.0f} s; it stops without writing"
             )
 
-    def _take(self, temporary: Path, wait: bool) -> None:
+    def _take(self, temporary: Path, file: int, wait: bool) -> None:
         watch = _Watch(self.path)
         said = False
         while True:
             try:
+                os.utime(file)  # or it would be born as old as the waiting was long
                 return os.link(temporary, self.path)
             except FileExistsError:
                 if temporary.stat().st_nlink == 2:
@@ -120,25 +135,44 @@ class Lease:
                     f"cannot make a hard link at {self.path}: {error.strerror}; runs need a file "
                     "system that has them (RUNS_ROOT moves runs)"
                 ) from error
-            owner = read(self.path)
-            if owner is None:
-                continue
-            if watch.dead(owner):
-                self._bury(owner["token"])
-                continue
+            with reading(self.path):
+                owner = read(self.path)
+                if owner is None:
+                    continue
+                if watch.dead(owner):
+                    self._bury(owner["token"], _decides_here(owner))
+                    continue
             if not wait and watch.alive:
                 raise LeaseHeld(
                     f"another process is training {self.path.parent}: {describe(owner)}"
                 )
             if not said:
                 said = True
-                print(f"waiting for {describe(owner)}, which holds {self.path}", flush=True)
+                say(f"waiting for {describe(owner)}, which holds {self.path}", sys.stdout)
             if number := stopping.requested():
                 raise stopping.Stopped(number)
             time.sleep(POLL_SECONDS)
 
-    def _bury(self, token: str) -> None:
-        """Remove a dead lease, and no other: somebody may have replaced it a moment ago."""
+    def _bury(self, token: str, let_go: bool = False) -> None:
+        """Remove a dead lease, and no other: somebody may have replaced it a moment ago.
+
+        Args:
+            token: of the dead one.
+            let_go: whether it is dead because its flock was let go. Then whoever has that flock
+                now is the one who buries it, and nobody else touches it meanwhile.
+        """
+        try:
+            file = os.open(self.path, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        try:
+            if let_go and not (_lock(file) and _is_at(file, self.path)):
+                return  # another one is at it, or has been
+            self._remove(token)
+        finally:
+            os.close(file)
+
+    def _remove(self, token: str) -> None:
         aside = self.path.with_name(f"lease.{self.token}.dead")
         try:
             os.rename(self.path, aside)
@@ -150,7 +184,7 @@ class Lease:
         except FileExistsError:
             pass
         finally:
-            aside.unlink()
+            discard(aside)
 
 
 class _Watch:
@@ -164,24 +198,75 @@ class _Watch:
 
     def dead(self, owner: dict[str, Any]) -> bool:
         try:
-            beat = self.path.stat().st_mtime_ns
             here = owner["kernel"] == _identity()["kernel"]
             if here and _has_let_go(self.path, owner["token"]):
                 return True
+            if _decides_here(owner):
+                self.alive = True
+                return False
+            beat = self.path.stat().st_mtime_ns
         except FileNotFoundError:
             return False
-        # A beat counts when it is seen to change, by this process's own clock: the clocks of two
-        # machines differ, and that of this one may be set while the owner lives.
         if self.seen != (owner["token"], beat):
             self.alive = self.seen is not None
             self.seen, self.since = (owner["token"], beat), time.monotonic()
-        if here and abs(time.time() - beat / 1e9) <= STALE_SECONDS:
+        age, watched = file_clock(self.path.parent) - beat / 1e9, time.monotonic() - self.since
+        if here and abs(age) <= STALE_SECONDS:
             self.alive = True
-        return time.monotonic() - self.since > STALE_SECONDS
+        # The server's clock may be set, too: it counts together with a few beats that do not come.
+        stale = age > STALE_SECONDS and watched > MISSED_BEATS * HEARTBEAT_SECONDS
+        return stale or watched > STALE_SECONDS
+
+
+def file_clock(directory: Path) -> float:
+    """Now, in seconds, by the clock that stamps files there: on a shared file system the server's.
+
+    Where nothing may be written it is this machine's.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory, prefix="clock.", suffix=".part") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
+def _lock(file: int) -> bool:
+    """Take the flock of one's own file; whether the file system knows such a thing."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # the heartbeat has to do
+        return False
+    return True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _decides_here(owner: dict[str, Any]) -> bool:
+    """Whether an owner's flock is seen from this process, and tells whether it is alive."""
+    return bool(owner.get("flock")) and owner["kernel"] == _identity()["kernel"]
+
+
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A flock is shared with forked processes, and would outlive the owner with any of them."""
+    for file in _held:
+        os.close(file)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _has_let_go(path: Path, token: str) -> bool:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
@@ -189,17 +274,17 @@ def _has_let_go(path: Path, token: str) -> bool:
         return _owner(file.read())["token"] == token
 
 
-def _beat(file: Any, released: threading.Event) -> None:
+def _beat(file: int, released: threading.Event) -> None:
     while not released.wait(HEARTBEAT_SECONDS):
         try:
-            os.utime(file.fileno())  # our file, even if its name belongs to another one now
+            os.utime(file)  # our file, even if its name belongs to another one now
         except OSError:
             pass  # the file system is away: if it stays so, others may take over, and we notice
 
 
 def _identity() -> dict[str, Any]:
     try:
-        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         kernel = platform.node()
     return {"host": platform.node(), "pid": os.getpid(), "job": job_id(), "kernel": kernel}
@@ -213,15 +298,30 @@ def job_id() -> str | None:
 
 
 def alive(directory: Path) -> bool:
-    """Whether somebody is training this run, to tell people: for nodes whose clocks agree."""
+    """Whether somebody is training this run, to tell people."""
     path = directory / NAME
     try:
-        owner, age = read(path), time.time() - path.stat().st_mtime
-        if owner is None or age > STALE_SECONDS:
+        owner = read(path)
+        if owner is None:
             return False
-        return owner["kernel"] != _identity()["kernel"] or not _has_let_go(path, owner["token"])
+        if _decides_here(owner):
+            return not _has_let_go(path, owner["token"])
+        return file_clock(directory) - path.stat().st_mtime <= STALE_SECONDS
     except FileNotFoundError:
         return False
+
+
+def clean(directory: Path) -> None:
+    """Remove what processes left that were killed while they took the lease.
+
+    Who waits for it touches its file all the time.
+    """
+    now = file_clock(directory)
+    for pattern in ("lease.*.tmp", "lease.*.dead"):
+        for path in directory.glob(pattern):
+            with suppress(OSError):
+                if now - path.stat().st_mtime > LITTER_SECONDS:
+                    path.unlink()
 
 
 def read(path: Path) -> dict[str, Any] | None:

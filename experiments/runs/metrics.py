@@ -1,6 +1,7 @@
 """Reading a run's small files."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,5 +24,6 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_row(rows: list[dict[str, Any]], key: str, direction: str) -> dict[str, Any]:
-    """The row with the best value of `key`; the earliest of equals."""
-    return (max if direction == "max" else min)(rows, key=lambda row: row[key])
+    """The row with the best value of `key`, the earliest of equals; what is not finite is worst."""
+    sign = 1 if direction == "max" else -1
+    return max(rows, key=lambda row: sign * row[key] if math.isfinite(row[key]) else -math.inf)

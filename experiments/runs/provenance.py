@@ -12,6 +12,8 @@ from experiments.runs.metrics import read_json
 if TYPE_CHECKING:
     import torch
 
+GIT_SECONDS = 60  # after which a commit is not known: a training does not wait for it
+
 
 def session(device: "torch.device") -> dict[str, Any]:
     """Where and with what a training was started or continued."""
@@ -38,12 +40,14 @@ def git_state() -> dict[str, Any]:
         return read_json(of_snapshot)
 
     def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        # Looking must not take the lock of somebody who is just committing.
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
         try:
             return subprocess.run(
-                command, capture_output=True, text=True, check=True
-            ).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
+                command, capture_output=True, encoding="utf-8", errors="replace", check=True,
+                timeout=GIT_SECONDS,
+            ).stdout.strip()  # fmt: skip
+        except (OSError, subprocess.SubprocessError):
             return None
 
     status = git("status", "--porcelain")

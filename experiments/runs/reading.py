@@ -142,15 +142,21 @@ def read_run(directory: Path) -> Run:
 
 
 def _check(run: Run) -> None:
-    """Touch what every report needs, so that what is missing is noticed here."""
-    for key in ("dataset", "model", "signature", "protocol", "seed", "sessions"):
-        if key not in run.meta:
-            raise KeyError(key)
+    """Touch what every report needs, so that what is missing or of another kind is noticed here."""
+    for key in ("dataset", "model", "optimizer", "signature", "protocol"):
+        if not isinstance(run.meta[key], str):
+            raise TypeError(f"meta.json: {key} is {run.meta[key]!r}")
+    if type(run.meta["seed"]) is not int:
+        raise TypeError(f"meta.json: seed is {run.meta['seed']!r}")
     run.optimizer.items(), run.headline, run.config["dataset"].items()
-    run.config["best_epoch_split"], [session.items() for session in run.meta["sessions"]]
-    for row in run.evaluated:
-        if not isinstance(row[run.test_key], int | float):
-            raise TypeError(f"metrics.jsonl: a {run.test_key} is {row[run.test_key]!r}")
+    if run.config["best_epoch_split"] not in ("test", "val"):
+        raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
+    [session.items() for session in run.meta["sessions"]]
+    for place, row in enumerate(run.rows, 1):
+        row.setdefault("epoch", place)
+        for key, value in row.items():
+            if not isinstance(value, int if key in ("epoch", "step") else int | float):
+                raise TypeError(f"metrics.jsonl: a {key} is {value!r}")
 
 
 def read_spectrum(path: Path) -> dict[str, Any] | None:

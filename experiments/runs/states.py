@@ -6,8 +6,8 @@
   goes on from the step that it saved.
 - `killed`: the last attempt ended without a word; it goes on from its last checkpoint.
 - `failed`: an error ended the last attempt; the reason is its text.
-- `no result`: marked as done, but its test metric is missing or not finite; nothing trains it
-  again.
+- `diverged`: its loss or weights became infinite or not a number, or a metric of its last row did.
+- `no result`: marked as done, but its test metric is missing; nothing trains it again.
 - `unreadable`: its files are damaged, or may not be read.
 - `new`: never begun; it may be waiting in a queue, which no file tells.
 """
@@ -21,7 +21,9 @@ from experiments.config import metrics
 from experiments.runs import attempts, lease
 from experiments.runs.jsonlines import read_rows
 
-State = Literal["done", "running", "stopped", "killed", "failed", "no result", "unreadable", "new"]
+State = Literal[
+    "done", "running", "stopped", "killed", "failed", "diverged", "no result", "unreadable", "new"
+]
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -46,23 +48,24 @@ def _read_state(directory: Path) -> tuple[State, str]:
     if reason is None:
         return "killed", ""
     # A second Ctrl-C does not wait for the step: KeyboardInterrupt.
-    stopped = reason.startswith(("stopped by ", "KeyboardInterrupt"))
-    return "stopped" if stopped else "failed", reason
+    if reason.startswith(("stopped by ", "KeyboardInterrupt")):
+        return "stopped", reason
+    return "diverged" if reason.startswith("NonFiniteLoss") else "failed", reason
 
 
 def _result(directory: Path) -> tuple[State, str]:
     try:
         meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
-        key = metrics.result_key(meta)
+        key, names = metrics.result_key(meta), metrics.read(meta)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return "unreadable", f"meta.json: {type(error).__name__}: {error}"
     rows, _ = read_rows(directory / "metrics.jsonl")
-    values = [row[key] for row in rows if key in row]
-    if not values:
+    row = next((row for row in reversed(rows) if key in row), None)
+    if row is None:
         return "no result", f"it is marked as done but has no {key}"
-    last = values[-1]
-    if not isinstance(last, int | float):
-        return "unreadable", f"metrics.jsonl: TypeError: its last {key} is {last!r}"
-    if not math.isfinite(last):
-        return "no result", f"its last {key} is {last}"
-    return "done", ""
+    measured = {name: row[name] for name in row if name.partition("/")[2] in names}
+    for name, value in measured.items():
+        if not isinstance(value, int | float):
+            return "unreadable", f"metrics.jsonl: TypeError: its last {name} is {value!r}"
+    bad = [f"{name} is {value}" for name, value in measured.items() if not math.isfinite(value)]
+    return ("diverged", f"its last {', '.join(bad)}") if bad else ("done", "")

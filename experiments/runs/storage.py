@@ -1,10 +1,12 @@
 """Writing a run's files so that a full disk is named and a kill leaves no half of one."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from experiments.errors import UserError
 
@@ -29,8 +31,23 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file by rename: it is there complete or not at all, also after a power cut.
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file that cannot be read, which says nothing of what is in it.
+
+    Raises:
+        StorageError: in place of any OSError, and of a want of memory.
+    """
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "not enough memory"
+        raise StorageError(f"cannot read {path}: {reason}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`: there complete or not at all, also after a power cut.
 
     Raises:
         StorageError: it cannot be written; what was there before stays.
@@ -38,14 +55,30 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     with writing(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
             sync_directory(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, as `replacing` does.
+
+    Raises:
+        StorageError: it cannot be written; what was there before stays.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def discard(path: Path) -> None:
+    """Remove what is of no use, if it can be removed: that hides no error and is none itself."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:
@@ -53,5 +86,8 @@ def sync_directory(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -17,7 +17,7 @@ from multiprocessing import connection
 from types import FrameType
 from typing import Any
 
-from experiments.runtime.stopping import SIGNALS, Stopped
+from experiments.runtime.stopping import Stopped, heard
 
 
 def run_each(
@@ -84,7 +84,7 @@ def _passing_on(running: dict[int, tuple[Any, int]]) -> Iterator[list[int]]:
             if process.is_alive():
                 os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in heard()}
     try:
         yield came
     finally:

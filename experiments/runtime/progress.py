@@ -2,13 +2,25 @@
 
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import IO, Any
 
 
+def say(text: str, stream: IO[str] | None = None) -> None:
+    """Print a line, on stderr unless told otherwise, if it can be printed.
+
+    Nothing ends because nobody reads it any more, its log's disk is full or lacks the characters.
+    """
+    with suppress(OSError, ValueError):
+        print(text, file=stream or sys.stderr, flush=True)
+
+
 class Progress:
     """A run's progress on stderr: a bar on a terminal, now and then a line anywhere else.
+
+    Best effort: what cannot be shown is not shown.
 
     Args:
         label: names the run.
@@ -22,8 +34,9 @@ class Progress:
         self.label, self.total = label, total
         self.stream = stream or sys.stderr
         self.bar = None
-        if self.bars and self.stream.isatty():
-            self.bar = self._make_bar()
+        with self._shown():
+            if self.bars and self.stream.isatty():
+                self.bar = self._make_bar()
         self.last_line = time.monotonic()
 
     def _make_bar(self) -> Any:
@@ -43,29 +56,39 @@ class Progress:
         self.task = bar.add_task(self.label, total=self.total, note="")
         return bar
 
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Go on without the bar where its terminal is gone, or whatever else befalls it."""
+        try:
+            yield
+        except Exception:
+            self.bar = None
+
     def __enter__(self) -> "Progress":
-        if self.bar:
-            self.bar.start()
+        with self._shown():
+            if self.bar:
+                self.bar.start()
         return self
 
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar:
-            self.bar.stop()
+        with self._shown():
+            if self.bar:
+                self.bar.stop()
 
     def step(self, step: int) -> None:
         """`step` steps are done."""
-        if self.bar:
-            self.bar.update(self.task, completed=step)
+        with self._shown():
+            if self.bar:
+                self.bar.update(self.task, completed=step)
 
     def note(self, text: str, last: bool = False) -> None:
         """Show the latest figures; off a terminal at most one line in a while, and the last."""
         now = time.monotonic()
         if self.bar:
-            self.bar.update(self.task, note=text)
+            with self._shown():
+                self.bar.update(self.task, note=text)
         elif last or now - self.last_line >= self.line_every_seconds:
             self.last_line = now
-            # A training does not end because nobody reads what it says any more.
-            with suppress(OSError):
-                print(f"{self.label}: {text}", file=self.stream, flush=True)
+            say(f"{self.label}: {text}", self.stream)

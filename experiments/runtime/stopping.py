@@ -1,7 +1,8 @@
 """Stopping on request: a signal asks, and the training loop answers once its step is finished.
 
 Slurm sends SIGUSR2 ahead of the time limit and of a preemption, SIGTERM where it will not wait;
-a person presses Ctrl-C. Each ends the training at the next step with a checkpoint of that step.
+a person presses Ctrl-C, or closes the terminal (SIGHUP, which `nohup` ignores). Each ends the
+training at the next step with a checkpoint of that step.
 """
 
 import signal
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 _requested: signal.Signals | None = None
 
@@ -19,7 +20,7 @@ class Stopped(Exception):
 
     Attributes:
         signal: the one that asked.
-        exit_code: 128 + its number, as shells do: 130 SIGINT, 143 SIGTERM, 140 SIGUSR2.
+        exit_code: 128 + its number, as shells do: 130 SIGINT, 143 SIGTERM, 140 SIGUSR2, 129 SIGHUP.
     """
 
     def __init__(self, number: signal.Signals) -> None:
@@ -33,6 +34,12 @@ def requested() -> signal.Signals | None:
     return _requested
 
 
+def heard() -> list[signal.Signals]:
+    """`SIGNALS`, without a SIGHUP that whoever started this process has told it to ignore."""
+    nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Take `SIGNALS` as requests; only in the main thread, where Python delivers them.
@@ -42,7 +49,7 @@ def listening() -> Iterator[None]:
     """
     global _requested
     _requested = None
-    before = {number: signal.signal(number, _request) for number in SIGNALS}
+    before = {number: signal.signal(number, _request) for number in heard()}
     try:
         yield
         if _requested:

@@ -29,7 +29,7 @@ def cores() -> int:
     """Cores that this process may use: a container or a job may have fewer than the machine."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
-        quota, period = QUOTA.read_text().split()
+        quota, period = QUOTA.read_text(encoding="utf-8").split()
         return max(1, min(mine or 1, int(quota) // int(period)))
     except (OSError, ValueError):  # no such quota here: the file is absent, or says "max"
         return mine or 1

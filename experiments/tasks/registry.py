@@ -58,6 +58,11 @@ def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task
     return _import(TASKS[config.task][1])(config, device, data_root)
 
 
+def describe_data(config: Config, data_root: Path) -> dict[str, Any] | None:
+    """What the data of a configuration are, see `Task.describe_data`."""
+    return _import(TASKS[config.task][1]).describe_data(config, data_root)
+
+
 def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -91,6 +91,16 @@ class Task(ABC):
 
     # -------------------------------------------------------------------- what it may redefine
 
+    @classmethod
+    def describe_data(cls, config: Config, data_root: Path) -> dict[str, Any] | None:
+        """What the data are: classes, counts, and a hash under `digest`.
+
+        It is part of a run's identity: a run that was begun or finished on other data is refused.
+        It must not depend on where the data lie, and be cheap. None: the task does not tell, or
+        the data are not there.
+        """
+        return None
+
     def micro_batches(self, batch: Batch) -> Sequence[tuple[Batch, float]]:
         """The parts of a batch that are in memory one at a time: `config.micro_batches` of them.
 

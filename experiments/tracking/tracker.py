@@ -27,7 +27,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -41,6 +40,8 @@ from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError, nearest
 from experiments.plots import spectrum
 from experiments.runs.metrics import best_row, read_json, read_metrics
+from experiments.runs.storage import write_whole
+from experiments.runtime import progress
 from experiments.runtime.network import can_connect, first_hop
 from experiments.tracking.identity import describe
 
@@ -293,7 +294,7 @@ class Tracker:
         if self.online:
             self.uploaded = True
             content = json.dumps({"epochs": self.sent, "url": self.url})
-            (self.home / "uploaded.json").write_text(content + "\n", encoding="utf-8")
+            write_whole(self.home / "uploaded.json", content + "\n")
 
     def _release(self) -> None:
         if self.lock:
@@ -371,4 +372,4 @@ def summarize(error: Exception) -> str:
 @functools.cache
 def say(text: str) -> None:
     """One line on stderr, each text once."""
-    print(f"wandb: {text}", file=sys.stderr, flush=True)
+    progress.say(f"wandb: {text}")

@@ -45,12 +45,12 @@ def find_runs(root: Path) -> Iterator[Path]:
 def is_uploaded(run: Path) -> bool:
     """Whether an earlier session or upload sent all rows of the run.
 
-    A marker that cannot be read says nothing: asking the server again does no harm.
+    A file that cannot be read says nothing: asking the server again does no harm.
     """
-    rows = read_metrics(run / "metrics.jsonl")
-    if not rows:
-        return True
     try:
+        rows = read_metrics(run / "metrics.jsonl")
+        if not rows:
+            return True
         return read_json(run / "wandb" / "uploaded.json")["epochs"] >= rows[-1]["epoch"]
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from experiments.config import metrics
 from experiments.config.metrics import Metric
 from experiments.errors import UserError
 from experiments.runs.metrics import read_json, read_metrics
+from experiments.runs.storage import write_whole, writing
 from experiments.tracking import tracker
 
 TITLES = {
@@ -59,8 +61,9 @@ def write_workspace(root: Path, runs: Sequence[Path]) -> str:
         workspace.save()
     except Exception as error:
         raise UserError(f"the workspace was not written: {tracker.summarize(error)}") from None
-    address.parent.mkdir(exist_ok=True)
-    address.write_text(workspace.url + "\n", encoding="utf-8")
+    with writing(address):
+        address.parent.mkdir(exist_ok=True)
+    write_whole(address, workspace.url + "\n")
     return workspace.url
 
 
@@ -80,7 +83,10 @@ def read_metas(runs: Iterable[Path]) -> tuple[dict[str, Metric], list[str]]:
 
 def metric_keys(runs: Iterable[Path]) -> list[str]:
     """The keys in any run's rows, without counters and the learning rate."""
-    keys = {key for run in runs for row in read_metrics(run / "metrics.jsonl") for key in row}
+    keys: set[str] = set()
+    for run in runs:
+        with suppress(OSError):  # as in `read_metas`
+            keys.update(key for row in read_metrics(run / "metrics.jsonl") for key in row)
     if any((run / "spectra").exists() for run in runs):
         keys.add("hessian/density_plot")
     return sorted(key for key in keys if "/" in key)

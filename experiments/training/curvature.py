@@ -13,7 +13,6 @@ The statistics of an optimizer's own products are in `experiments.training.monit
 """
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from adahessian import spectrum
 from experiments.config.experiment import Config, SpectrumSettings
 from experiments.errors import UserError
 from experiments.runs import checkpoint
+from experiments.runs.storage import replacing, writing
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
 
@@ -75,6 +75,9 @@ class Spectrum:
         `eigenvalues` with `residuals` and `converged`, `trace` and `trace_standard_error`, the
         density as `grid` and `density`, the quadrature's `nodes` and `weights` (one row per
         repeat), `epoch`, `images`, and `settings` (JSON).
+
+        Raises:
+            StorageError: it cannot be written.
         """
         import numpy
 
@@ -91,14 +94,14 @@ class Spectrum:
             "epoch": torch.tensor(self.epoch),
             "images": torch.tensor(self.num_images),
         }
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        numpy.savez(
-            temporary,
-            settings=json.dumps(self.settings.model_dump()),
-            **{name: value.numpy() for name, value in arrays.items()},
-        )
-        os.replace(temporary, path)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+        with replacing(path) as file:
+            numpy.savez(
+                file,
+                settings=json.dumps(self.settings.model_dump()),
+                **{name: value.numpy() for name, value in arrays.items()},
+            )
 
     def row(self) -> dict[str, float]:
         """Its entries in a row of the metrics."""

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.config import metrics
 from experiments.config.experiment import Config
-from experiments.runs import checkpoint
+from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import session
 from experiments.runtime import distributed, stopping
@@ -38,15 +38,17 @@ class Position:
     """How far a training has come.
 
     Attributes:
-        epoch: whole epochs.
-        step: steps of the next one.
+        epoch: whole epochs, evaluated.
+        step: steps of the next one; all of them where only its evaluation is missing.
         totals, seconds: sums and time of these steps.
+        step_seconds: the time of each of these steps that was measured.
     """
 
     epoch: int = 0
     step: int = 0
     totals: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    step_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
+    data: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
@@ -112,7 +115,11 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     task, model = training.task, training.model
     parameters = sum(p.numel() for p in model.parameters())
     declared = metrics.dump(task.metrics)
-    directory.describe(session(task.device), declared, task.headline.name, parameters)
+    known = distributed.broadcast((directory.meta() or {}).get(data.KEY))
+    data.refuse_other(directory.path, known, training.data)
+    directory.describe(
+        session(task.device), declared, task.headline.name, parameters, training.data
+    )
     position = restore(training)
     if position == Position():
         curvature.record_spectrum(config, directory.path, task, model, epoch=0)
@@ -138,10 +145,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
                 training.plateau.step(row[config.learning_rate_schedule.plateau.metric])
             directory.append(row)
             tracker.log(row)
-            last = position.epoch == config.epochs
-            if last or position.epoch % config.checkpoint_every_epochs == 0:
-                save(training, position)
-            progress.note(_note(row, config), last)
+            progress.note(_note(row, config), last=position.epoch == config.epochs)
         # Before the tracker finishes: a result does not wait for wandb.
         directory.finish(task.headline.name, task.headline.direction)
 
@@ -157,6 +161,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     model = task.build_model()
     optimizer = optimizers.build_optimizer(config, model.parameters())
     training = Training(config, directory, task, model, optimizer)
+    training.data = task.describe_data(config, data_root)
     training.model = distributed.prepare_model(model, training.differentiates_twice)
     training.plateau = build_plateau(config, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
@@ -165,15 +170,17 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
 
 
 def train_epoch(training: Training, position: Position, progress: Progress) -> dict[str, float]:
-    """Train from `position`, which is moved along, to the end of its epoch.
+    """Train from `position`, which is moved along, to the end of its epoch, and save that.
+
+    What was trained is saved before it is evaluated: an evaluation that fails costs no training.
 
     Returns:
         `time/epoch_seconds`, interrupted sessions included, and `time/step_seconds`, the median
         time of an optimizer step without the making of its batch.
     """
-    config, task = training.config, training.task
+    task = training.task
     done = position.epoch * task.steps_per_epoch
-    earlier, start, step_seconds = position.seconds, time.perf_counter(), []
+    earlier, start = position.seconds, time.perf_counter()
     training.model.train()
     for batch in task.training_batches(position.epoch, position.step):
         values = training.schedule.values(done + position.step)
@@ -181,7 +188,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
             group.update(values)
         step_start = time.perf_counter()
         sums = optimizer_step(training, batch)
-        step_seconds.append(time.perf_counter() - step_start)
+        position.step_seconds.append(time.perf_counter() - step_start)
         position.step += 1
         position.seconds = earlier + time.perf_counter() - start
         _add(position.totals, sums)
@@ -192,18 +199,29 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
                 f"the last good checkpoint stays in {training.directory.path}"
             )
         progress.step(done + position.step)
-        every = config.checkpoint_every_steps
-        inside = position.step < task.steps_per_epoch  # at the end, evaluation comes first
+        if done + position.step == 1:  # an optimizer makes its state in its first step
+            checkpoint.check(_state(training, position))
         stop = distributed.broadcast(stopping.requested())
-        if stop or (every and (done + position.step) % every == 0 and inside):
+        if stop or _save_is_due(training, position):
             save(training, position)
         if stop:
             distributed.broadcast("saved")  # no rank leaves before rank 0 has written
             raise stopping.Stopped(stop)
     times = {"time/epoch_seconds": position.seconds}
-    if step_seconds:
-        times["time/step_seconds"] = statistics.median(step_seconds)
+    if position.step_seconds:
+        times["time/step_seconds"] = statistics.median(position.step_seconds)
     return times
+
+
+def _save_is_due(training: Training, position: Position) -> bool:
+    """Whether the configuration asks for a checkpoint after this step."""
+    config, steps = training.config, training.task.steps_per_epoch
+    done, every = position.epoch * steps + position.step, config.checkpoint_every_steps
+    if every and done % every == 0:
+        return True
+    epochs, inside = divmod(done, steps)
+    last = epochs == config.epochs
+    return not inside and (last or epochs % config.checkpoint_every_epochs == 0)
 
 
 def optimizer_step(training: Training, batch: Any) -> dict[str, float]:
@@ -301,7 +319,12 @@ def save(training: Training, position: Position) -> None:
             f"{training.learning_rate:g}); "
             f"the last good checkpoint stays in {training.directory.path}"
         )
-    state = {
+    training.directory.save_checkpoint(_state(training, position))
+
+
+def _state(training: Training, position: Position) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    return {
         "model": training.model.state_dict(),
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
@@ -309,17 +332,17 @@ def save(training: Training, position: Position) -> None:
         "plateau": training.plateau.state_dict() if training.plateau else None,
         "monitor": training.monitor.state_dict() if training.monitor else None,
         "metrics_size": training.directory.metrics_size(),
+        data.KEY: training.data,
     }
-    training.directory.save_checkpoint(state)
 
 
 def restore(training: Training) -> Position:
     """Go back to the last checkpoint, metrics included, or to the start where there is none."""
-    path = training.directory.path
-    state = distributed.broadcast(checkpoint.load(path) if distributed.is_main() else None)
+    state = distributed.broadcast(training.directory.load_checkpoint())
     if state is None:
         training.directory.cut_metrics(0)
         return Position()
+    data.refuse_other(training.directory.path, state.get(data.KEY), training.data)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
     checkpoint.restore_random_state(state["random"])

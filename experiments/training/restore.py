@@ -21,7 +21,7 @@ def name_of(directory: Path) -> str:
 def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
     """The task and the model of a run as its checkpoint left it, and the epochs trained."""
     config = load(directory / "config.yaml")
-    state = checkpoint.load(directory)
+    state = checkpoint.look(directory)
     if state is None:
         raise UserError(f"{directory} has no checkpoint that can be read")
     device = build_device(config.model_copy(update={"device": device_name}))
@@ -31,4 +31,5 @@ def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
-    return task, model, state["position"]["epoch"]
+    position = state["position"]
+    return task, model, position["epoch"] + position["step"] // task.steps_per_epoch

@@ -1,19 +1,23 @@
 """One run from its directory to its end, whoever asks for it."""
 
-import sys
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from experiments.config.experiment import Config
-from experiments.errors import FAILED
-from experiments.runs import checkpoint
+from experiments.errors import FAILED, UserError
+from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import git_state
+from experiments.runs.storage import StorageError
 from experiments.runtime import distributed, stopping
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
+from experiments.runtime.progress import say
 from experiments.runtime.threads import VARIABLE, threads_per_run
+from experiments.tasks.registry import describe_data
 from experiments.training.loop import NonFiniteLoss, train
 
 
@@ -38,20 +42,39 @@ def train_unless_done(config: Config, wait: bool = False, title: str = "") -> in
                 _warn_of_other_threads(directory, device)
                 train(config, directory, data_root())
     except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return FAILED
     return 0
 
 
 def say_if_done(directory: RunDirectory) -> bool:
-    """Whether a run is done, which is said with the commit that it came from."""
+    """Whether a run is done, which is said with the commit that it came from.
+
+    Raises:
+        UserError: it is done on other data than there are now.
+    """
     if not directory.done:
         return False
-    sessions = (directory.meta() or {}).get("sessions") or [{}]
-    then, now = sessions[-1].get("commit"), git_state()["commit"]
+    try:
+        meta = directory.meta() or {}
+        then = (meta.get("sessions") or [{}])[-1].get("commit")
+    except (StorageError, AttributeError):  # it is done all the same; reports say what is damaged
+        meta, then = {}, None
+    _check_data(directory, meta)
+    now = git_state()["commit"]
     other = "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
-    print(f"done already: {directory.path}{other}", file=sys.stderr)
+    say(f"done already: {directory.path}{other}")
     return True
+
+
+def _check_data(directory: RunDirectory, meta: Mapping[str, Any]) -> None:
+    try:
+        now = describe_data(directory.config, data_root())
+    except UserError:  # they are not there or damaged: what is done is done
+        return
+    data.refuse_other(directory.path, meta.get(data.KEY), now)
+    if meta and now and data.KEY not in meta and directory.writes:
+        directory.complete(now)
 
 
 def _warn_of_other_threads(directory: RunDirectory, device: torch.device) -> None:

@@ -54,6 +54,9 @@ def test_a_mistake_in_a_profile_is_named_with_its_file(text, message, tmp_path):
     ("arguments", "message"),
     [
         (["--profile", "slrum"], "no profile 'slrum'; did you mean 'slurm'?"),
+        (["--profile", "../profiles/slurm"], "no profile '../profiles/slurm'; known: debug"),
+        (["--profile", ""], "no profile ''; known: debug, local"),
+        (["--profile", "."], "no profile '.'; "),
         (["optimizer=sdg"], "did you mean 'sgd'?"),
         (["optimizer=sgd", "seed=x"], "seed = 'x': write whole numbers, 0 or more: 1-5"),
         (["optimizer=sgd", "epoch=1"], "did you mean 'epochs'?"),
@@ -101,7 +104,7 @@ def test_a_failed_run_is_shown_with_its_reason_and_its_neighbours_are_trained(ro
         submit.main(command)
     rows = {row.run.split("/")[2]: row for row in status.collect(root, None)[0]}
     assert rows["adam"].state == "done"
-    assert rows["sgd"].state == "failed" and "learning rate 1e+30" in rows["sgd"].reason
+    assert rows["sgd"].state == "diverged" and "learning rate 1e+30" in rows["sgd"].reason
 
 
 def test_the_snapshot_is_shared_until_the_code_changes(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 import argparse
+import io
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
-from support.harness import REPOSITORY
+from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
 
-from experiments import cli
+from experiments import cli, report
 from experiments.errors import UserError
+from experiments.runs.directory import RunDirectory
 from experiments.runtime.stopping import Stopped
 
 
@@ -65,3 +68,54 @@ def test_a_reader_that_leaves_is_no_error():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+
+
+def python(script, *redirections, **environment):
+    """Run a script by a shell, with its output redirected."""
+    words = ["sh", "-c", " ".join(['"$0" -c "$1"', *redirections]), sys.executable, script]
+    return subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **environment},
+                          capture_output=True, timeout=100)  # fmt: skip
+
+
+PRINT = (
+    "import argparse, sys; from experiments import cli\n"
+    "sys.exit(cli.execute(argparse.ArgumentParser(), lambda parsed: print('x ± y', '…'), []))"
+)
+
+
+def test_output_that_cannot_be_written_is_an_error_of_one_line():
+    done = python(PRINT, ">/dev/full")
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot write: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
+def test_without_a_stream_there_is_nobody_to_tell(closed):
+    done = python(PRINT, closed)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_what_it_knows():
+    done = python(PRINT, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, b"x ? y ?\n"), done.stderr
+
+
+def test_a_report_to_an_ascii_log_prints(tmp_path, monkeypatch):
+    for seed in (1, 2):
+        finish_run(tmp_path, small_config(seed=seed), [0.5, 0.6 + seed / 10])
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    log = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(log, encoding="ascii"))
+    assert report.main([]) == 0
+    assert b"digits resnet8" in log.getvalue() and b"75.00 ? 7.07" in log.getvalue()
+    assert "75.00 ± 7.07" in (tmp_path / "report/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [">&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_training_whose_output_goes_nowhere_is_trained_to_its_end(where, tmp_path):
+    words = [str(DIGITS), *SMALL, "epochs=1", "optimizer=sgd"]
+    script = f"import sys; from experiments import run; sys.exit(run.main({words!r}))"
+    done = python(script.replace('"', "'"), where, RUNS_ROOT=str(tmp_path))
+    assert done.returncode == 0
+    assert RunDirectory(tmp_path, small_config("epochs=1")).done

@@ -9,7 +9,7 @@ from experiments.config.signature import signature
 from experiments.plans.differences import protocol
 from experiments.plans.load import parse
 from experiments.results import committed
-from experiments.results.committed import DIVERGED, diverged, read
+from experiments.results.committed import DIVERGED, read
 from experiments.results.tables import read_results
 
 
@@ -118,7 +118,14 @@ def test_a_diverged_run_is_a_result(tmp_path):
     (directory.path / "attempts.jsonl").write_text(text)
     export.main([])
     (run,) = read(tmp_path / "results", tmp_path / "runs").values()
-    assert diverged(run) and run.state == "diverged" and run.series("train/loss") == {}
+    assert run.state == "diverged" and run.series("train/loss") == {}
+
+
+def test_a_run_whose_last_metrics_are_not_finite_is_exported_as_diverged(tmp_path):
+    finish(tmp_path, 1, **{"test/accuracy": math.nan})
+    assert export.main([]) == 0
+    (run,) = read(tmp_path / "results", tmp_path / "runs").values()
+    assert run.state == DIVERGED and run.series("test/accuracy") == {}
 
 
 def test_a_damaged_file_is_named(tmp_path, capsys):

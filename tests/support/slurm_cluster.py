@@ -109,7 +109,7 @@ class Cluster:
             (self.directory / name).mkdir(parents=True)
         host = os.uname().nodename
         names = " ".join(f"n{n}" for n in nodes())
-        hosts = Path("/etc/hosts").read_text() + f"\n127.0.0.1 {names}\n"
+        hosts = Path("/etc/hosts").read_text(encoding="utf-8") + f"\n127.0.0.1 {names}\n"
         (self.directory / "hosts").write_text(hosts)
         port = 20000 + os.getpid() % 20000
         lines = [
@@ -178,7 +178,7 @@ class Cluster:
         pid = self.daemons[name].pid
         if not self.own_namespaces:
             return pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()[0])
 
     def _daemon(self, name: str, command: list[str]) -> None:
         with (self.directory / "log" / f"{name}.out").open("a") as log:

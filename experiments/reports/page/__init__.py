@@ -5,7 +5,6 @@ results to the sections that it has to show, possibly none, and name it in `SECT
 else is needed.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from experiments.reports.page import comparisons, curvature, paper_tables, prove
 from experiments.reports.render import html
 from experiments.reports.sections import Section
 from experiments.results.tables import Results
+from experiments.runs.storage import write_whole
 
 Maker = Callable[[Any], Iterator[Section]]
 
@@ -40,7 +40,5 @@ def write_page(results: Results, path: Path, makers: Sequence[Maker] | None = No
         makers: of the sections; `SECTIONS` by default.
     """
     sections = [section for make in makers or SECTIONS for section in make(results)]
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(html.render(results.root.resolve().name, sections), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, html.render(results.root.resolve().name, sections))
     return path

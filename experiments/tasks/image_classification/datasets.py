@@ -1,12 +1,15 @@
 """The image data sets that fit in memory, and how they are read."""
 
 import gzip
+import hashlib
 import importlib.util
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy
@@ -18,6 +21,14 @@ from experiments.runtime.network import can_connect, first_hop
 
 STALL_SECONDS = 30
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# How many images, and their first labels.
+FASHION_MNIST = {
+    "train": (60_000, [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]),
+    "t10k": (10_000, [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]),
+}
+FASHION_MNIST_FILES = [
+    f"{part}-{kind}-ubyte" for part in FASHION_MNIST for kind in ("images-idx3", "labels-idx1")
+]
 NO_DOWNLOAD_NEEDED = "`make quickstart` needs no download"
 
 
@@ -91,23 +102,16 @@ def digits(root: Path) -> tuple[Images, Images]:
 
 def cifar10(root: Path) -> tuple[Images, Images]:
     """CIFAR-10 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR10
-
-    return _cifar(CIFAR10, root)
+    return _cifar(datasets().CIFAR10, root)
 
 
 def cifar100(root: Path) -> tuple[Images, Images]:
     """CIFAR-100 as torchvision stores it; downloaded where it is missing."""
-    from torchvision.datasets import CIFAR100
-
-    return _cifar(CIFAR100, root)
+    return _cifar(datasets().CIFAR100, root)
 
 
 def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
-    files = [name for name, _ in dataset.train_list + dataset.test_list]
-    files.append(dataset.meta["filename"])
-    folder = root / dataset.base_folder
-    missing = [name for name in files if not (folder / name).is_file()]
+    folder, missing = root / dataset.base_folder, _missing_cifar(dataset, root)
     with _downloading(dataset.url, folder, missing) if missing else _reading(folder):
         parts = [
             dataset(root, train=train, download=bool(missing)) for train in (True, False)
@@ -123,24 +127,67 @@ def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
 
 def fashion_mnist(root: Path) -> tuple[Images, Images]:
     """Fashion-MNIST from torchvision's folder, from Debian's, or else downloaded."""
-    folder = root / "FashionMNIST" / "raw"
-    names = [
-        f"{part}-{kind}-ubyte"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    ]
-    if not (found := _find_idx(folder, names) or _find_idx(DEBIAN_FASHION_MNIST, names)):
-        from torchvision.datasets import FashionMNIST
-
-        with _downloading(FashionMNIST.mirrors[0], folder, names):
+    if not (found := _find_fashion_mnist(root)):
+        FashionMNIST = datasets().FashionMNIST
+        folder = root / "FashionMNIST" / "raw"
+        with _downloading(FashionMNIST.mirrors[0], folder, FASHION_MNIST_FILES):
             FashionMNIST(root, download=True)
-        found = _find_idx(folder, names)
+        found = _find_fashion_mnist(root)
     with _reading(found[0].parent):
         train_pixels, train_labels, test_pixels, test_labels = map(_read_idx, found)
+        _check_fashion_mnist("train", train_pixels, train_labels)
+        _check_fashion_mnist("t10k", test_pixels, test_labels)
     return (
         Images(train_pixels.unsqueeze(1), train_labels.long()),
         Images(test_pixels.unsqueeze(1), test_labels.long()),
     )
+
+
+def _check_fashion_mnist(part: str, pixels: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless these are the set's: MNIST and others give their files its names."""
+    count, first = FASHION_MNIST[part]
+    if tuple(pixels.shape) != (count, 28, 28) or tuple(labels.shape) != (count,):
+        shape = " x ".join(map(str, pixels.shape))
+        raise ValueError(
+            f"{part} has {shape} pixels and {len(labels)} labels, not {count} x 28 x 28 and {count}"
+        )
+    if labels[: len(first)].tolist() != first:
+        raise ValueError(
+            f"{part} is another set than Fashion-MNIST: its labels begin with "
+            f"{labels[: len(first)].tolist()}, not {first}"
+        )
+
+
+def load(name: str, root: Path) -> tuple[Images, Images]:
+    """Training and test set by name, read once for all runs of a process.
+
+    Raises:
+        UserError: the data is neither on disk nor to be had, or it is damaged.
+    """
+    return _load(name, root.absolute(), LOADERS[name])
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, root: Path, loader: Any) -> tuple[Images, Images]:
+    return loader(root)
+
+
+def describe(name: str, root: Path) -> dict[str, Any] | None:
+    """What a set holds, as part of a run's identity; None where it would have to be downloaded.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if name in ON_DISK and not ON_DISK[name](root):
+        return None
+    digest, parts = hashlib.sha256(), load(name, root)
+    for images in parts:
+        for tensor in (images.pixels, images.labels):
+            digest.update(f"{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+    train, test = parts
+    return {"classes": int(train.labels.max()) + 1, "train": len(train), "test": len(test),
+            "digest": digest.hexdigest()[:16]}  # fmt: skip
 
 
 LOADERS = {
@@ -149,6 +196,31 @@ LOADERS = {
     "cifar100": cifar100,
     "fashion-mnist": fashion_mnist,
 }
+
+# Of what a loader would download, whether it need not.
+ON_DISK: dict[str, Callable[[Path], bool]] = {
+    "cifar10": lambda root: not _missing_cifar(datasets().CIFAR10, root),
+    "cifar100": lambda root: not _missing_cifar(datasets().CIFAR100, root),
+    "fashion-mnist": lambda root: bool(_find_fashion_mnist(root)),
+}
+
+
+def datasets() -> Any:
+    """torchvision's, which take a while to import."""
+    from torchvision import datasets
+
+    return datasets
+
+
+def _missing_cifar(dataset: Any, root: Path) -> list[str]:
+    files = [name for name, _ in dataset.train_list + dataset.test_list]
+    files.append(dataset.meta["filename"])
+    return [name for name in files if not (root / dataset.base_folder / name).is_file()]
+
+
+def _find_fashion_mnist(root: Path) -> list[Path]:
+    places = root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST
+    return next(filter(None, (_find_idx(place, FASHION_MNIST_FILES) for place in places)), [])
 
 
 def _find_idx(folder: Path, names: list[str]) -> list[Path]:

@@ -3,8 +3,9 @@
     DATA_ROOT/imagenet/train/<class>/*.JPEG
     DATA_ROOT/imagenet/val/<class>/*.JPEG
 
-A request for a batch holds the positions of its images in the epoch. So any worker of any process
-can make it, without the batches before it.
+`experiments.tasks.image_classification.listing` finds them. A request for a batch holds the
+positions of its images in the epoch. So any worker of any process can make it, without the batches
+before it.
 """
 
 import io
@@ -30,12 +31,11 @@ from experiments.runtime import distributed, stopping
 from experiments.tasks.image_classification.config import Dataset as DatasetSettings
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out
+from experiments.tasks.image_classification.listing import Listing, read_both
 from experiments.tasks.randomness import draw_seed, generator
 
-SUFFIXES = (".jpeg", ".jpg", ".png")
 EVALUATION_BATCH_SIZE = 256
 MOST_WORKERS = 32
-LAYOUT = "docs/imagenet.md says how the folders must look"
 # torchvision's defaults, with which the official PyTorch example trains.
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -62,8 +62,7 @@ class ImagesInFolder:
     ) -> None:
         self.config, self.device = config, device
         root = Path(data_root) / config.dataset.name
-        train, test = (Listing.read(root / part) for part in ("train", "val"))
-        check_same_classes(train, test)
+        train, test = _read_together(root)
         self.num_classes = len(train.classes)
         self.splits = {"test": test}
         if size := config.dataset.validation_size:
@@ -119,79 +118,19 @@ class ImagesInFolder:
             assert self._requests.current is requests, "another pass has begun: this one is over"
 
 
-# ------------------------------------------------------------------------------------ the files
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images below a folder.
-
-    Attributes:
-        folder: holds a folder for each class.
-        classes: their names, sorted: a label is an index into them.
-        names: `(n,)`, bytes, relative to `folder`, sorted. An array, not a list: the workers share
-            its memory, while reference counts of a million objects would copy a list's.
-        labels: `(n,)`, int64.
-    """
-
-    folder: Path
-    classes: list[str]
-    names: np.ndarray
-    labels: Tensor
-
-    @classmethod
-    def read(cls, folder: Path) -> "Listing":
-        """List a folder with one scan of each class.
-
-        Raises:
-            UserError: the folder, or a class in it, is missing or empty.
-        """
+def _read_together(root: Path) -> tuple[Listing, Listing]:
+    """`read_both`: of several processes one looks at the headers, the others read what it found."""
+    error = None
+    if distributed.is_main():
         try:
-            with os.scandir(folder) as entries:
-                classes = sorted(entry.name for entry in entries if entry.is_dir())
-            found = [_images(folder / name) for name in classes]
-        except OSError as error:
-            raise UserError(
-                f"{error.filename or folder} cannot be read: {error.strerror}. Put ImageNet there, "
-                f"or set DATA_ROOT; {LAYOUT}"
-            ) from None
-        if not classes:
-            raise UserError(f"{folder} has no folders of classes in it; {LAYOUT}")
-        for name, images in zip(classes, found, strict=True):
-            if not images:
-                raise UserError(
-                    f"{folder / name} has no images ({', '.join(SUFFIXES)}) in it; {LAYOUT}"
-                )
-        names = [f"{name}/{image}" for name, images in zip(classes, found, strict=True)
-                 for image in images]  # fmt: skip
-        counts = torch.tensor([len(images) for images in found])
-        labels = torch.arange(len(classes)).repeat_interleave(counts)
-        return cls(folder, classes, np.array([os.fsencode(name) for name in names]), labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Tensor) -> "Listing":
-        return Listing(self.folder, self.classes, self.names[indices.numpy()], self.labels[indices])
-
-    def path(self, index: int) -> str:
-        return os.path.join(self.folder, os.fsdecode(self.names[index]))
-
-
-def _images(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES))
-
-
-def check_same_classes(train: Listing, test: Listing) -> None:
-    """Raise UserError unless training and evaluation know the same classes."""
-    for one, other in ((train, test), (test, train)):
-        if missing := sorted(set(one.classes) - set(other.classes)):
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise UserError(
-                f"{other.folder} lacks {len(missing)} of the {len(one.classes)} classes in "
-                f"{one.folder} ({shown}); {LAYOUT}"
-            )
+            read_both(root)
+        except UserError as found:
+            error = str(found)
+    if distributed.world_group() is not None:
+        error = distributed.broadcast(error)
+    if error:
+        raise UserError(error)
+    return read_both(root)
 
 
 # --------------------------------------------------------------------------------- in a worker

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.runtime import distributed
 from experiments.tasks.image_classification.config import ImageClassificationConfig
-from experiments.tasks.image_classification.datasets import LOADERS, hold_out
+from experiments.tasks.image_classification.datasets import hold_out, load
 from experiments.tasks.randomness import generator
 
 EVALUATION_BATCH_SIZE = 500
@@ -35,7 +35,7 @@ class ImagesInMemory:
         self, config: ImageClassificationConfig, device: torch.device, data_root: Path
     ) -> None:
         self.config, self.device = config, device
-        train, test = LOADERS[config.dataset.name](data_root)
+        train, test = load(config.dataset.name, Path(data_root or ""))
         self.num_classes = int(train.labels.max()) + 1
         self.in_channels, self.white = train.pixels.shape[1], train.white
         splits = {"test": test}

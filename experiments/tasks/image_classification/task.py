@@ -6,7 +6,7 @@ The images come from `in_memory` where the whole set fits on the device, else fr
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.resnet_imagenet import resnet_imagenet
 from experiments.runtime import distributed
+from experiments.tasks.image_classification import datasets, listing
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.in_memory import ImagesInMemory
 from experiments.tasks.task import Task
@@ -93,6 +94,15 @@ class ImageClassification(Task):
         )
         self.scale, self.shift = 1 / (self.data.white * std), mean / std
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+
+    @classmethod
+    def describe_data(
+        cls, config: ImageClassificationConfig, data_root: Path
+    ) -> dict[str, Any] | None:
+        name = config.dataset.name
+        if name == "imagenet":
+            return listing.describe(Path(data_root) / name)
+        return datasets.describe(name, Path(data_root))
 
     def build_model(self) -> nn.Module:
         constructor = MODELS[self.config.model.name]

@@ -94,13 +94,13 @@ def test_every_state_is_named_with_its_reason(tmp_path):
     results = read_sweep(path, tmp_path)
     found = {one.run.config.seed: (one.state, one.problem) for one in results.members}
     assert found[1] == ("done", "")
-    assert found[2] == ("no result", "its last test/accuracy is nan")
+    assert found[2] == ("diverged", "its last test/accuracy is nan")
     assert found[3][0] == "unreadable" and "JSONDecodeError" in found[3][1]
     assert found[4] == ("stopped", "stopped by SIGTERM")
     assert found[5] == ("failed", "ValueError: no")
     assert found[6] == ("new", "")
     (point,) = results.points
-    assert point.states == "1 done, 1 no result, 1 unreadable, 1 stopped, 1 failed, 1 new"
+    assert point.states == "1 done, 1 diverged, 1 unreadable, 1 stopped, 1 failed, 1 new"
     # What is marked as done is not sent again, whatever is wrong with it.
     assert [one.run.config.seed for one in results.missing] == [4, 5, 6]
 

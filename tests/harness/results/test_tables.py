@@ -76,9 +76,9 @@ def test_what_is_not_done_is_left_out_and_counted(tmp_path):
     (places[2] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n{"ep')
     (places[3] / "metrics.jsonl").write_text("")
     results = read_results(tmp_path)
-    assert results.left_out == "1 killed, 2 no result run(s) left out"
+    assert results.left_out == "1 killed, 1 diverged, 1 no result run(s) left out"
     assert [run.meta["seed"] for run in results.tables[0].runs] == [1]
-    (run,) = (run for run in results.having("no result") if run.meta["seed"] == 3)
+    (run,) = (run for run in results.having("diverged") if run.meta["seed"] == 3)
     assert run.problem == "its last test/accuracy is nan; 1 damaged line(s) in metrics.jsonl"
 
 

@@ -1,14 +1,18 @@
+import errno
 import random
 import subprocess
 import time
+import warnings
+from collections import defaultdict, deque
 
+import numpy
 import pytest
 import torch
 from support.harness import complete, interrupted, small_config, start, until_done
 from support.training import OVERRIDES, assert_equal, result, train_here
 
 from experiments.errors import UserError
-from experiments.runs import attempts, checkpoint
+from experiments.runs import attempts, checkpoint, storage
 from experiments.runs.directory import RunDirectory
 from experiments.runs.storage import StorageError
 from experiments.training import loop
@@ -46,7 +50,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(damage, tmp_path):
     with pytest.warns(UserWarning, match="checkpoint.pt is damaged"):
         assert checkpoint.load(tmp_path)["number"] == 1
     # Out of the way of the next save, which keeps what was the current one as the previous.
-    assert not path.exists() and (tmp_path / "checkpoint.damaged.pt").exists()
+    assert not path.exists() and len(list(tmp_path.glob("checkpoint.damaged-*.pt"))) == 1
     assert checkpoint.load(tmp_path)["number"] == 1  # as when killed between the two renames
     checkpoint.save(tmp_path, {"number": 3})
     path.unlink()
@@ -187,18 +191,158 @@ class Foreign:
     """An object in an optimizer's state that torch does not load again without being told to."""
 
 
-@pytest.mark.parametrize("fault", ["refused", "no memory"])
-def test_what_is_sound_and_cannot_be_loaded_is_not_taken_for_damaged(fault, tmp_path, monkeypatch):
-    checkpoint.save(tmp_path, {"number": 1})
-    checkpoint.save(tmp_path, {"number": 2, "state": Foreign()} if fault == "refused" else {})
+@pytest.fixture
+def two(tmp_path):
+    """A directory with two sound checkpoints, and what is in it."""
+    for number in (1, 2):
+        checkpoint.save(tmp_path, {"number": number})
+    return tmp_path, contents(tmp_path)
 
-    def full(*arguments, **named):
-        raise MemoryError
 
-    if fault == "no memory":
-        monkeypatch.setattr(torch, "load", full)
-    error = MemoryError if fault == "no memory" else UserError
-    with pytest.raises(error) as caught:
-        checkpoint.load(tmp_path)
-    assert fault == "no memory" or "is complete, but torch does not load it" in str(caught.value)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint.prev.pt"}
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def failing_read(error):
+    """`_Readable.read`, whose own reading of the file fails."""
+
+    def read(self, size=-1):
+        with storage.reading(self.path):
+            raise error
+
+    return read
+
+
+def fail_with(error):
+    def fail(*arguments, **named):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("way", [checkpoint.load, checkpoint.look])
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+     OSError(errno.EIO, "Input/output error"), ModuleNotFoundError("No module named 'foreign'"),
+     RuntimeError("anything at all")],
+)  # fmt: skip
+def test_a_readers_failure_is_no_damage(error, way, two, monkeypatch):
+    directory, before = two
+    monkeypatch.setattr(torch, "load", fail_with(error))
+    with pytest.raises(UserError, match=r"\S+/checkpoint.pt"):
+        way(directory)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_disk_that_does_not_answer_is_no_damage(error, sealed, two, monkeypatch):
+    directory, _ = two
+    if not sealed:
+        torch.save({"number": 3}, directory / "checkpoint.pt")
+    before = contents(directory)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "_checksum", fail_with(error))
+        patched.setattr(checkpoint._Readable, "read", failing_read(error))
+        with pytest.raises(StorageError, match="cannot read .*checkpoint.pt"):
+            checkpoint.load(directory)
+    assert contents(directory) == before
+
+
+def test_an_object_that_torch_refuses_is_no_damage(two):
+    """As an earlier version saved it, which did not ask."""
+    directory, _ = two
+    torch.save({"number": 2, "state": Foreign()}, directory / "checkpoint.pt")
+    before = contents(directory)
+    with pytest.raises(UserError, match="is complete, but torch does not load it"):
+        checkpoint.load(directory)
+    assert contents(directory) == before
+
+
+def test_who_only_looks_moves_nothing(two):
+    directory, _ = two
+    (directory / "checkpoint.pt").write_bytes(b"damaged")
+    before = contents(directory)
+    with pytest.warns(UserWarning, match="is damaged .*; passed over"):
+        assert checkpoint.look(directory)["number"] == 1
+    assert contents(directory) == before
+
+
+def test_what_is_set_aside_is_never_overwritten(two):
+    directory, _ = two
+    for number in (1, 2):
+        (directory / "checkpoint.pt").write_bytes(b"damage %d" % number)
+        with pytest.warns(UserWarning, match="it is kept as checkpoint.damaged-"):
+            assert checkpoint.load(directory)["number"] == 1
+    aside = [path.read_bytes() for path in directory.glob("checkpoint.damaged-*")]
+    assert sorted(aside) == [b"damage 1", b"damage 2"]
+
+
+def test_who_has_lost_the_lease_sets_nothing_aside(two):
+    directory, _ = two
+    (directory / "checkpoint.pt").write_bytes(b"damaged")
+    before = contents(directory)
+    with pytest.raises(KeyError):
+        checkpoint.load(directory, fail_with(KeyError()))
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_flipped_bit_is_damage_or_changes_nothing(seed, tmp_path):
+    """Also in the archive's directory, which has no checksum of its own, and in the seal."""
+    state = {"data": torch.arange(40), "more": {"x": 1.5, "y": "text"}}
+    checkpoint.save(tmp_path, state)
+    path = tmp_path / "checkpoint.pt"
+    sound = path.read_bytes()
+    places = [*random.Random(seed).sample(range(len(sound)), 50), len(sound) - 1 - seed]
+    for place in places:
+        flipped = bytearray(sound)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            found = checkpoint.look(tmp_path)
+        assert found is None or torch.equal(found["data"], state["data"])
+        assert found is None or found["more"] == state["more"]
+        assert found is None or place >= len(sound) - checkpoint.SEAL_LENGTH
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_seal(tmp_path):
+    torch.save({"number": 1, "data": torch.arange(100)}, tmp_path / "checkpoint.pt")
+    assert checkpoint.look(tmp_path)["number"] == 1
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    for offset, bit in ((8, 1), (34, 2)):  # "encrypted", "on another disk": no checksum covers it
+        flipped = bytearray(content)
+        flipped[content.index(b"PK\1\2") + offset] ^= bit
+        (tmp_path / "checkpoint.pt").write_bytes(flipped)
+        with pytest.warns(UserWarning, match="passed over"):
+            assert checkpoint.look(tmp_path) is None
+
+
+def test_the_first_checkpoint_is_read_back_before_it_counts(two, monkeypatch):
+    directory, before = two
+    seal = checkpoint._seal
+
+    def written_to_a_bad_block(file):
+        seal(file)
+        file.seek(100)
+        file.write(b"else")
+
+    monkeypatch.setattr(checkpoint, "_seal", written_to_a_bad_block)
+    with pytest.raises(StorageError, match="what was written is not what is there"):
+        checkpoint.save(directory, {"number": 3}, read_back=True)
+    assert contents(directory) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [("a.0.b", {"a": [{"b": Foreign()}]}), ("a.1", {"a": (1, deque())}),
+     ("a", {"a": numpy.int64(3)}), ("a.x", {"a": {"x": len}}),
+     ("a.key <.*>", {"a": {Foreign(): 1}}), ("a", {"a": defaultdict(dict)})],
+)  # fmt: skip
+def test_what_could_not_be_loaded_again_is_not_saved(entry, value, two):
+    directory, before = two
+    with pytest.raises(UserError, match=f"^{entry} of the training's state is a "):
+        checkpoint.save(directory, {"fine": torch.ones(3), **value})
+    assert contents(directory) == before

@@ -1,5 +1,7 @@
 import io
 import json
+import math
+import subprocess
 
 import pytest
 from support.harness import finish_run, small_config
@@ -46,6 +48,20 @@ def test_a_session_tells_commit_versions_and_device():
     json.dumps(session)
 
 
+def test_git_is_asked_without_its_lock_and_not_for_ever(monkeypatch):
+    """A status that refreshes the index makes somebody's commit fail at that moment."""
+    asked = []
+
+    def run(command, **named):
+        asked.append(command[:2])
+        assert named["timeout"]
+        raise subprocess.TimeoutExpired(command, 60)
+
+    monkeypatch.setattr(runs_provenance.subprocess, "run", run)
+    assert runs_provenance.git_state() == {"commit": None, "dirty": None}
+    assert asked == [["git", "--no-optional-locks"]] * 2
+
+
 def test_metrics_are_cut_back(directory):
     directory.cut_metrics(0)
     directory.append({"epoch": 1})
@@ -77,6 +93,10 @@ def test_rows():
     assert without_times(rows[0]) == {"a": 2}
     assert best_row(rows, "a", "min") == {"a": 1}
     assert best_row(rows, "a", "max") == rows[0]
+    for direction, best in (("max", 2), ("min", 1)):
+        for bad in (math.nan, math.inf, -math.inf):
+            found = [{"a": bad}, {"a": 1}, {"a": bad}, {"a": 2}]
+            assert best_row(found, "a", direction) == {"a": best}
 
 
 def test_one_process_at_a_time(tmp_path):

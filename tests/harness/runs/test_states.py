@@ -35,7 +35,7 @@ def test_from_never_begun_to_an_error(tmp_path):
         ([], ("killed", "")),
         ([{"attempt": 9, "reason": "stopped by SIGTERM"}], ("stopped", "stopped by SIGTERM")),
         ([{"attempt": 9, "reason": "KeyboardInterrupt"}], ("stopped", "KeyboardInterrupt")),
-        ([{"attempt": 9, "reason": "NonFiniteLoss: nan"}], ("failed", "NonFiniteLoss: nan")),
+        ([{"attempt": 9, "reason": "NonFiniteLoss: nan"}], ("diverged", "NonFiniteLoss: nan")),
     ],
 )
 def test_the_last_attempt_tells_how_it_ended(ends, state, tmp_path):
@@ -51,7 +51,27 @@ def test_the_last_attempt_tells_how_it_ended(ends, state, tmp_path):
     [
         ("DONE", "", "done", ""),
         ("metrics.jsonl", "", "no result", "it is marked as done but has no test/accuracy"),
-        ("metrics.jsonl", '{"test/accuracy": NaN}', "no result", "its last test/accuracy is nan"),
+        ("metrics.jsonl", '{"test/accuracy": NaN}', "diverged", "its last test/accuracy is nan"),
+        (
+            "metrics.jsonl",
+            '{"test/accuracy": 0.1, "train/loss": Infinity}',
+            "diverged",
+            "its last train/loss is inf",
+        ),
+        (
+            "metrics.jsonl",
+            '{"test/accuracy": 0.1, "val/loss": NaN, "test/loss": -Infinity}',
+            "diverged",
+            "its last val/loss is nan, test/loss is -inf",
+        ),
+        (
+            "metrics.jsonl",
+            '{"test/accuracy": 0.1, "time/x": NaN, "hessian/loss_": NaN}',
+            "done",
+            "",
+        ),
+        ("metrics.jsonl", '{"test/accuracy": NaN}\n{"test/accuracy": 0.1}', "done", ""),
+        ("metrics.jsonl", '{"test/accuracy": null}', "unreadable", "metrics.jsonl: TypeError: its"),
         ("meta.json", "{", "unreadable", "meta.json: JSONDecodeError: "),
         ("meta.json", "[]", "unreadable", "meta.json: TypeError: "),
         ("meta.json", "{}", "unreadable", "meta.json: KeyError: 'headline'"),

@@ -28,6 +28,16 @@ def test_a_signal_is_a_request_and_leaves_no_handler_behind():
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 
 
+def test_what_nohup_has_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stopping.requested() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_interrupt_does_not_wait():
     with pytest.raises(KeyboardInterrupt), stopping.listening():
         os.kill(os.getpid(), signal.SIGINT)
@@ -41,7 +51,7 @@ def test_stopped_by_each_signal_a_run_goes_on_as_if_it_had_not_been(tmp_path, mo
     whole = result(train_here(tmp_path / "whole", config))
     directory = RunDirectory(tmp_path / "stopped", config)
     step, calls = loop.optimizer_step, []
-    moments = dict(zip((4, train_steps(config), 17), stopping.SIGNALS, strict=True))
+    moments = dict(zip((4, train_steps(config), 17, 19), stopping.SIGNALS, strict=True))
 
     def interrupted(*arguments):
         calls.append(1)

@@ -148,16 +148,28 @@ def write_idx(path, values):
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-@pytest.mark.parametrize(("folder", "suffix"), [("FashionMNIST/raw", ""), ("debian", ".gz")])
-def test_fashion_mnist_is_read_from_both_places(folder, suffix, tmp_path, monkeypatch):
+@pytest.fixture
+def small_fashion(tmp_path, monkeypatch):
+    """Where both places are, and how many images the set has."""
     monkeypatch.setattr(module, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    known = {"train": (30, list(range(10))), "t10k": (20, list(range(10)))}
+    monkeypatch.setattr(module, "FASHION_MNIST", known)
+
+
+def write_fashion(folder, suffix="", images=(30, 20), labels=(30, 20), side=28, first=0):
     random = np.random.default_rng(0)
     written = {}
-    for part, count in (("train", 30), ("t10k", 20)):
-        written[part] = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = (np.arange(count) % 10).astype(np.uint8)
-        write_idx(tmp_path / folder / f"{part}-images-idx3-ubyte{suffix}", written[part])
-        write_idx(tmp_path / folder / f"{part}-labels-idx1-ubyte{suffix}", labels)
+    for part, count, answers in zip(("train", "t10k"), images, labels, strict=True):
+        written[part] = random.integers(0, 256, (count, side, side), dtype=np.uint8)
+        names = ((np.arange(answers) + first) % 10).astype(np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", written[part])
+        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", names)
+    return written
+
+
+@pytest.mark.parametrize(("folder", "suffix"), [("FashionMNIST/raw", ""), ("debian", ".gz")])
+def test_fashion_mnist_is_read_from_both_places(folder, suffix, tmp_path, small_fashion):
+    written = write_fashion(tmp_path / folder, suffix)
     train, test = module.fashion_mnist(tmp_path)
     assert np.array_equal(train.pixels.numpy()[:, 0], written["train"])
     assert np.array_equal(test.pixels.numpy()[:, 0], written["t10k"])
@@ -165,3 +177,40 @@ def test_fashion_mnist_is_read_from_both_places(folder, suffix, tmp_path, monkey
     (tmp_path / folder / f"t10k-labels-idx1-ubyte{suffix}").write_bytes(b"nothing")
     with pytest.raises(UserError, match="is damaged"):
         module.fashion_mnist(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": (300, 20), "labels": (100, 20)}, "train has 300 x 28 x 28 pixels and 100 lab"),
+        ({"labels": (30, 10)}, "t10k has 20 x 28 x 28 pixels and 10 labels, not 20 x 28 x 28"),
+        ({"side": 32}, "train has 30 x 32 x 32 pixels"),
+        ({"first": 5}, r"train is another set than Fashion-MNIST: .* \[5, 6, 7, 8, 9, 0"),
+    ],
+)
+def test_another_set_under_its_names_is_refused(wrong, message, tmp_path, small_fashion):
+    """MNIST, KMNIST and EMNIST name their files alike."""
+    write_fashion(tmp_path / "FashionMNIST" / "raw", **wrong)
+    with pytest.raises(UserError, match=message):
+        module.fashion_mnist(tmp_path)
+
+
+def test_a_description_never_downloads(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "can_connect", lambda url: pytest.fail("it asked a server"))
+    monkeypatch.setattr(module, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    for name in ("cifar10", "cifar100", "fashion-mnist"):
+        assert module.describe(name, tmp_path) is None
+    found = module.describe("digits", tmp_path)
+    assert (found["classes"], found["train"], found["test"]) == (10, 1297, 500)
+
+
+def test_a_description_tells_sets_of_one_size_apart(tmp_path, small_fashion):
+    described = []
+    for place, more in (("a", {}), ("b", {}), ("c", {"images": (30, 20)})):
+        written = write_fashion(tmp_path / place / "FashionMNIST" / "raw", **more)
+        if place == "c":  # one pixel
+            written["train"][3, 3, 3] ^= 1
+            path = tmp_path / place / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+            write_idx(path, written["train"])
+        described.append(module.describe("fashion-mnist", tmp_path / place))
+    assert described[0] == described[1] != described[2]

@@ -1,18 +1,28 @@
+import copy
+import errno
+import io
 import math
 import signal
+import sys
 import warnings
+from collections import deque
 
+import numpy
 import pytest
 import torch
 from support.harness import interrupted, small_config, until_done
 from support.training import assert_equal, result
 
+from experiments import cli
+from experiments.errors import UserError
+from experiments.runs import checkpoint
 from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
 from experiments.tasks.image_classification.task import ImageClassification
 from experiments.tasks.registry import build_task
 from experiments.training import loop
 from experiments.training.schedule import GroupSchedule
+from experiments.training.session import train_unless_done
 
 CPU = torch.device("cpu")
 
@@ -302,4 +312,97 @@ def test_a_loss_that_is_not_a_number_is_named(tmp_path, monkeypatch):
     ):
         loop.train(config, directory, tmp_path)
     position = torch.load(directory.path / "checkpoint.pt", weights_only=True)["position"]
-    assert (position["epoch"], position["step"]) == (1, 0)
+    assert (position["epoch"], position["step"]) == (0, 11)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "measure_curvature"])
+def test_what_was_trained_is_saved_before_it_is_evaluated(place, tmp_path, monkeypatch):
+    """An evaluation that fails costs no training: it alone is done again."""
+    config = small_config("epochs=1")
+    whole = read_metrics(run(tmp_path / "whole", config).metrics_path)
+    directory = RunDirectory(tmp_path / "failed", config)
+
+    def fail(*arguments):
+        raise ValueError("an image that cannot be read")
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError), directory.locked():
+        patched.setattr(loop, place, fail)
+        loop.train(config, directory, tmp_path)
+    saved = checkpoint.stamp(directory.path)
+    with monkeypatch.context() as patched, pytest.raises(ValueError), directory.locked():
+        patched.setattr(loop, place, fail)
+        loop.train(config, directory, tmp_path)
+    assert checkpoint.stamp(directory.path) == saved, "or it would be tried for ever"
+    monkeypatch.setattr(loop, "optimizer_step", None)
+    (row,) = read_metrics(run(tmp_path / "failed", config).metrics_path)
+    assert without_times(row) == without_times(whole[0]) and row.keys() == whole[0].keys()
+
+
+class Hoarder(torch.optim.SGD):
+    """Keeps its past where torch does not load it from again."""
+
+    def __init__(self, params, lr, weight_decay, kept=None):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.kept = kept
+
+    def step(self, closure):
+        loss = super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["sums"] = {"plain": torch.zeros(3), "kept": self.kept}
+        return loss
+
+
+@pytest.mark.parametrize("kept", [deque([1]), numpy.float64(1), lambda: 0])
+def test_a_state_that_could_not_be_resumed_is_refused_at_step_one(kept, tmp_path, monkeypatch):
+    def build(config, params):
+        return Hoarder(params, 0.1, 0.0, kept)
+
+    monkeypatch.setattr(loop.optimizers, "build_optimizer", build)
+    steps, step = [], loop.optimizer_step
+    monkeypatch.setattr(loop, "optimizer_step", lambda *a: steps.append(1) or step(*a))
+    directory = RunDirectory(tmp_path, small_config())
+    entry = rf"^optimizer.state.0.sums.kept of the training's state is a \S*{type(kept).__name__}"
+    with pytest.raises(UserError, match=entry), directory.locked():
+        loop.train(directory.config, directory, tmp_path)
+    assert len(steps) == 1 and not (directory.path / "checkpoint.pt").exists()
+
+
+class Gone(io.StringIO):
+    """A terminal that was closed, or a log whose disk is full; or that knows ASCII alone."""
+
+    def __init__(self, error, terminal):
+        super().__init__()
+        self.error, self.terminal = error, terminal
+        self.tried = False
+
+    def isatty(self):
+        return self.terminal
+
+    def write(self, text):
+        self.tried = True
+        raise copy.copy(self.error)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [BrokenPipeError(), OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "hung up"),
+     UnicodeEncodeError("ascii", "±", 0, 1, "not in range"), ValueError("I/O on closed file")],
+)  # fmt: skip
+def test_nothing_that_is_said_ends_a_training(error, terminal, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", gone := Gone(error, terminal))
+    monkeypatch.setattr(sys, "stdout", Gone(error, terminal))
+    monkeypatch.setattr(warnings, "showwarning", cli._show_warning)
+    step = loop.optimizer_step
+
+    def warning_step(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("said in a step", stacklevel=1)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "optimizer_step", warning_step)
+    monkeypatch.setattr(loop.Progress, "line_every_seconds", 0)
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    assert cli.guarded(lambda: train_unless_done(small_config("epochs=1"))) == 0
+    assert gone.tried and RunDirectory(tmp_path, small_config("epochs=1")).done
