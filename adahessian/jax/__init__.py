@@ -6,6 +6,7 @@ Needs the extra: ``pip install adahessian[jax]``. torch is not imported. See doc
 from adahessian.jax.averaging import block_average
 from adahessian.jax.functional import grad_and_hessian, value_grad_and_hessian
 from adahessian.jax.multi_steps import multi_steps
+from adahessian.jax.part import PartState, part_of_batch
 from adahessian.jax.probes import rademacher_like
 from adahessian.jax.transform import (
     ScaleByAdaHessianState,
@@ -16,6 +17,7 @@ from adahessian.jax.transform import (
 from adahessian.jax.triple import adahessian_triple
 
 __all__ = [
+    "PartState",
     "ScaleByAdaHessianState",
     "adahessian",
     "adahessian_triple",
@@ -23,6 +25,7 @@ __all__ = [
     "grad_and_hessian",
     "multi_steps",
     "needs_hessian",
+    "part_of_batch",
     "rademacher_like",
     "scale_by_adahessian",
     "value_grad_and_hessian",

@@ -25,7 +25,7 @@ from experiments.runs.storage import StorageError, discard, reading, sync_direct
 
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 SEAL = b"crc32=%08x"
-SEAL_LENGTH = len(SEAL % 0)
+SEAL_LENGTH = len(SEAL % 0xFFFFFFFF)
 CHUNK = 2**20  # bytes
 # torch's words for an archive that it cannot find its way in.
 BROKEN_ARCHIVE = "PytorchStreamReader failed"
