@@ -474,7 +474,7 @@ class AdaHessian(Optimizer):
             corrections,
             beta1=beta1,
             beta2=beta2,
-            lr=float(group["lr"]),
+            lr=max(float(group["lr"]), 0.0),
             eps=group["eps"],
             weight_decay=group["weight_decay"],
             hessian_power=group["hessian_power"],

@@ -72,7 +72,8 @@ def check_options(group: dict[str, Any]) -> None:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         require("lr", lr, lr.numel() == 1, "a number or a tensor with one element")
-    require("lr", lr, _is_number(lr) and 0 <= lr < math.inf, "finite and at least 0")
+    # A schedule that ends at zero can end below it by rounding.
+    require("lr", lr, _is_number(lr) and -1e-12 < lr < math.inf, "finite and at least 0")
     betas = group["betas"]
     require("betas", betas, isinstance(betas, tuple | list) and len(betas) == 2, "two numbers")
     require("betas", betas, all(_is_number(b) and 0 <= b < 1 for b in betas), "in [0, 1)")

@@ -35,6 +35,8 @@ def _batch_norm(
     # under its hooks must be what torch itself saves.
     hooked = _torch.has_saved_tensor_hooks()
     usual = hooked or not training or weight is None or bias is None or not full_precision
+    # torch refuses a single value per channel, whose variance is no number.
+    usual = usual or input.ndim < 2 or input.numel() <= input.shape[1]
     if usual or _torch.under_functorch():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)

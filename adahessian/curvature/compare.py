@@ -19,7 +19,8 @@ class CurvatureError(NamedTuple):
         relative: ‖approximate − exact‖ / ‖exact‖ of each parameter; NaN for those in ``flat``.
         flat: for parameters without curvature to speak of (a bias before batch normalization), by
             number: the error's root mean square over that of the whole network's curvature.
-        mean_ratio: mean |z · Hz| of the finite difference over that of double backward.
+        mean_ratio: mean |z · Hz| of the finite difference over that of double backward; NaN for a
+            loss without curvature, all of whose parameters are flat.
     """
 
     relative: list[float]
@@ -29,12 +30,12 @@ class CurvatureError(NamedTuple):
     @property
     def median(self) -> float:
         """Of ``relative``, without those in ``flat``."""
-        return statistics.median(e for e in self.relative if e == e)
+        return statistics.median([e for e in self.relative if e == e] or [math.nan])
 
     @property
     def largest(self) -> float:
         """Of ``relative``, without those in ``flat``."""
-        return max(e for e in self.relative if e == e)
+        return max((e for e in self.relative if e == e), default=math.nan)
 
 
 def compare_products(
@@ -66,8 +67,8 @@ def compare_products(
     network = rms([e for _, e in pairs])
     relative, flat = [], {}
     for i, (a, e) in enumerate(pairs):
-        if rms([e]) < 1e-6 * network:
-            flat[i] = rms([a - e]) / network
+        if rms([e]) <= 1e-6 * network:
+            flat[i] = rms([a - e]) / network if network else rms([a - e])
         relative.append(math.nan if i in flat else rms([a - e]) / rms([e]))
     means = [sum(float(t.double().abs().sum()) for t in side) for side in zip(*pairs, strict=True)]
-    return CurvatureError(relative, flat, means[0] / means[1])
+    return CurvatureError(relative, flat, means[0] / means[1] if means[1] else math.nan)

@@ -996,3 +996,47 @@ def test_kernels_without_a_second_derivative():
     optimizer = AdaHessian([q], curvature="finite_difference", lr=0.01)
     losses = [take_step(optimizer, [q], loss).item() for _ in range(5)]
     assert losses[-1] < losses[0]
+
+
+def test_a_schedule_may_end_below_zero_by_rounding():
+    """Regression: LinearLR from 0.1 to 0 ends at -4.8e-19."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdaHessian([p], lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[0]["lr"] = -4.8e-19
+    take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert torch.equal(p.detach(), torch.ones(3))
+    optimizer.param_groups[0]["lr"] = -1e-3
+    with pytest.raises(ValueError, match="lr must be finite and at least 0"):
+        take_step(optimizer, [p], lambda p: (p**4).sum())
+
+
+def test_a_loss_without_curvature():
+    """Its gradient needs no graph, though one was asked for."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdaHessian([p], lr=0.1, eps=1.0)
+    take_step(optimizer, [p], lambda p: p.sum())
+    torch.testing.assert_close(p.detach(), torch.full((3,), 0.9))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = p.sum()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    error = optimizer.curvature_error(closure)
+    assert math.isnan(error.mean_ratio) and math.isnan(error.median) and error.flat.keys() == {0}
+    p.grad = None
+    p.sum().backward()  # nobody has asked for a graph here
+    with pytest.raises(RuntimeError, match="create_graph"):
+        optimizer.step()
+
+
+def test_one_list_of_groups_serves_several_optimizers():
+    """Counters are the optimizer's, not in the dicts that its user keeps."""
+    p = nn.Parameter(torch.ones(3))
+    groups = [{"params": [p], "lr": 0.1}]
+    for _ in range(2):
+        optimizer = AdaHessian(groups)
+        assert optimizer.param_groups[0]["step"] == 0
+        take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert groups[0].keys() == {"params", "lr"}

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from adahessian import AdaHessian
 from adahessian.curvature.batch_norm import FastBatchNorm
 
 SHAPES = [(6, 3), (4, 3, 7), (5, 3, 4, 2), (3, 3, 2, 3, 2)]
@@ -105,3 +106,19 @@ def test_what_the_closed_form_does_not_cover_goes_the_usual_way(layer):
     with FastBatchNorm():
         y = layer(x)
     assert type(y.grad_fn).__name__.startswith(("NativeBatchNorm", "CudnnBatchNorm"))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 1), (1, 3, 1, 1)])
+def test_a_single_value_per_channel_is_refused_as_torch_refuses_it(shape):
+    """Regression: the running variance became NaN, without a word."""
+    norm = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)](3)
+    optimizer = AdaHessian(norm.parameters())
+
+    def closure():
+        loss = norm(torch.ones(shape)).square().sum()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        optimizer.step(closure)
+    assert norm.running_var.isfinite().all()
