@@ -102,7 +102,7 @@ def run(part: Part, device: str, quick: bool, limit: float, origin: dict[str, An
             [sys.executable, *line],
             cwd=REPOSITORY,
             env={**os.environ, "RUNS_ROOT": folder, "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
             start_new_session=True,  # so that its own processes end with it
         )  # fmt: skip
         try:
