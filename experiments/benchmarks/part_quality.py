@@ -29,6 +29,7 @@ from experiments.cli import guarded
 from experiments.errors import UserError
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.transformer import Transformer
+from experiments.plots.canvas import panels, save
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
 
@@ -36,6 +37,7 @@ WAYS = {"exact": "double_backward", "fd": "finite_difference"}
 LAST_STEPS = 20
 BOUND = 1.0  # per cent of the final validation loss: what "no loss" means
 LENGTH = 64  # characters of a sequence
+KEYS = ("cpu_seconds", "train_loss", "validation_loss")
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,34 @@ def table(problem: Problem, arms: Sequence[str], pairs: dict[int, dict[str, Any]
     return Grid(problem.title, columns, rows, note)
 
 
+def draw(found: dict[str, dict[int, dict[str, Any]]], arms: Sequence[str], path: Path) -> None:
+    """Price against quality: a point for each arm, a panel for each problem."""
+    figure, all_axes = panels(len(found), (4.5 * len(found), 4))
+    for (name, pairs), axes in zip(found.items(), all_axes, strict=True):
+        columns = {
+            arm: {key: [row[arm][key] for row in pairs.values()] for key in KEYS} for arm in arms
+        }
+        first = columns[arms[0]]
+        for arm, column in columns.items():
+            price = statistics.median(column["cpu_seconds"]) / statistics.median(
+                first["cpu_seconds"]
+            )
+            difference = Difference.of(first["validation_loss"], column["validation_loss"], True)
+            bars = [[difference.mean - difference.low], [difference.high - difference.mean]]
+            axes.errorbar([price], [difference.mean], yerr=bars, fmt="o", capsize=3)
+            axes.annotate(
+                arm, (price, difference.mean), (6, 4), textcoords="offset points", fontsize=8
+            )
+        axes.axhspan(-BOUND, BOUND, alpha=0.12, color="gray")
+        axes.set(
+            xlabel=f"CPU time, relative to {arms[0]}", ylabel="validation loss, difference in %",
+            title=f"{PROBLEMS[name].title}\nn = {len(pairs)}",
+        )  # fmt: skip
+        axes.set_yscale("symlog", linthresh=5)
+        axes.margins(x=0.2)
+    save(figure, path)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -230,6 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="default: the problem's own")
     parser.add_argument("--folder", type=Path, default=Path("runs/part-quality"))
     parser.add_argument("--docs", type=Path, help="a page whose table to replace")
+    parser.add_argument("--picture", type=Path, help="a PNG to draw")
     return guarded(lambda: _run(parser.parse_args(arguments)))
 
 
@@ -251,6 +282,8 @@ def _run(options: argparse.Namespace) -> int:
         if len(pairs) >= 2:
             grids.append(table(problem, list(arms), pairs))
             found[name] = pairs
+    if options.picture and found:
+        draw(found, list(arms), options.picture)
     publish("part-quality", grids, provenance("cpu"), found, options.docs)
     return 0
 
