@@ -200,7 +200,7 @@ def test_curvature_from_a_part_of_each_batch(way, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ImageClassification, "loss_alone", spy)
     whole = run(tmp_path / "whole", config)
-    assert set(sizes) == {32, 64, 4}
+    assert set(sizes) == {32, 64, 4, 8}
     assert read_metrics(whole.metrics_path)[-1]["test/accuracy"] > 0.3
 
     def stop_soon():
