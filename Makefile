@@ -119,7 +119,7 @@ logs: setup ## What the jobs of runs wrote (ARGS="PATTERN --follow")
 cancel: setup ## End the jobs of runs, saved first (ARGS=PATTERN; '*' is all)
 	@$(PY) -m slurm.cancel $(ARGS)
 
-bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both ways to H·z, public packages (10 minutes)
+bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both ways to H·z, public packages (30 minutes)
 	$(PY) -m experiments.benchmarks.step $(ARGS)
 
 bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (4 minutes)

@@ -36,6 +36,7 @@ from experiments.reports.sections import Grid
 WAYS = {"exact": "double_backward", "fd": "finite_difference"}
 LAST_STEPS = 20
 BOUND = 1.0  # per cent of the final validation loss: what "no loss" means
+RANGE = 15  # per cent, of the picture
 LENGTH = 64  # characters of a sequence
 KEYS = ("cpu_seconds", "train_loss", "validation_loss")
 
@@ -233,17 +234,21 @@ def draw(found: dict[str, dict[int, dict[str, Any]]], arms: Sequence[str], path:
             )
             difference = Difference.of(first["validation_loss"], column["validation_loss"], True)
             bars = [[difference.mean - difference.low], [difference.high - difference.mean]]
-            axes.errorbar([price], [difference.mean], yerr=bars, fmt="o", capsize=3)
-            axes.annotate(
-                arm, (price, difference.mean), (6, 4), textcoords="offset points", fontsize=8
+            # What lies outside of the panel is at its edge, with its number.
+            height = min(max(difference.mean, -0.95 * RANGE), 0.95 * RANGE)
+            axes.errorbar(
+                [price], [difference.mean], yerr=bars, fmt="none", capsize=3, color="gray"
             )
+            label = arm if arm == arms[0] else f"{arm}: {difference.mean:+.1f} %"
+            axes.plot([price], [height], "o" if height == difference.mean else "^", label=label)
+        axes.legend(fontsize=8, loc="lower right")
         axes.axhspan(-BOUND, BOUND, alpha=0.12, color="gray")
         axes.set(
             xlabel=f"CPU time, relative to {arms[0]}", ylabel="validation loss, difference in %",
-            title=f"{PROBLEMS[name].title}\nn = {len(pairs)}",
+            ylim=(-RANGE, RANGE),
         )  # fmt: skip
-        axes.set_yscale("symlog", linthresh=5)
-        axes.margins(x=0.2)
+        axes.set_title(f"{PROBLEMS[name].title}\nn = {len(pairs)}", fontsize=9)
+        axes.margins(x=0.25)
     save(figure, path)
 
 
