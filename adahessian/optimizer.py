@@ -133,7 +133,8 @@ class AdaHessian(Optimizer):
 
     Attributes:
         curvature_closure: for trainers that pass only ``closure`` to :meth:`step`: used where none
-            is passed. Not part of a copy or a pickle.
+            is passed. To be set for each batch; the closure may do it. Not part of a copy or a
+            pickle.
     """
 
     COUNTERS = tuple(COUNTERS)
@@ -279,9 +280,9 @@ class AdaHessian(Optimizer):
             What the closure returned, detached; None without a closure, and where a GradScaler
             skips the step.
         """
-        attribute = self.curvature_closure
-        if curvature_closure is not None:
-            self.curvature_closure = curvature_closure
+        if curvature_closure is None:
+            return self._step(closure)
+        attribute, self.curvature_closure = self.curvature_closure, curvature_closure
         try:
             return self._step(closure)
         finally:
@@ -385,17 +386,13 @@ class AdaHessian(Optimizer):
             return None
         step = self.param_groups[0]["step"]
         arguments = closure, self._all_members(), options, step, self._earlier
-        if self.curvature_closure is not None:
-            return PartOfBatch(
-                *arguments, curvature_closure=self.curvature_closure, states=self.state
-            )
-        if options.curvature_fraction < 1:
-            raise RuntimeError(
-                f"curvature_fraction={options.curvature_fraction} needs the loss of a part of the "
-                "batch: call optimizer.step(curvature_closure=...), or set "
-                "optimizer.curvature_closure, see the docstring of AdaHessian.step"
-            )
-        return WholeBatch(*arguments)
+        if self.curvature_closure is None and options.curvature_fraction == 1:
+            return WholeBatch(*arguments)
+        # Asked for behind the closure, where a trainer's closure may have set it: only there is the
+        # batch known.
+        return PartOfBatch(
+            *arguments, curvature_closure=lambda: self.curvature_closure, states=self.state
+        )
 
     def _gradients_overflowed(self) -> bool:
         """Whether a GradScaler calls and has found a gradient that is not finite."""

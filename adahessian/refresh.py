@@ -8,6 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -173,18 +174,18 @@ class PartOfBatch(Refresh):
     (:mod:`adahessian.part_correction`).
 
     Args:
-        curvature_closure: see :meth:`adahessian.AdaHessian.step`.
+        curvature_closure: returns that of :meth:`adahessian.AdaHessian.step`, or None.
         states: of the optimizer, by parameter.
     """
 
     def __init__(
         self,
         *args: Any,
-        curvature_closure: CurvatureClosure,
+        curvature_closure: Callable[[], CurvatureClosure | None],
         states: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
         super().__init__(*args)
-        self._curvature_closure, self._states = curvature_closure, states
+        self._get_closure, self._states = curvature_closure, states
         if any(is_sharded(p) for p in self._params):
             raise ValueError(
                 "curvature_closure does not work with fully_shard, which gathers parameters for a "
@@ -214,6 +215,13 @@ class PartOfBatch(Refresh):
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
         fraction = self._options.curvature_fraction
+        closure = self._get_closure()
+        if closure is None:
+            raise RuntimeError(
+                f"curvature_fraction={fraction} needs the loss of a part of the batch: call "
+                "optimizer.step(curvature_closure=...), or set optimizer.curvature_closure, see "
+                "the docstring of AdaHessian.step"
+            )
         params = [m.param for m in members]
         halves = fraction < 1 and takes_halves([self._states.get(p, {}) for p in params])
         bounds = (0.0, fraction / 2, fraction) if halves else (0.0, fraction)
@@ -222,7 +230,7 @@ class PartOfBatch(Refresh):
         with Beside(self._params, self._earlier, look=self._is_first) as beside:
             try:
                 pieces = [
-                    list(self._piece(start, stop, params, reduction.scale))
+                    list(self._piece(partial(closure, start, stop), params, reduction.scale))
                     for start, stop in zip(bounds, bounds[1:], strict=False)
                 ]
             except NoPart as error:
@@ -246,23 +254,18 @@ class PartOfBatch(Refresh):
             yield sample
 
     def _piece(
-        self, start: float, stop: float, params: Sequence[Tensor], scale: Tensor | None
+        self, loss_function: Callable[[], Tensor], params: Sequence[Tensor], scale: Tensor | None
     ) -> Iterator[list[Tensor]]:
-        """Yield z · Hz of the loss between two fractions of the batch, for each probe."""
+        """Yield z · Hz of the loss of a piece of the batch, for each probe."""
         exact = self._options.curvature == "double_backward"
         for p in self._params:
             p.grad = None
         products = hessian_products(
             self._options.curvature,
-            filling_gradients(
-                lambda: self._curvature_closure(start, stop),
-                self._params,
-                create_graph=exact,
-                scale=scale,
-            ),
+            filling_gradients(loss_function, self._params, create_graph=exact, scale=scale),
             self._params,
             self._probes,
-            check=self._is_first and start == 0,
+            check=self._is_first,
             earlier=self._earlier,
             central=True,
         )

@@ -310,6 +310,28 @@ def test_resume_is_bitwise_and_forgets_the_closure(way):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_the_closure_may_set_the_attribute(way):
+    """Where a trainer draws the batch within its closure, only there the part is known."""
+    weights = []
+    for sets in (False, True):
+        problem = Problem()
+        optimizer = AdaHessian(problem.params, curvature=way, curvature_fraction=0.5)
+
+        def closure(problem=problem, optimizer=optimizer, sets=sets):
+            problem.backward()
+            if sets:
+                optimizer.curvature_closure = problem.curvature_closure
+            return problem.loss()
+
+        for _ in range(3):
+            part = {} if sets else {"curvature_closure": problem.curvature_closure}
+            optimizer.step(closure, **part)
+            assert (optimizer.curvature_closure is not None) == sets
+        weights.append([p.detach().clone() for p in problem.params])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_an_element_waits_for_its_curvature():
     """A word of the batch that is in no part has a gradient, and a denominator of eps alone."""
     torch.manual_seed(0)

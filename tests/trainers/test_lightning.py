@@ -248,3 +248,30 @@ def test_resume_from_a_trainers_checkpoint(curvature, tmp_path):
     resumed = Digits(curvature, **options)
     fit(resumed, epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert_same_parameters(resumed.network, whole.network)
+
+
+class PartOfBatch(Digits):
+    """The curvature from a part of the batch: the step sets the attribute."""
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+
+        def curvature_closure(start, stop):
+            rows = slice(round(start * len(labels)), round(stop * len(labels)))
+            return F.cross_entropy(self.network(images[rows]), labels[rows])
+
+        self.optimizers().optimizer.curvature_closure = curvature_closure
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_curvature_from_a_part_of_the_batch(curvature, tmp_path):
+    module = PartOfBatch(curvature, curvature_fraction=0.5)
+    trainer = L.Trainer(
+        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, train_loader())
+    assert accuracy(module.network) > 0.8
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["last_refresh"] == group["step"] - 1
