@@ -10,14 +10,13 @@ import inspect
 import re
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from experiments.config.experiment import Config
-from experiments.config.metrics import Metric, read
+from experiments.config.metrics import Metric
 from experiments.tasks import registry
 from tools.docstrings import markdown
 
@@ -198,8 +197,7 @@ def _comments(lines: list[str], node: ast.AnnAssign) -> str:
 
 def schemas() -> dict[str, type[BaseModel]]:
     """The configuration's schema of each task."""
-    find = getattr(registry, "config_class", lambda name: Config)
-    return {name: find(name) for name in registry.TASKS}
+    return {name: registry.config_class(name) for name in registry.TASKS}
 
 
 def _config_page() -> str:
@@ -349,9 +347,4 @@ def _metrics_page() -> str:
 
 def task_metrics() -> dict[str, tuple[Metric, ...]]:
     """What each task measures."""
-    found = {}
-    for name, schema in schemas().items():
-        declared = getattr(schema, "metrics", None) or registry.TASKS[name].metrics
-        old = isinstance(declared, Mapping)
-        found[name] = tuple(read({"metrics": declared}).values() if old else declared)
-    return found
+    return {name: schema.metrics for name, schema in schemas().items()}

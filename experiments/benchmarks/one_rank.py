@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,9 @@ def process_group(device: str) -> Iterator[None]:
     """A group of one process, which talks through a file."""
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if device == "cuda" else "gloo"
-        more = {"device_id": torch.device("cuda", 0)} if device == "cuda" else {}
+        more: dict[str, Any] = {}
+        if device == "cuda":
+            more["device_id"] = torch.device("cuda", 0)
         dist.init_process_group(
             backend, f"file://{folder}/store", rank=0, world_size=1, **more
         )  # fmt: skip

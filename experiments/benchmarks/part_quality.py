@@ -58,7 +58,7 @@ class Arm:
             UserError: it is no such text.
         """
         way, *settings = text.split(",")
-        kinds = {"f": Fraction, "k": int, "lr": float}
+        kinds: dict[str, Callable[[str], Any]] = {"f": Fraction, "k": int, "lr": float}
         try:
             pairs = [setting.split("=") for setting in settings]
             values = {key: kinds[key](value) for key, value in pairs}
