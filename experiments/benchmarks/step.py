@@ -80,7 +80,7 @@ def problem(network: str, quick: bool, device: str) -> zoo.Problem:
     """The network and one batch, on the device."""
     torch.manual_seed(0)
     if network == "resnet20":
-        batch, size = (16, 16) if quick else (128, 32)
+        batch, size = (32, 16) if quick else (128, 32)
         made = zoo.random_problem(zoo.resnet20(), (batch, 1, size, size))
     else:
         width, layers = (32, 1) if quick else (128, 4)
