@@ -94,6 +94,14 @@ def test_part_of_the_batch_is_not_left_unaveraged(results):
     assert all("process_group=" in result["part, no group"] for result in results)
 
 
+def test_part_of_the_batch_under_fsdp_is_refused(results):
+    assert all("does not work with fully_shard" in result["part, fsdp"] for result in results)
+
+
+def test_a_part_that_one_process_lacks_postpones_the_refresh_of_all(results):
+    assert all(result["part, one lacks it"] == [0, 1, 1, 3] for result in results)
+
+
 def test_double_backward_under_ddp_names_the_ways_out(results):
     for result in results:
         assert "process_group=" in result["ddp, double backward"]

@@ -146,7 +146,37 @@ def part_without_group(rank, world):
         return str(error)
 
 
+def part_under_fsdp(rank, world):
+    try:
+        fsdp(**PART)(rank, world)
+    except ValueError as error:
+        return str(error)
+
+
+def part_that_one_process_lacks(rank, world):
+    """As where a shard of an epoch's last batch is empty."""
+    model, refreshed = network(), []
+    optimizer = AdaHessian(model.parameters(), process_group=dist.group.WORLD, **PART)
+    x, y = (t.chunk(world)[rank] for t in data())
+    for step in range(4):
+
+        def part(start, stop, step=step):
+            if step == 2 and rank == world - 1:
+                return None
+            rows = slice(round(start * len(x)), round(stop * len(x)))
+            return nn.functional.cross_entropy(model(x[rows]), y[rows])
+
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step(curvature_closure=part)
+        refreshed.append(optimizer.param_groups[0]["last_refresh"])
+    optimizer.check_replicas()
+    return refreshed
+
+
 CASES = {
+    "part, fsdp": part_under_fsdp,
+    "part, one lacks it": part_that_one_process_lacks,
     "double backward": bare("double_backward"),
     "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
     "double backward, clipped": bare("double_backward", max_grad_norm=0.05),
