@@ -82,11 +82,21 @@ class Snapshot:
         for module in modules:
             found = [(n, b) for n, b in _torch.buffers(module).items() if b is not None]
             self._modules[module] = found
-            taken |= {b: torch.empty_like(b) for _, b in found if b not in self._values}
+            new = (b for _, b in found if b not in self._values and _may_change(b))
+            taken |= {b: torch.empty_like(b) for b in new}
         # All at once: on a GPU a small network waits for launches, and for nothing else.
         for buffers, values in _alike(taken.items()):
             torch._foreach_copy_(values, buffers)
         self._values |= taken
+
+
+def _may_change(buffer: Tensor) -> bool:
+    """Whether torch lets anybody write to a buffer: not if it is expanded, or of inference mode."""
+    if buffer.is_inference():
+        return False
+    if buffer.layout is not torch.strided:
+        return True
+    return not any(s == 0 and n > 1 for s, n in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:

@@ -310,6 +310,44 @@ def test_resume_is_bitwise_and_forgets_the_closure(way):
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+BUFFERS = {
+    "bool": lambda: torch.ones(3, dtype=torch.bool),
+    "complex": lambda: torch.ones(3, dtype=torch.cfloat),
+    "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "compressed": lambda: torch.eye(3).to_sparse_csr(),
+    "expanded": lambda: torch.ones(1).expand(3),
+    "empty": lambda: torch.empty(0),
+    "scalar": lambda: torch.tensor(3),
+    "every second": lambda: torch.ones(6)[::2],
+    "inference": lambda: torch.ones(3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("kind", BUFFERS)
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+@pytest.mark.parametrize("way", WAYS)
+def test_buffers_of_every_kind(way, fraction, kind):
+    """Those that torch lets nobody write to need no copy, and cannot be written back."""
+    with torch.inference_mode(kind == "inference"):
+        buffer = BUFFERS[kind]()
+    problem = Problem()
+    problem.model.register_buffer("kept", buffer)
+    optimizer = AdaHessian(problem.params, curvature=way, curvature_fraction=fraction)
+
+    def closure():
+        problem.model.zero_grad()
+        loss = problem.loss()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    part = {"curvature_closure": problem.curvature_closure} if fraction < 1 else {}
+    for _ in range(2):
+        optimizer.step(closure, **part)
+    assert problem.model.kept is buffer
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_the_closure_may_set_the_attribute(way):
     """Where a trainer draws the batch within its closure, only there the part is known."""
