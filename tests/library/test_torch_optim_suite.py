@@ -20,15 +20,20 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.testing._internal.common_optimizers import (
-    OptimizerErrorEnum,
-    OptimizerInfo,
-    OptimizerInput,
-    get_error_inputs_for_all_optims,
-)
 from torch.utils.data import DataLoader, TensorDataset
 
 from adahessian import AdaHessian
+
+# Whoever imports torch's test suite can set no flag of torch.backends in that process any more:
+# the commands that set some would fail in every test that runs after this file is collected.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal.common_optimizers import (
+        OptimizerErrorEnum,
+        OptimizerInfo,
+        OptimizerInput,
+        get_error_inputs_for_all_optims,
+    )
 
 
 def inputs(device="cpu", dtype=None):

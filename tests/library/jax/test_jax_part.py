@@ -1,9 +1,13 @@
+# ruff: noqa: E402 (the imports follow the check that JAX is there)
 """The curvature of a part of the batch in JAX: torch's factors, on the same halves."""
+
+import pytest
+
+pytest.importorskip("jax", reason="needs the extra: pip install adahessian[jax]")
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 
 from adahessian.jax import PartState, grad_and_hessian, part_of_batch
