@@ -1,11 +1,13 @@
 """The documentation's site: what it is made of, and what does not build."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from docs.pages import PAGES
 from pydantic import BaseModel
 
 from tools import reference, site
@@ -48,6 +50,18 @@ def test_pages_of_keys_hold_every_key():
     assert "`hessian/top_eigenvalue`" in pages["metrics.md"]
     assert "## experiments.run\n" in pages["commands.md"]
     assert "## slurm.status\n" in pages["commands.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_of_text_begins_a_list_by_accident(page):
+    """A sentence that wraps before "15. " is an item to Markdown; a real list counts up from 1."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    counts: dict[str, int] = {}
+    for line in prose.splitlines():
+        if match := re.match(r"( *)(\d+)\. ", line):
+            indent, number = match[1], int(match[2])
+            assert number in (1, counts.get(indent, 0) + 1), line
+            counts[indent] = number
 
 
 def test_metric_keys_are_those_of_the_code():
