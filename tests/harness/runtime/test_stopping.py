@@ -14,6 +14,14 @@ from experiments.tasks.registry import build_task
 from experiments.training import loop
 
 
+@pytest.fixture(autouse=True)
+def without_nohup():
+    """Below `nohup make test` SIGHUP is ignored, and a run keeps it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_a_signal_is_a_request_and_leaves_no_handler_behind():
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
     assert stopping.requested() is None
