@@ -17,7 +17,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
-from adahessian.curvature.replay import Earlier, Snapshot
+from adahessian.curvature.replay import Earlier
+from adahessian.curvature.snapshot import Snapshot
 
 
 class NoPart(Exception):
@@ -93,7 +94,7 @@ class Beside:
         self._grads = [p.grad for p in self._params]
         for p in self._params:
             p.grad = None
-        modules = self._earlier.modules
+        modules = self._earlier.known_modules(self._params)
         devices = {p.device for p in self._params if p.device.type != "cpu"}
         self._before = Snapshot(devices, modules)
         self._stack = contextlib.ExitStack()

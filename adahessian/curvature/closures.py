@@ -8,7 +8,7 @@ With ``curvature="finite_difference"`` it is evaluated twice at a step that refr
 and once more at the first one, to see whether it is repeatable. It must then compute the same
 function of the parameters each time: it may not draw a new batch, clip or otherwise change the
 gradients (there is ``max_grad_norm``), or depend on anything that it changes itself other than
-gradients, buffers of modules, and torch's random state.
+gradients, buffers of modules, and the global random states of torch, Python and numpy.
 """
 
 import warnings

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
 
@@ -73,16 +74,7 @@ _NO_SECOND_DERIVATIVE = (
 
 def _runs_again_without_graph(grads: Sequence[Tensor]) -> bool:
     """Whether a reentrant checkpoint, whose inner backward drops create_graph, is in the graph."""
-    pending, seen = [g.grad_fn for g in grads if g.requires_grad], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        pending.extend(following for following, _ in node.next_functions)
-    return False
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes_below(grads))
 
 
 class DoubleBackward:

@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.closures import not_repeatable
+from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.layouts import Layouts
 from adahessian.curvature.piecewise import GATES, Detached
 from adahessian.curvature.torch_calls import name_of
@@ -66,6 +67,7 @@ class Gates(TorchFunctionMode):
         self.inside: str | None = None  # the torch function that is running, for HiddenKinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
         self.called: set[str] = set()  # names of the torch functions that it came through
+        self.leaves: dict[Tensor, None] = {}  # whose gradients its backward passes accumulate
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
@@ -156,6 +158,9 @@ class Gates(TorchFunctionMode):
         grads = tuple(
             torch.ones_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)
         )
+        if self._next is None:
+            with _torch.below_torch_functions():
+                self.leaves |= leaves_below(tensors)
         if self.backward_scale is None:
             self.backward_scale = 1.0
         if self.backward_scale != 1 and not _torch.in_backward():

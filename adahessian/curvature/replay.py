@@ -18,95 +18,10 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients, not_repeatable
 from adahessian.curvature.gates import Gates, HiddenKinks
+from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
+from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.replicas import local
-
-RandomStates = dict[torch.device, Tensor]
-
-
-def random_states(devices: Iterable[torch.device]) -> RandomStates:
-    """Return the states of torch's generators for the CPU and some other devices."""
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    return states | {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
-
-
-def set_random_states(states: RandomStates) -> None:
-    """Go back to what :func:`random_states` returned."""
-    for device, state in states.items():
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-class Snapshot:
-    """Random states, and the buffers of modules, at one moment.
-
-    Args:
-        devices: whose random states belong to it, beside the CPU's.
-        modules: those that are known; others join by :meth:`add` before they run.
-    """
-
-    def __init__(self, devices: Iterable[torch.device], modules: Iterable[nn.Module] = ()) -> None:
-        self._random = random_states(devices)
-        self._modules: dict[nn.Module, list[tuple[str, Tensor]]] = {}
-        self._values: dict[Tensor, Tensor] = {}
-        self._take(modules)
-
-    @property
-    def modules(self) -> Iterable[nn.Module]:
-        return self._modules.keys()
-
-    def add(self, module: nn.Module) -> bool:
-        """Note a module's buffers; return False if they are noted already."""
-        if module in self._modules:
-            return False
-        with _torch.below_torch_functions():  # it is no business of the gates
-            self._take([module])
-        return True
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back: the same buffers, with their values."""
-        for module, buffers in self._modules.items():
-            for name, buffer in buffers:
-                _torch.buffers(module)[name] = buffer
-        # All of them: a kernel that writes to a buffer need not count up its version.
-        for buffers, values in _alike(self._values.items()):
-            torch._foreach_copy_(buffers, values)
-        set_random_states(self._random)
-
-    @torch.no_grad()
-    def _take(self, modules: Iterable[nn.Module]) -> None:
-        taken: dict[Tensor, Tensor] = {}
-        for module in modules:
-            found = [(n, b) for n, b in _torch.buffers(module).items() if b is not None]
-            self._modules[module] = found
-            new = (b for _, b in found if b not in self._values and _may_change(b))
-            taken |= {b: torch.empty_like(b) for b in new}
-        # All at once: on a GPU a small network waits for launches, and for nothing else.
-        for buffers, values in _alike(taken.items()):
-            torch._foreach_copy_(values, buffers)
-        self._values |= taken
-
-
-def _may_change(buffer: Tensor) -> bool:
-    """Whether torch lets anybody write to a buffer: not if it is expanded, or of inference mode."""
-    if buffer.is_inference():
-        return False
-    if buffer.layout is not torch.strided:
-        return True
-    return not any(s == 0 and n > 1 for s, n in zip(buffer.stride(), buffer.shape, strict=True))
-
-
-def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-    """Return pairs of tensors as pairs of lists, one for each device and type."""
-    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
-    for first, second in pairs:
-        firsts, seconds = kinds.setdefault((first.device, first.dtype), ([], []))
-        firsts.append(first)
-        seconds.append(second)
-    return kinds.values()
 
 
 class Earlier:
@@ -118,7 +33,7 @@ class Earlier:
 
     Attributes:
         is_smooth: whether the coming refresh need not be recorded.
-        modules: whose buffers an evaluation may change.
+        modules: whose buffers an evaluation may change; None before they are looked for.
         params: theirs.
         autocast_dtype, called: see :class:`Gates`.
     """
@@ -127,7 +42,7 @@ class Earlier:
 
     def __init__(self) -> None:
         self.is_smooth = False
-        self.modules: list[nn.Module] = []
+        self.modules: list[nn.Module] | None = None
         self.params: list[Tensor] = []
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
@@ -138,11 +53,25 @@ class Earlier:
         self.is_smooth = self._remaining > 0
         self._remaining -= 1
 
+    def known_modules(self, params: Iterable[Tensor]) -> list[nn.Module]:
+        """Return ``modules``; the first time, look for those around some parameters."""
+        if self.modules is None:
+            self.modules = modules_around(params)
+        return self.modules
+
     def learn(self, gates: Gates, modules: Iterable[nn.Module], params: Iterable[Tensor]) -> None:
-        """Take in a recorded evaluation."""
+        """Take in a recorded evaluation.
+
+        Args:
+            gates: that recorded it.
+            modules: all that are known.
+            params: whose gradients they may change.
+        """
         self.modules, self.params = list(modules), list(params)
         self.autocast_dtype, self.called = gates.autocast_dtype, gates.called
-        self._remaining = 0 if gates.met_pieces else self.LOOK_AGAIN
+        # Other leaves of the graph may be new ones in each step, which only a record finds.
+        others = gates.leaves.keys() - set(self.params)
+        self._remaining = 0 if gates.met_pieces or others else self.LOOK_AGAIN
 
 
 class Replay:
@@ -154,9 +83,10 @@ class Replay:
     Args:
         closure: clears the gradients, computes a loss, calls backward and returns the loss: the
             same function of the parameters each time. Any other function is good for its value.
-        params: its parameters. The gradients of all others that its modules have are preserved too.
+        params: its parameters. The gradients of all other leaves that its backward passes reach,
+            and of all that its modules have, are preserved too.
         gates: what records and replays the pieces of the function.
-        earlier: what is known of it; None for nothing.
+        earlier: what is known of it; None for nothing, and its modules are those that it calls.
 
     Attributes:
         is_smooth: the function is known to have no pieces: nothing is recorded.
@@ -172,6 +102,8 @@ class Replay:
         self._closure = closure
         self._gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
+        if earlier is None:
+            self._earlier.modules = []
         self.is_smooth = self._earlier.is_smooth
         self._given = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
@@ -194,6 +126,8 @@ class Replay:
         if self.is_smooth:
             self.begin()
             value = self._evaluate()
+            if isinstance(value, Tensor):
+                self._params |= leaves_below([value])
             self._after = self._snapshot()
             return value
         self._before = self._snapshot()
@@ -210,9 +144,10 @@ class Replay:
             kinks.warn()
             self._warn_of_tf32()
         self._after = Snapshot(self._devices, self._before.modules)
+        self._earlier.learn(self._gates, self._before.modules, self._params)
+        self._params |= self._gates.leaves
         if check:
             self._check_repeatable(value)
-        self._earlier.learn(self._gates, self._before.modules, self._params)
         return value
 
     @property
@@ -256,11 +191,11 @@ class Replay:
             (p, p.grad.clone() if p.grad is not None and _torch.is_view(p.grad) else p.grad)
             for p in self._params
         ]
-        if clear_grads:
-            for p in self._params:
-                p.grad = None
-        self._before.restore()
         try:
+            if clear_grads:
+                for p in self._params:
+                    p.grad = None
+            self._before.restore()
             yield
         finally:
             for p, grad in grads:
@@ -320,7 +255,7 @@ class Replay:
         return value
 
     def _snapshot(self) -> Snapshot:
-        return Snapshot(self._devices, self._earlier.modules)
+        return Snapshot(self._devices, self._earlier.known_modules(self._given))
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if self._before.add(module):
@@ -337,22 +272,20 @@ class Replay:
         if not params:
             return
         first = [kept[p] for p in params]
-        with self.rewound(clear_grads=False):
-            # A closure that is linear in the gradient passes a factor on; one that clips does not.
-            factor = 1.0 if self._gates.backward_scale is None else 32.0
-            self._gates.backward_scale = factor
-            try:
+        # A closure that is linear in the gradient passes a factor on; one that clips does not.
+        factor = 1.0 if self._gates.backward_scale is None else 32.0
+        try:
+            with self.rewound(clear_grads=False):
+                self._gates.backward_scale = factor
                 again = self._evaluate_again()
-            finally:
-                self._gates.backward_scale = 1.0
-            second = [g.detach() / factor for g in gradients(params)]
-            norms = torch._foreach_norm([local(g) for g in first])
-            changes = torch._foreach_norm(
-                [local(a - b) for a, b in zip(second, first, strict=True)]
-            )
-            scale, change = torch.stack(norms).norm(), torch.stack(changes).norm()
-        for p, grad in kept.items():
-            p.grad = grad  # a zero_grad(set_to_none=False) has overwritten the first one's
+                second = [g.detach() / factor for g in gradients(params)]
+        finally:
+            self._gates.backward_scale = 1.0
+            for p, grad in kept.items():
+                p.grad = grad  # it was overwritten, or added to
+        norms = torch._foreach_norm([local(g) for g in first])
+        changes = torch._foreach_norm([local(a - b) for a, b in zip(second, first, strict=True)])
+        scale, change = torch.stack(norms).norm(), torch.stack(changes).norm()
         if isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6):
             raise not_repeatable(f"the loss is {float(again)} instead of {float(value)}")
         if change > 0.01 * scale:

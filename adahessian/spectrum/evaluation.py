@@ -11,12 +11,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from adahessian import _torch
 from adahessian.curvature.precision import STEP_SIZES
-from adahessian.curvature.replay import (
-    RandomStates,
-    Replay,
-    random_states,
-    set_random_states,
-)
+from adahessian.curvature.replay import Replay
+from adahessian.curvature.snapshot import RandomStates, random_states, set_random_states
 
 
 class PreservedState:
@@ -55,7 +51,7 @@ class PreservedState:
         set_random_states(self._random)
 
     def random_states(self) -> RandomStates:
-        """Return the states of torch's generators for the CPU and the parameters' devices."""
+        """Return the states of the generators for the CPU and the parameters' devices."""
         return random_states(self._devices)
 
     def _lend_copies(self, module: nn.Module, _: Any = None) -> None:

@@ -20,7 +20,7 @@ from adahessian._torch import pytree
 from adahessian.curvature import CURVATURES
 from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.replay import RandomStates, set_random_states
+from adahessian.curvature.snapshot import RandomStates, set_random_states
 from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
 

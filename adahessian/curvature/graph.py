@@ -1,0 +1,27 @@
+"""Looking through autograd's graph."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+from torch.autograd.graph import Node
+
+
+def nodes_below(tensors: Iterable[Tensor]) -> Iterator[Node]:
+    """Yield each operation on the way from tensors to the leaves that they are computed from."""
+    pending, seen = [t.grad_fn for t in tensors], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        yield node
+        seen.add(node)
+        pending.extend(following for following, _ in node.next_functions)
+
+
+def leaves_below(tensors: Iterable[Tensor]) -> dict[Tensor, None]:
+    """Return the leaves whose gradients a backward pass from some tensors accumulates."""
+    tensors = list(tensors)
+    leaves = {t: None for t in tensors if t.is_leaf and t.requires_grad}
+    # The node that accumulates a leaf's gradient has it as an attribute, for those who look.
+    found = (getattr(node, "variable", None) for node in nodes_below(tensors))
+    return leaves | {t: None for t in found if t is not None}

@@ -1,0 +1,139 @@
+"""What an evaluation changes beside gradients: buffers of modules, and random states."""
+
+import gc
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adahessian import _torch
+
+
+class RandomStates(NamedTuple):
+    """The states of all generators that a model may draw from without having one of its own.
+
+    Attributes:
+        torch: by device.
+        python: of the module ``random``.
+        numpy: of its global generator; None where numpy is not in use.
+    """
+
+    torch: dict[torch.device, Tensor]
+    python: Any
+    numpy: Any
+
+
+def random_states(devices: Iterable[torch.device]) -> RandomStates:
+    """Return the states of Python's and numpy's generators, and torch's: the CPU's and others."""
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    states |= {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
+    numpy = _numpy_random()
+    return RandomStates(states, random.getstate(), None if numpy is None else numpy.get_state())
+
+
+def set_random_states(states: RandomStates) -> None:
+    """Go back to what :func:`random_states` returned."""
+    for device, state in states.torch.items():
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)
+    random.setstate(states.python)
+    if states.numpy is not None:
+        _numpy_random().set_state(states.numpy)
+
+
+def _numpy_random() -> Any:
+    """Return numpy.random if somebody has imported it, as we have no need to."""
+    return sys.modules.get("numpy.random")
+
+
+class Snapshot:
+    """Random states, and the buffers of modules, at one moment.
+
+    Args:
+        devices: whose random states belong to it, beside the CPU's.
+        modules: those that are known; others join by :meth:`add` before they run.
+    """
+
+    def __init__(self, devices: Iterable[torch.device], modules: Iterable[nn.Module] = ()) -> None:
+        self._random = random_states(devices)
+        self._modules: dict[nn.Module, list[tuple[str, Tensor | None]]] = {}
+        self._values: dict[Tensor, Tensor] = {}
+        self._take(modules)
+
+    @property
+    def modules(self) -> Iterable[nn.Module]:
+        return self._modules.keys()
+
+    def add(self, module: nn.Module) -> bool:
+        """Note a module's buffers; return False if they are noted already."""
+        if module in self._modules:
+            return False
+        with _torch.below_torch_functions():  # it is no business of the gates
+            self._take([module])
+        return True
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back: the same buffers, with their values."""
+        for module, buffers in self._modules.items():
+            for name, buffer in buffers:
+                _torch.buffers(module)[name] = buffer
+        # All of them: a kernel that writes to a buffer need not count up its version.
+        for buffers, values in _alike(self._values.items()):
+            torch._foreach_copy_(buffers, values)
+        set_random_states(self._random)
+
+    @torch.no_grad()
+    def _take(self, modules: Iterable[nn.Module]) -> None:
+        taken: dict[Tensor, Tensor] = {}
+        for module in modules:
+            self._modules[module] = list(_torch.buffers(module).items())
+            found = (b for _, b in self._modules[module] if b is not None)
+            new = (b for b in found if b not in self._values and _may_change(b))
+            taken |= {b: torch.empty_like(b) for b in new}
+        # All at once: on a GPU a small network waits for launches, and for nothing else.
+        for buffers, values in _alike(taken.items()):
+            torch._foreach_copy_(values, buffers)
+        self._values |= taken
+
+
+def modules_around(params: Iterable[Tensor]) -> list[nn.Module]:
+    """Return all modules of the models that have one of some parameters.
+
+    A model's own ``forward`` need not be what a closure calls: it may be ``model.loss(...)``, or a
+    trainer's ``training_step``. Then no hook shows it, its layers do not know it, and its buffers
+    change all the same. So it is looked for among everything that Python's collector knows, which
+    takes some hundredths of a second.
+    """
+    ours = {id(p) for p in params}
+    found: dict[nn.Module, None] = {}
+    # By type: isinstance asks a proxy for what it stands for, which may do anything.
+    for module in [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]:
+        # One that is under construction has no parameters yet.
+        if "_parameters" in vars(module) and any(id(p) in ours for p in module.parameters()):
+            found |= dict.fromkeys(module.modules())
+    return list(found)
+
+
+def _may_change(buffer: Tensor) -> bool:
+    """Whether torch lets anybody write to a buffer: not if it is expanded, or of inference mode."""
+    if buffer.is_inference():
+        return False
+    if buffer.layout is not torch.strided:
+        return True
+    return not any(s == 0 and n > 1 for s, n in zip(buffer.stride(), buffer.shape, strict=True))
+
+
+def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    """Return pairs of tensors as pairs of lists, one for each device and type."""
+    kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for first, second in pairs:
+        firsts, seconds = kinds.setdefault((first.device, first.dtype), ([], []))
+        firsts.append(first)
+        seconds.append(second)
+    return kinds.values()

@@ -1,0 +1,153 @@
+"""Whatever a step of finite differences evaluates, it leaves what one evaluation leaves.
+
+Gradients of everything that backward reaches, buffers of every module of the model, and the states
+of all global generators, bit for bit; also where an operation of a further evaluation fails.
+"""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from adahessian import AdaHessian
+from adahessian.curvature.snapshot import modules_around
+
+
+class Everything(nn.Module):
+    """Not called itself: its ``loss`` is. Buffers, parameters and noise of all kinds."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("later", None)
+        self.embedding = nn.Embedding(9, 6)  # the head is tied to it
+        self.matrices = nn.ParameterList([torch.randn(6, 6) for _ in range(2)])
+        self.scale = nn.Parameter(torch.ones(6))
+        self.norm = nn.BatchNorm1d(6)
+        self.activation = activation
+
+    def loss(self, x, tokens, y, loose):
+        self.calls += 1
+        h = self.activation(x @ self.matrices[0] * self.scale + self.embedding(tokens))
+        self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0)
+        if self.later is None:
+            self.later = torch.zeros(6)
+        self.later.add_(h.detach().sum(0))
+        h = F.dropout(self.norm(h @ self.matrices[1]) * loose, 0.1)
+        h = h + random.random() + torch.from_numpy(np.random.rand(6)).float()
+        return F.cross_entropy(h @ self.embedding.weight.t(), y)
+
+
+class Problem:
+    """A model, of which the optimizer has one part and a second optimizer another."""
+
+    def __init__(self, activation=F.relu, detached=False):
+        torch.manual_seed(0)
+        self.model = Everything(activation)
+        self.loose = torch.ones(6, requires_grad=True)
+        self.x = torch.randn(16, 6, requires_grad=True)
+        self.tokens, self.y = torch.randint(9, (16,)), torch.randint(9, (16,))
+        self.params = [self.model.scale, *self.model.norm.parameters()]
+        self.optimizer = AdaHessian(self.params, lr=0.0, curvature="finite_difference")
+        self.detached = detached
+
+    def closure(self):
+        self.optimizer.zero_grad()
+        loss = self.model.loss(self.x, self.tokens, self.y, self.loose)
+        loss.backward()
+        return loss.detach() if self.detached else loss
+
+    def traces(self):
+        """Everything that an evaluation may change."""
+        leaves = [*self.model.parameters(), self.loose, self.x]
+        state = np.random.get_state()
+        return {
+            "gradients": [None if p.grad is None else p.grad.clone() for p in leaves],
+            "parameters": [p.detach().clone() for p in leaves],
+            "buffers": [b.clone() for b in self.model.buffers()],
+            "random": [random.getstate(), torch.get_rng_state(), tuple(state[1]), state[2]],
+        }
+
+
+def seed():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+
+def assert_same(found, expected):
+    for kind, values in expected.items():
+        for number, (a, b) in enumerate(zip(found[kind], values, strict=True)):
+            same = torch.equal(a, b) if torch.is_tensor(b) else a == b
+            assert same, f"{kind}, number {number}"
+
+
+@pytest.mark.parametrize("detached", [False, True], ids=["", "detached"])
+@pytest.mark.parametrize("activation", [F.relu, F.gelu], ids=["pieces", "smooth"])
+def test_a_step_leaves_what_one_evaluation_leaves(activation, detached):
+    stepped, plain = (Problem(activation, detached) for _ in range(2))
+    seed()
+    for _ in range(3):
+        stepped.optimizer.step(stepped.closure)
+    found = stepped.traces()
+    seed()
+    for _ in range(3):
+        plain.closure()
+    assert_same(found, plain.traces())
+
+
+class Failing(TorchFunctionMode):
+    """Raises at a call of a torch function."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.remaining = at
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.remaining -= 1
+        if self.remaining == 0:
+            raise InterruptedError
+        return func(*args, **(kwargs or {}))
+
+
+def test_also_where_an_operation_fails():
+    """At every third operation of the further evaluations of a first step."""
+    plain = Problem()
+    seed()
+    counting = Failing(0)
+    with counting:
+        plain.closure()
+    once, expected = -counting.remaining, plain.traces()
+    for number in range(1, 10**6, 3):
+        problem, evaluations = Problem(), []
+
+        def closure(problem=problem, evaluations=evaluations, number=number):
+            evaluations.append(1)
+            if len(evaluations) == 1:
+                return problem.closure()
+            skipped = (len(evaluations) - 2) * once
+            with Failing(number - skipped):
+                return problem.closure()
+
+        seed()
+        try:
+            problem.optimizer.step(closure)
+        except InterruptedError:
+            assert_same(problem.traces(), expected)
+        else:
+            break
+    assert 50 < (len(evaluations) - 1) * once < number
+
+
+def test_the_modules_around_parameters_are_found():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()))
+    whole = nn.ModuleDict({"model": model, "other": nn.Linear(1, 1)})
+    copied, stranger = copy.deepcopy(whole), nn.Linear(1, 1)
+    unready = nn.Linear.__new__(nn.Linear)
+    found = modules_around([model[1][0].weight])
+    assert set(found) == set(whole.modules()) and unready is not None
+    assert not {copied, stranger} & set(found)
