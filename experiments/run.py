@@ -1,10 +1,11 @@
-"""Train: `python -m experiments.run FILE... [key=value ...] [--jobs N]`.
+"""Train: `python -m experiments.run FILE... [key=value ...] [--jobs N] [--dry-run]`.
 
 FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
 Several runs are trained at a time, each in a process and a directory of its own below `RUNS_ROOT`
 (default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is skipped; one
 that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP finish the
-steps, save them, and exit with 130, 143, 140 and 129.
+steps, save them, and exit with 130, 143, 140 and 129. `--dry-run` shows instead
+what would be trained: each run's network, parameter groups and learning rate.
 """
 
 import argparse
@@ -26,12 +27,13 @@ from experiments.runs.directory import RunDirectory
 from experiments.runs.labels import titles
 from experiments.runtime import distributed
 from experiments.runtime.device import build_device
-from experiments.runtime.paths import runs_root
+from experiments.runtime.paths import data_root, runs_root
 from experiments.runtime.processes import run_each
 from experiments.runtime.progress import Progress, say
 from experiments.runtime.stopping import Stopped
 from experiments.runtime.threads import VARIABLE, cores, threads_per_run
 from experiments.training import optimizers
+from experiments.training.preview import preview
 from experiments.training.session import say_if_done, train_unless_done
 
 
@@ -57,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="runs at a time; default: one per GPU, or on a CPU one per core "
         f"({VARIABLE}=T trains each with T threads instead of one, and fewer at a time)",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be trained, with a picture of the learning rate; record nothing",
+    )
     said = "interrupted; the same command goes on from the last checkpoint"
     return cli.execute(parser, _run, arguments, said)
 
@@ -76,10 +83,22 @@ def _run(parsed: argparse.Namespace) -> int:
         for config, title in zip(configs, titles(configs), strict=True)
         if distributed.world_size() > 1 or not say_if_done(RunDirectory(runs_root(), config))
     ]
+    if parsed.dry_run:
+        return _show(todo)
     if len(todo) < 2 or distributed.world_size() > 1:
         _say_what_is_idle(todo)
         return max([train_unless_done(config, title=title) for config, title in todo], default=0)
     return _train_in_processes(todo, parsed.jobs)
+
+
+def _show(todo: Sequence[tuple[Config, str]]) -> int:
+    """Print what a training of each run would be, what is said already only once."""
+    said = None
+    for config, title in todo:
+        lines = preview(config, data_root())
+        print(*([f"{title}: as above"] if lines == said else [title, *lines]), sep="\n")
+        said = lines
+    return 0
 
 
 def _say_what_is_idle(todo: Sequence[tuple[Config, str]]) -> None:

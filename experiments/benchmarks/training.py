@@ -165,7 +165,7 @@ class Trainee:
         self.steps = method.cycle * -(-steps // method.cycle)
         torch.manual_seed(0)
         self.model = task.build_model()
-        self.optimizer = optimizers.build_optimizer(config, self.model.parameters())
+        self.optimizer = optimizers.build_optimizer(config, self.model)
         # The workers begin with a full store of batches: it is used up before time is taken.
         self.lead = loader.num_workers * (loader.prefetch_factor or 0) if method.plain else 0
 

@@ -5,17 +5,17 @@ A task adds its `dataset` and `model` sections, its metrics and further keys in 
 through the constructor that an optimizer names.
 """
 
-import importlib
-import inspect
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from experiments.config.metrics import LOSS, Metric
-from experiments.config.sections import Fraction, NotNegative, Positive, Section, refuse
+from experiments.config.optimizers import Optimizer
+from experiments.config.schedules import AnySchedule, Schedule
+from experiments.config.sections import NotNegative, Positive, Section, refuse
 from experiments.errors import nearest
 
 FOLDER_NAME = re.compile(r"\w([\w .+=,@()%-]{0,98}[\w+=,@()%-])?")
@@ -50,121 +50,6 @@ class ModelSection(Section):
     def label(self) -> str:
         """Names architecture and size, as in `resnet20`; the second folder of a run's path."""
         return self.name
-
-
-class Plateau(Section):
-    """A metric that has stopped improving: `torch.optim.lr_scheduler.ReduceLROnPlateau`."""
-
-    metric: str
-    """`train/loss`, or `<split>/<metric>` of a split that is evaluated."""
-    patience: NotNegative
-    """Epochs without an improvement that are tolerated."""
-    threshold: Annotated[float, Field(ge=0, lt=1)]
-    """An improvement by less, relative to the best value, is none."""
-
-
-class Schedule(Section):
-    """The learning rate: multiplied by `factor` at each of the `drops`, or at each plateau."""
-
-    drops: list[Fraction]
-    """Where in the training, as fractions of `epochs`."""
-    factor: Annotated[float, Field(gt=0, le=1)]
-    """The learning rate is multiplied by it."""
-    stepped_at_epoch_start: bool
-    """Whether each drop acts one epoch early, as in the released code.
-
-    That code steps its scheduler before it trains an epoch: of its milestones 80 and 120, the first
-    acts after 79 epochs and the second after 119.
-    """
-    plateau: Plateau | None = None
-    """In place of `drops`: wait for a metric to stop improving."""
-
-    @model_validator(mode="after")
-    def _check_plateau(self) -> "Schedule":
-        if self.plateau and (self.drops or self.stepped_at_epoch_start or self.factor == 1):
-            refuse("a plateau needs drops [], stepped_at_epoch_start false and a factor below 1")
-        return self
-
-    def relative_rate(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The learning rate at a step, divided by the optimizer's `lr`; without the plateau.
-
-        A pure function: a schedule has no state to save or lose. Any other shape of the learning
-        rate (warm-up, cosine) is a section with this method.
-
-        Args:
-            step: optimizer steps before this one, from the start of the training.
-            steps_per_epoch: in one pass over the training set.
-            epochs: of the whole training.
-        """
-        early = 1 if self.stepped_at_epoch_start else 0
-        # The first epoch always has the full rate, however short the training.
-        starts = [max(1, round(drop * epochs) - early) for drop in self.drops]
-        return self.factor ** sum(step // steps_per_epoch >= start for start in starts)
-
-
-class Optimizer(Section):
-    """One optimizer: `constructor(params, lr=, weight_decay=, **every other key)`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    constructor: str
-    """Dotted path of a `torch.optim.Optimizer`, such as `torch.optim.SGD`."""
-    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """The initial learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    """The constructor's argument, see also the next key."""
-    weight_decay_divided_by_lr: bool
-    """Whether `weight_decay` is divided by `lr` first.
-
-    The released code does so for optimizers with decoupled weight decay: one number then shrinks
-    the weights equally under every optimizer.
-    """
-    after_epochs: dict[NotNegative, dict[str, Any]] = {}
-    """Options that change: `{5: {update_interval: 4}}` sets it to 4 after 5 epochs."""
-    schedule: Schedule | None = None
-    """The schedule of this optimizer, in place of the experiment's."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Optimizer":
-        if self.weight_decay_divided_by_lr and self.lr == 0:
-            refuse("weight_decay_divided_by_lr needs lr > 0")
-        known = set(inspect.signature(self.load_constructor()).parameters) - {"self", "params"}
-        for key in self.model_extra or {}:
-            if key not in known:
-                choices = sorted(known | set(Optimizer.model_fields))
-                refuse(f"unknown key '{key}', no argument of {self.constructor}; "
-                       + nearest(key, choices))  # fmt: skip
-        for values in self.after_epochs.values():
-            if "lr" in values:
-                refuse("after_epochs: lr belongs to the schedule, it cannot be set here")
-        return self
-
-    def load_constructor(self) -> type:
-        """Import the class that `constructor` names."""
-        module, _, name = self.constructor.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, ValueError, AttributeError) as error:
-            refuse(f"constructor '{self.constructor}' cannot be imported: {error}")
-        if not isinstance(found, type):
-            refuse(f"constructor '{self.constructor}' is no class")
-        return found
-
-    def changed_options(self, epoch: int) -> dict[str, Any]:
-        """The options that `after_epochs` has changed once so many epochs are done."""
-        changed: dict[str, Any] = {}
-        for start in sorted(self.after_epochs):
-            if epoch >= start:
-                changed.update(self.after_epochs[start])
-        return {key: _tuples(value) for key, value in changed.items()}
-
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments except the parameters."""
-        decay = (
-            self.weight_decay / self.lr if self.weight_decay_divided_by_lr else self.weight_decay
-        )
-        extra = {key: _tuples(value) for key, value in (self.model_extra or {}).items()}
-        return {"lr": self.lr, "weight_decay": decay, **extra}
 
 
 class SpectrumSettings(Section):
@@ -219,12 +104,17 @@ class Config(Section):
     """Passes over the training set."""
     batch_size: Positive
     """Examples per step, over all processes."""
-    schedule: Schedule
+    schedule: AnySchedule
     """The learning rate of every optimizer without a schedule of its own."""
     best_epoch_split: Literal["test", "val"]
     """The split whose headline metric names the best epoch."""
     optimizers: Annotated[dict[FolderName, Optimizer], Field(min_length=1)]
     """Optimizers by name; the third folder of a run's path."""
+    freeze: list[str] = []
+    """Parameters that are not trained, by pattern: of their names (`*` is anything), or `1-D`, ...
+
+    The statistics of batch normalization follow the data all the same.
+    """
     seed: NotNegative = 1
     """Seed of initialization, data order, augmentation, dropout and the optimizer's probes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -263,8 +153,8 @@ class Config(Section):
             refuse(f"best_epoch_split '{split}' {self._why_not(split)}")
         owners = {f"optimizers.{name}.": spec for name, spec in self.optimizers.items()}
         for path, owner in {"": self, **owners}.items():
-            if owner.schedule and owner.schedule.plateau:
-                self._check_metric(f"{path}schedule.plateau.metric", owner.schedule.plateau.metric)
+            if owner.schedule and (plateau := owner.schedule.waits_for):
+                self._check_metric(f"{path}schedule.plateau.metric", plateau.metric)
         if self.autocast and self.dtype != "float32":
             refuse(f"autocast '{self.autocast}' needs dtype float32")
         return self
@@ -321,11 +211,6 @@ WITHOUT_EFFECT = {
     "spectrum_every_epochs",
     "spectrum",
 }
-
-
-def _tuples(value: Any) -> Any:
-    """Lists as tuples: YAML has lists only, and optimizers expect `betas` as a tuple."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def write_yaml(config: Config) -> str:

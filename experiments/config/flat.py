@@ -2,13 +2,14 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import types
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from experiments.config.experiment import Optimizer
+from experiments.config.optimizers import Optimizer
 
 MISSING = object()  # the value of a key that is neither set nor has a default
 
@@ -33,10 +34,20 @@ def schema_defaults(schema: type[BaseModel]) -> dict[str, Any]:
             value = field.get_default(call_default_factory=True)
             value = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
             found |= flatten({name: value})
-        elif inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-            inner = schema_defaults(field.annotation)
-            found |= {f"{name}.{key}": value for key, value in inner.items()}
+        else:  # of a choice between sections, a key means the same in each of them
+            for section in _sections(field.annotation):
+                inner = schema_defaults(section)
+                found |= {f"{name}.{key}": value for key, value in inner.items()}
     return found
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The section that an annotation is, or those of a choice."""
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Annotated, Union, types.UnionType):
+        for argument in get_args(annotation):
+            yield from _sections(argument)
 
 
 @cache

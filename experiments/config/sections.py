@@ -76,7 +76,8 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         # An error about a mapping does not repeat the whole mapping.
         value = "" if isinstance(item["input"], dict) else f" = {item['input']!r}"
-        where = ".".join(str(part) for part in item["loc"] if part != "[key]")
+        # In brackets: a mapping's key, and which of several sections one is.
+        where = ".".join(part for part in map(str, item["loc"]) if part[:1] + part[-1:] != "[]")
         message = item["msg"].removeprefix("Value error, ")
         lines.append(f"{where}{value}: {message}" if where else message)
     return lines[0] if len(lines) == 1 else "\n  ".join(["", *lines])

@@ -5,7 +5,8 @@ import inspect
 import json
 from typing import Any
 
-from experiments.config.experiment import WITHOUT_EFFECT, Config, Optimizer
+from experiments.config.experiment import WITHOUT_EFFECT, Config
+from experiments.config.optimizers import Optimizer
 
 
 def signature(config: Config) -> str:

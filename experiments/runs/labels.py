@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.config.experiment import WITHOUT_EFFECT, Config, Optimizer
+from experiments.config.experiment import WITHOUT_EFFECT, Config
 from experiments.config.flat import MISSING, flatten, schema_defaults
+from experiments.config.optimizers import Optimizer
 from experiments.tasks.registry import protocol_defaults
 
 _FIRST, _LAST = "optimizer", "seed"

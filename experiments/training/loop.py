@@ -24,7 +24,8 @@ from experiments.runtime.progress import Progress
 from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
-from experiments.training import curvature, optimizers
+from experiments.training import curvature, groups, optimizers
+from experiments.training.evaluation import evaluate, evaluated_state, evaluated_weights
 from experiments.training.monitor import CurvatureMonitor
 from experiments.training.schedule import GroupSchedule, build_plateau
 
@@ -67,11 +68,19 @@ class Training:
     def __post_init__(self) -> None:
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
         self.schedule = GroupSchedule(self.config, self.task.steps_per_epoch)
+        self.groups = groups.split(self.config, self.model)
 
     @property
-    def learning_rate(self) -> float:
-        """Of the last step."""
-        return self.optimizer.param_groups[0]["lr"]
+    def learning_rate(self) -> float | None:
+        """Of the last step, where no group multiplies it; None where the optimizer has none."""
+        rate = self.optimizer.param_groups[0].get("lr")
+        return rate if rate is None else rate / self.groups[0].lr_factor
+
+    def set_options(self, step: int) -> None:
+        """Give the parameter groups what the schedule has for a step."""
+        values = self.schedule.values(step)
+        for group, part in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group.update(part.values(values))
 
     @property
     def takes_part_of_batch(self) -> bool:
@@ -131,18 +140,21 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             times = train_epoch(training, position, progress)
 
             measured = {"train": task.summarize(position.totals)}
-            measured |= {split: evaluate(task, model, split) for split in task.evaluation_splits}
+            with evaluated_weights(model, training.optimizer):
+                for split in task.evaluation_splits:
+                    measured[split] = evaluate(task, model, split)
             position = Position(epoch=position.epoch + 1)
+            rate = training.learning_rate
             row = {
                 "step": position.epoch * task.steps_per_epoch,
                 "epoch": position.epoch,
-                "learning_rate": training.learning_rate,
+                **({} if rate is None else {"learning_rate": rate}),
                 **{f"{split}/{k}": v for split, all in measured.items() for k, v in all.items()},
                 **measure_curvature(training, position.epoch),
                 **times,
             }
             if training.plateau:
-                training.plateau.step(row[config.learning_rate_schedule.plateau.metric])
+                training.plateau.step(row[config.learning_rate_schedule.waits_for.metric])
             directory.append(row)
             tracker.log(row)
             progress.note(_note(row, config), last=position.epoch == config.epochs)
@@ -159,7 +171,8 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     task = build_task(config, build_device(config), data_root)
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
-    optimizer = optimizers.build_optimizer(config, model.parameters())
+    groups.freeze(config, model)
+    optimizer = optimizers.build_optimizer(config, model)
     training = Training(config, directory, task, model, optimizer)
     training.data = task.describe_data(config, data_root)
     training.model = distributed.prepare_model(model, training.differentiates_twice)
@@ -182,10 +195,10 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     done = position.epoch * task.steps_per_epoch
     earlier, start = position.seconds, time.perf_counter()
     training.model.train()
+    if training.capabilities.has_modes:
+        training.optimizer.train()
     for batch in task.training_batches(position.epoch, position.step):
-        values = training.schedule.values(done + position.step)
-        for group in training.optimizer.param_groups:
-            group.update(values)
+        training.set_options(done + position.step)
         step_start = time.perf_counter()
         sums = optimizer_step(training, batch)
         position.step_seconds.append(time.perf_counter() - step_start)
@@ -195,7 +208,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         if not math.isfinite(sums["loss"]):
             raise NonFiniteLoss(
                 f"the loss is {sums['loss'] / sums['weight']} at step {done + position.step} "
-                f"(epoch {position.epoch + 1}, learning rate {training.learning_rate:g}); "
+                f"(epoch {position.epoch + 1}, learning rate {_rate(training)}); "
                 f"the last good checkpoint stays in {training.directory.path}"
             )
         progress.step(done + position.step)
@@ -245,6 +258,7 @@ def make_closure(
 ) -> Callable[[], Tensor]:
     """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`."""
     task, model = training.task, training.model
+    limit = training.config.optimizer.max_grad_norm
 
     def closure() -> Tensor:
         training.optimizer.zero_grad()
@@ -260,6 +274,8 @@ def make_closure(
         evaluations.append(totals)
         if not training.capabilities.averages_over_processes:
             distributed.average_gradients(model.parameters())
+        if limit and not training.capabilities.clips_gradients:
+            nn.utils.clip_grad_norm_(model.parameters(), limit)
         return whole
 
     return closure
@@ -290,20 +306,8 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
         batch = next(iter(task.training_batches(epoch - 1, 0)))
         closure = make_closure(training, batch, [])
         row |= curvature.curvature_error(training.optimizer, closure)
-    return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
-
-
-@torch.no_grad()
-def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
-    """The task's metrics on a whole split."""
-    model.eval()
-    totals: dict[str, float] = {}
-    for batch in task.evaluation_batches(split):
-        _add(totals, {key: value.item() for key, value in task.evaluate(model, batch).items()})
-    measured = task.summarize(distributed.sum_over_ranks(totals))
-    declared = {metric.name for metric in task.metrics}
-    assert measured.keys() == declared, f"{split}: {sorted(measured)}, declared {sorted(declared)}"
-    return measured
+    with evaluated_weights(model, training.optimizer):
+        return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
 
 def save(training: Training, position: Position) -> None:
@@ -315,8 +319,7 @@ def save(training: Training, position: Position) -> None:
     if not all(p.isfinite().all() for p in training.model.parameters()):
         raise NonFiniteLoss(
             f"weights are infinite or not a number after epoch {position.epoch}, step "
-            f"{position.step} of the next (learning rate "
-            f"{training.learning_rate:g}); "
+            f"{position.step} of the next (learning rate {_rate(training)}); "
             f"the last good checkpoint stays in {training.directory.path}"
         )
     training.directory.save_checkpoint(_state(training, position))
@@ -326,6 +329,7 @@ def _state(training: Training, position: Position) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {
         "model": training.model.state_dict(),
+        "evaluated": evaluated_state(training.model, training.optimizer),
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
         "position": asdict(position),
@@ -362,6 +366,11 @@ def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
 def _model_seed(seed: int) -> int:
     """The seed of initialization and dropout, different from that of any other use of `seed`."""
     return int.from_bytes(hashlib.sha256(f"{seed} model".encode()).digest()[:7], "little")
+
+
+def _rate(training: Training) -> str:
+    rate = training.learning_rate
+    return "none" if rate is None else f"{rate:g}"
 
 
 def _note(row: dict[str, Any], config: Config) -> str:

@@ -1,7 +1,6 @@
 """The configured optimizer, and what it offers and asks for beyond `torch.optim.Optimizer`."""
 
 import inspect
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from experiments.config.experiment import Config
 from experiments.errors import UserError, nearest
 from experiments.runtime import distributed
 from experiments.runtime.device import build_device
+from experiments.training import groups
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Capabilities:
         compares_curvature: `curvature_error` compares them with exact ones.
         takes_part_of_batch: `step` takes `curvature_closure`, the loss of a part of the batch,
             which the option `curvature_fraction` below 1 asks for.
+        clips_gradients: its constructor takes `max_grad_norm`.
+        has_modes: `train` and `eval` change between the weights that are trained and those that
+            are evaluated, as of schedule-free optimizers.
     """
 
     takes_seed: bool
@@ -36,6 +39,8 @@ class Capabilities:
     has_curvature_hooks: bool
     compares_curvature: bool
     takes_part_of_batch: bool
+    clips_gradients: bool
+    has_modes: bool
 
     @classmethod
     def of(cls, optimizer: torch.optim.Optimizer | type) -> "Capabilities":
@@ -50,33 +55,55 @@ class Capabilities:
             compares_curvature=hasattr(optimizer, "curvature_error"),
             takes_part_of_batch="curvature_closure"
             in inspect.signature(constructor.step).parameters,
+            clips_gradients="max_grad_norm" in arguments,
+            has_modes=all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval")),
         )
 
 
-def build_optimizer(config: Config, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer over `params`.
+def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimizer over the parameters of `model` that are trained.
 
-    One that takes a seed gets the run's.
+    One that takes a seed gets the run's. Its parameter groups are those of `groups.split`.
 
     Raises:
-        UserError: the constructor refuses a value, or `after_epochs` names something that is not
-            an option of its parameter groups.
+        UserError: the constructor refuses a value, or `after_epochs` or `groups` name something
+            that is not an option of its parameter groups.
     """
-    optimizer, spec = _construct(config, params, {}, ""), config.optimizer
-    arguments = inspect.signature(type(optimizer)).parameters
+    check_optimizer(config)
+    parts = groups.split(config, model)
+    if len(parts) == 1 and not parts[0].matches:
+        return _construct(config, parts[0].params, {}, "")
+    lr = config.optimizer.lr
+    return _construct(config, [
+        {"params": part.params, **part.options, **({} if lr is None else part.values({"lr": lr}))}
+        for part in parts
+    ], {}, ".groups")  # fmt: skip
+
+
+def _check_names(config: Config) -> None:
+    """Refuse what `after_epochs` and `groups` set and no parameter group holds."""
+    spec, where = config.optimizer, f"optimizers.{config.optimizer_name}"
+    optimizer = _construct(config, [nn.Parameter(torch.zeros(1, 1))], {}, "")
     # Groups also hold counters, such as `step`: an option is an argument as well.
-    options = (set(optimizer.param_groups[0]) & set(arguments)) - {"params", "lr"}
-    for epoch, values in spec.after_epochs.items():
-        for key in values:
-            if key not in options:
-                where = f"optimizers.{config.optimizer_name}.after_epochs.{epoch}"
-                raise UserError(f"{where}: unknown key '{key}'; {nearest(key, sorted(options))}")
-    return optimizer
+    options = set(optimizer.param_groups[0]) & spec.argument_names() - {"lr"}
+    named = [(f"{where}.after_epochs.{epoch}", key)
+             for epoch, values in spec.after_epochs.items() for key in values]  # fmt: skip
+    named += [(f"{where}.groups, {group.match}", key)
+              for group in spec.groups for key in group.model_extra or {}]  # fmt: skip
+    for place, key in named:
+        if key not in options:
+            raise UserError(f"{place}: unknown key '{key}'; {nearest(key, sorted(options))}")
+    capabilities = Capabilities.of(optimizer)
+    if spec.max_grad_norm and not capabilities.clips_gradients and (
+        capabilities.asks_for_graph or capabilities.averages_over_processes
+    ):  # fmt: skip
+        raise UserError(
+            f"{where}.max_grad_norm: {spec.constructor} differentiates or averages gradients "
+            "itself and has no such argument: clipping them before would change its curvature"
+        )
 
 
-def _construct(
-    config: Config, params: Iterable[nn.Parameter], changed: dict[str, Any], where: str
-) -> torch.optim.Optimizer:
+def _construct(config: Config, params: Any, changed: dict[str, Any], where: str) -> Any:
     """The optimizer with some arguments changed; `where` ends the path of the key that does so."""
     spec = config.optimizer
     constructor, arguments = spec.load_constructor(), spec.arguments() | changed
@@ -103,8 +130,12 @@ def check(config: Config) -> None:
 
 def check_optimizer(config: Config) -> None:
     """As `check`, where another machine trains: the device is not looked for."""
-    params = [nn.Parameter(torch.zeros(1, 1))]
-    build_optimizer(config, params)
-    for epoch in sorted(config.optimizer.after_epochs):  # a value may be refused then, too
-        changed = config.optimizer.changed_options(epoch)
-        _construct(config, params, changed, f".after_epochs.{epoch}")
+    _check_names(config)
+    spec, params = config.optimizer, [nn.Parameter(torch.zeros(1, 1))]
+    for epoch in sorted(spec.after_epochs):  # a value may be refused then, too
+        _construct(config, params, spec.changed_options(epoch), f".after_epochs.{epoch}")
+    for group in spec.groups:
+        options, where = spec.group_options([group]), f".groups, {group.match}"
+        _construct(config, params, options, where)  # torch's own check values there only
+        alone = {"params": [nn.Parameter(torch.zeros(1, 1))], **options}
+        _construct(config, [{"params": params}, alone], {}, where)

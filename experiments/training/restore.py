@@ -11,6 +11,7 @@ from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root
 from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
+from experiments.training import groups
 
 
 def name_of(directory: Path) -> str:
@@ -19,7 +20,7 @@ def name_of(directory: Path) -> str:
 
 
 def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
-    """The task and the model of a run as its checkpoint left it, and the epochs trained."""
+    """The task, the model with the weights that the run evaluates, and the epochs trained."""
     config = load(directory / "config.yaml")
     state = checkpoint.look(directory)
     if state is None:
@@ -27,8 +28,9 @@ def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
     device = build_device(config.model_copy(update={"device": device_name}))
     task = build_task(config, device, data_root())
     model = task.build_model()
+    groups.freeze(config, model)
     try:
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state.get("evaluated") or state["model"])
     except RuntimeError as error:
         raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
     position = state["position"]

@@ -6,6 +6,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from experiments.config.experiment import Config
+from experiments.config.schedules import Drops
 
 
 class GroupSchedule:
@@ -22,12 +23,12 @@ class GroupSchedule:
     def values(self, step: int) -> dict[str, Any]:
         """The options to set before a step, counted from 0 over the whole training.
 
-        A pure function of the step. It leaves out a learning rate that waits for a plateau:
-        `build_plateau` lowers that.
+        A pure function of the step. It leaves out a learning rate that waits for a plateau,
+        `build_plateau` lowers that, and one that the optimizer does not take.
         """
         schedule, spec = self.config.learning_rate_schedule, self.config.optimizer
         values: dict[str, Any] = {}
-        if schedule.plateau is None:
+        if schedule.waits_for is None and spec.lr is not None:
             relative = schedule.relative_rate(step, self.steps_per_epoch, self.config.epochs)
             values["lr"] = spec.lr * relative
         return values | spec.changed_options(step // self.steps_per_epoch)
@@ -41,7 +42,7 @@ def build_plateau(config: Config, optimizer: torch.optim.Optimizer) -> ReduceLRO
         optimizer: whose learning rate it lowers.
     """
     schedule = config.learning_rate_schedule
-    if schedule.plateau is None:
+    if not isinstance(schedule, Drops) or schedule.plateau is None or config.optimizer.lr is None:
         return None
     metric = {metric.name: metric for metric in config.metrics}[
         schedule.plateau.metric.partition("/")[2]

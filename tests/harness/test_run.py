@@ -229,3 +229,19 @@ def test_each_process_sees_the_gpu_of_its_slot(monkeypatch):
     job = run.Job(small_config(), "a run", run._gpus(), bar=False)
     assert [run._train_one(job, slot) for slot in (0, 1, 2)] == [0, 0, 0]
     assert seen == ["4", "7", "4"]
+
+
+def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path, capsys):
+    groups = "optimizers.adamw.groups=[{match: 1-D, weight_decay: 0}]"
+    settings = ("optimizer=sgd,adamw", "seed=1-2", groups, "freeze=['conv.*']", "--dry-run")
+    assert main(*settings, "schedule={name: linear, warmup_epochs: 1}") == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "digits resnet8 sgd seed 1"
+    assert shown[1].endswith("2 epochs of 11 steps")
+    assert "  frozen: 144 parameters in 1 tensor" in shown
+    assert "  learning rate: linear, from 0.00909 to 0.00909 in the last step" in shown
+    assert "digits resnet8 sgd seed 2: as above" in shown
+    assert any(line.startswith("  1-D: ") and line.endswith("weight_decay=0.0") for line in shown)
+    assert not any(tmp_path.iterdir())
+    assert main(*settings, "freeze=[x]") == 2
+    assert "freeze: 'x' matches no parameter" in capsys.readouterr().err

@@ -32,27 +32,31 @@ def lines():
 def keys(section, prefix=""):
     for name, field in section.model_fields.items():
         default = "" if field.is_required() else f" = {field.default!r}"
-        inner = find_section(field.annotation)
-        if inner is None:
+        found = find_sections(field.annotation)
+        if not found:
             yield f"{prefix}{name}: {text(field.annotation)}{default}"
-        else:
-            kind, end = inner
-            if not field.is_required() and not isinstance(field.default, BaseModel):
-                yield f"{prefix}{name}: {kind.__name__} or absent{default}"
-            yield from keys(kind, f"{prefix}{name}{end}.")
+        elif not field.is_required() and not isinstance(field.default, BaseModel):
+            kinds = " | ".join(kind.__name__ for kind, _ in found)
+            yield f"{prefix}{name}: {kinds} or absent{default}"
+        for kind, end in found:
+            choice = f"[{kind.__name__}]" if len(found) > 1 else ""
+            yield from keys(kind, f"{prefix}{name}{choice}{end}.")
 
 
-def find_section(annotation):
-    """The section in an annotation, with what its path has behind the key; None if none is."""
+def find_sections(annotation):
+    """The sections in an annotation, each with what its path has behind the key."""
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return annotation, ""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) is dict:
-        found = find_section(arguments[1])
-        return found and (found[0], ".<name>")
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return next(filter(None, map(find_section, arguments)), None)
-    return None
+        return [(annotation, "")]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is dict:
+        return [(kind, ".<name>") for kind, _ in find_sections(arguments[1])]
+    if origin is list:
+        return [(kind, ".<n>") for kind, _ in find_sections(arguments[0])]
+    if origin is typing.Annotated:
+        return find_sections(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return [found for argument in arguments for found in find_sections(argument)]
+    return []
 
 
 def text(annotation):
@@ -85,8 +89,8 @@ def test_every_key_of_every_task_is_described():
         for name, field in section.model_fields.items():
             if not field.description:
                 yield f"{section.__name__}.{name}"
-            if inner := find_section(field.annotation):
-                yield from undescribed(inner[0])
+            for kind, _ in find_sections(field.annotation):
+                yield from undescribed(kind)
 
     for task in registry.TASKS:
         assert not list(undescribed(registry.config_class(task)))

@@ -354,8 +354,8 @@ class Hoarder(torch.optim.SGD):
 
 @pytest.mark.parametrize("kept", [deque([1]), numpy.float64(1), lambda: 0])
 def test_a_state_that_could_not_be_resumed_is_refused_at_step_one(kept, tmp_path, monkeypatch):
-    def build(config, params):
-        return Hoarder(params, 0.1, 0.0, kept)
+    def build(config, model):
+        return Hoarder(model.parameters(), 0.1, 0.0, kept)
 
     monkeypatch.setattr(loop.optimizers, "build_optimizer", build)
     steps, step = [], loop.optimizer_step

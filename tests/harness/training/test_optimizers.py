@@ -9,42 +9,6 @@ from experiments.training import optimizers
 from experiments.training.schedule import GroupSchedule
 
 
-def rates(*overrides: str) -> list[float]:
-    config = small_config(*overrides)
-    schedule = GroupSchedule(config, steps_per_epoch=3)
-    return [schedule.values(3 * epoch)["lr"] for epoch in range(config.epochs)]
-
-
-def test_drops_scale_with_the_number_of_epochs():
-    on_time = "schedule.stepped_at_epoch_start=false"
-    assert rates("epochs=160", on_time) == pytest.approx([0.1] * 80 + [0.01] * 40 + [0.001] * 40)
-    assert rates("epochs=8", on_time) == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
-
-
-def test_the_released_code_drops_one_epoch_early():
-    assert rates("epochs=160") == pytest.approx([0.1] * 79 + [0.01] * 40 + [0.001] * 41)
-    # The loop of the released main.py, with torch's own scheduler.
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [80, 120], gamma=0.1)
-    released = []
-    for _ in range(160):
-        optimizer.step()
-        scheduler.step()
-        released.append(optimizer.param_groups[0]["lr"])
-    assert rates("epochs=160") == pytest.approx(released)
-
-
-def test_a_drop_comes_with_the_first_step_of_its_epoch():
-    config = small_config("epochs=8", "schedule.stepped_at_epoch_start=false")
-    schedule = GroupSchedule(config, steps_per_epoch=11)
-    assert [schedule.values(step)["lr"] for step in (43, 44)] == pytest.approx([0.1, 0.01])
-
-
-def test_the_first_epoch_has_the_full_rate():
-    assert rates("epochs=1") == [0.1]
-    assert rates("epochs=2")[0] == 0.1
-
-
 def test_after_epochs_sets_entries_of_the_parameter_groups():
     """The paper's delayed curvature: every step for 5 epochs, then every fourth."""
     config = small_config(
@@ -95,7 +59,7 @@ def test_a_missing_gpu_is_a_users_mistake():
 def test_an_optimizer_that_takes_a_seed_gets_the_runs():
     for seed in (1, 7):
         config = small_config(optimizer="adahessian", seed=seed)
-        optimizer = optimizers.build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+        optimizer = optimizers.build_optimizer(config, torch.nn.Linear(1, 1))
         assert optimizer.param_groups[0]["seed"] == seed
 
 
@@ -111,7 +75,8 @@ def test_capabilities_are_those_of_the_optimizer():
     parameter = [torch.nn.Parameter(torch.zeros(1))]
     none = optimizers.Capabilities.of(torch.optim.SGD(parameter))
     assert not any(vars(none).values())
-    assert all(vars(optimizers.Capabilities.of(AdaHessian(parameter))).values())
+    ours = vars(optimizers.Capabilities.of(AdaHessian(parameter)))
+    assert [name for name, value in ours.items() if not value] == ["has_modes"]
     assert optimizers.Capabilities.of(AdaHessian(parameter)) == optimizers.Capabilities.of(
         AdaHessian
     )
