@@ -1,6 +1,6 @@
 """The AdaHessian optimizer: Adam with the curvature's running root mean square as denominator."""
 
-import itertools
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
@@ -11,23 +11,23 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
+from adahessian import grad_scaler
 from adahessian.curvature import Earlier
 from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
+from adahessian.left_out import LeftOut
 from adahessian.options import SharedOptions, check_options, check_parameter
 from adahessian.refresh import (
     CurvatureClosure,
     Member,
-    Overflow,
     PartOfBatch,
     Refresh,
     WholeBatch,
-    is_due,
 )
 from adahessian.replicas import Reduction, check_replicas, local
-from adahessian.state import COUNTERS, init_state, take_over
-from adahessian.update import foreach_update, single_update
+from adahessian.state import COUNTERS, check_fits, init_state, take_over
+from adahessian.update import update_group
 
 _Loss = TypeVar("_Loss")  # what a closure returns, a Tensor as a rule
 
@@ -119,16 +119,23 @@ class AdaHessian(Optimizer):
     ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
 
-    State of a parameter: ``step``, ``num_refreshes``, ``exp_avg``, ``exp_hessian_diag_sq``, and
-    with a ``curvature_fraction`` below 1 ``exp_signal_sq`` and ``exp_noise_sq``. It begins with
-    the first refresh at which the parameter has a gradient; one that joins between refreshes
-    (unfrozen, a new group) keeps its value until then.
+    State of a parameter: ``step``, ``num_refreshes``, ``last_refresh``, ``exp_avg``,
+    ``exp_hessian_diag_sq``, and with a ``curvature_fraction`` below 1 ``exp_signal_sq`` and
+    ``exp_noise_sq``. It begins with a refresh at which the parameter has a gradient and a finite
+    curvature. One that has its first gradient between refreshes (unfrozen, a new group, a head that
+    is trained at some steps only) keeps its value then, and the steps that follow refresh it, too,
+    until it has begun. So do they where it has missed the refreshes for four intervals of its own
+    steps.
+
+    A curvature that is not finite although the gradient is (the norm of a zero vector) is left out:
+    that tensor's v̂ stays what it is at this refresh. A warning names the tensor.
 
     Raises:
         ValueError: an option out of range; on stepping also a sparse or complex gradient or a
             parameter below float32.
         RuntimeError: on stepping: the curvature is due but no gradient has a graph, or there is
-            no ``curvature_closure`` and ``curvature_fraction`` asks for one. Parameters and state
+            no ``curvature_closure`` and ``curvature_fraction`` asks for one, or a tensor's
+            curvature was not finite at each of its first ten refreshes. Parameters and averages
             are then unchanged.
 
     Attributes:
@@ -179,11 +186,10 @@ class AdaHessian(Optimizer):
         }
         self._process_group = process_group
         self._curvature_hooks: dict[int, Callable[..., None]] = OrderedDict()
-        self._earlier = Earlier()
+        self._earlier, self._left_out = Earlier(), LeftOut()
         super().__init__(params, defaults)
 
-    # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too. It sets
-    # `found_inf` and `grad_scale` for the time of a step.
+    # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too.
     _step_supports_amp_scaling = True
     curvature_closure: CurvatureClosure | None = None
     _comparing = False  # whether curvature_error is evaluating the closure
@@ -204,10 +210,7 @@ class AdaHessian(Optimizer):
         )
 
     def _refresh_is_due(self) -> bool:
-        return any(
-            is_due(group) and any(p.requires_grad for p in group["params"])
-            for group in self.param_groups
-        )
+        return any(m.is_due() for m in Member.all_of(self.param_groups))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it falls in with the refreshes of the groups that are there."""
@@ -218,7 +221,11 @@ class AdaHessian(Optimizer):
             if self.param_groups:
                 first = self.param_groups[0]
                 SharedOptions.of(first).check_same(SharedOptions.of(group))
-                counters = {key: first[key] for key in COUNTERS}
+                counters = {
+                    **COUNTERS,
+                    "step": first["step"],
+                    "last_refresh": first["last_refresh"],
+                }
             param_group = {**param_group, **counters}
         super().add_param_group(param_group)
 
@@ -227,17 +234,38 @@ class AdaHessian(Optimizer):
         return {**super().__getstate__(), "_process_group": self._process_group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore from a pickle or a state dict, also from one that a published AdaHessian wrote.
-
-        Those know no refresh counter (they count steps) and keep ``step`` as an int. The next
-        step then refreshes the curvature.
-        """
+        """Restore from a pickle or a state dict; nothing is changed if that is refused."""
+        before = dict(self.__dict__)
         super().__setstate__(state)
-        self.defaults = {k: v for k, v in self.defaults.items() if k not in COUNTERS}
+        # torch adds to them what is no option of ours; those of an earlier version lack some.
+        ours = {k: v for k, v in self.defaults.items() if k not in {*COUNTERS, "differentiable"}}
+        self.defaults = {**_options(), **ours}
         # Like torch's own hooks, these are not part of a copy or a pickle.
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
-        self._earlier = Earlier()
-        take_over(self.param_groups, self.defaults, self.state)
+        self._earlier, self._left_out = Earlier(), LeftOut()
+        try:
+            take_over(self.param_groups, self.defaults, self.state)
+        except ValueError:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what :meth:`load_state_dict` takes; it shares the state's tensors."""
+        self._left_out.report()
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a copy of a state dict, also of one that a published AdaHessian wrote.
+
+        Those know no refresh counter (they count steps). The next step then refreshes the
+        curvature. Options that they lack stay what they are here.
+
+        Raises:
+            ValueError: it is another optimizer's, of parameters of other shapes, or has options
+                that cannot be followed. The optimizer is then unchanged.
+        """
+        super().load_state_dict(state_dict)
 
     @overload
     def step(
@@ -336,14 +364,21 @@ class AdaHessian(Optimizer):
         check_replicas(self._all_params(), self._process_group)
 
     def _step(self, closure: Callable[[], Any] | None) -> Any:
-        if self._gradients_overflowed():
+        self._left_out.report()
+        if grad_scaler.has_found_overflow(self):
             self._drop_graphs()
             return None
         refuse_capture(self._all_params())
         for group in self.param_groups:
             check_options(group)
         options = SharedOptions.of(self.param_groups[0])
-        reduction = Reduction(self._loss_scale(), self._process_group)
+        if closure is None and self._is_only_to_begin():
+            for m in self._members():
+                init_state(self.state[m.param], m.param, with_sums=options.curvature_fraction < 1)
+            return None
+        hessian_is_due = self.curvature_closure is None and self._refresh_is_due()
+        scale = grad_scaler.loss_scale(self, must_be_known=hessian_is_due)
+        reduction = Reduction(scale, self._process_group)
 
         # 1. Evaluate the loss and its gradient.
         refresh = self._begin_refresh(closure, options)
@@ -354,26 +389,32 @@ class AdaHessian(Optimizer):
         # 2. At a refresh, estimate the curvature.
         curvature = {} if refresh is None else refresh.estimate(members, reduction, self._show)
         self._drop_graphs()
-        if isinstance(curvature, Overflow):
-            curvature.warn()
-            return loss
 
         # 3. Reduce and clip the gradient.
         reduction.apply_(gradients(m.param for m in members))
         if options.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self._all_params(), options.max_grad_norm)
 
-        # 4. Update averages and parameters.
+        # 4. Update averages and parameters, with the curvature that is finite.
+        finite = self._left_out.sift(members, curvature, self.state, scale)
         for group in self.param_groups:
-            self._update_group(group, curvature)
+            update_group(group, self.state, curvature, finite)
+        self._left_out.report()
         return loss
 
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _all_members(self) -> list[Member]:
-        index = itertools.count()
-        return [Member(g, next(index), p) for g in self.param_groups for p in g["params"]]
+    def _is_only_to_begin(self) -> bool:
+        """Whether this step is torch.distributed.checkpoint's way to make an optimizer's state.
+
+        Before it saves or loads, it lets a fresh optimizer take a step at a learning rate of zero
+        along gradients of zero.
+        """
+        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
+            return False
+        grads = [p.grad for p in self._all_params() if p.grad is not None]
+        return bool(grads) and not any(g.requires_grad or local(g).any() for g in grads)
 
     def _show(self, params: list[Tensor], estimates: list[Tensor]) -> None:
         for hook in self._curvature_hooks.values():
@@ -385,7 +426,8 @@ class AdaHessian(Optimizer):
         if not self._refresh_is_due():
             return None
         step = self.param_groups[0]["step"]
-        arguments = closure, self._all_members(), options, step, self._earlier
+        members = Member.all_of(self.param_groups)
+        arguments = closure, members, options, step, self._earlier
         if self.curvature_closure is None and options.curvature_fraction == 1:
             return WholeBatch(*arguments)
         # Asked for behind the closure, where a trainer's closure may have set it: only there is the
@@ -393,24 +435,6 @@ class AdaHessian(Optimizer):
         return PartOfBatch(
             *arguments, curvature_closure=lambda: self.curvature_closure, states=self.state
         )
-
-    def _gradients_overflowed(self) -> bool:
-        """Whether a GradScaler calls and has found a gradient that is not finite."""
-        found_inf = getattr(self, "found_inf", None)
-        return found_inf is not None and bool(found_inf.item())
-
-    def _loss_scale(self) -> Tensor | None:
-        """Return the factor of a GradScaler that calls; None for 1."""
-        if getattr(self, "found_inf", None) is None:
-            return None
-        scale = getattr(self, "grad_scale", None)
-        if scale is None and self.curvature_closure is None and self._refresh_is_due():
-            raise RuntimeError(
-                "scaler.unscale_(optimizer) has unscaled the gradient, but not the Hessian, by a "
-                "factor that torch does not pass on: call scaler.step(optimizer) without it, and "
-                "clip by max_grad_norm= instead; or use bfloat16 autocast without a GradScaler"
-            )
-        return scale
 
     def _drop_graphs(self) -> None:
         for p in self._all_params():
@@ -425,58 +449,17 @@ class AdaHessian(Optimizer):
             for p in self._all_params():
                 if p.requires_grad and p.grad is None:
                     p.grad = torch.zeros_like(p)
-        members = [m for m in self._all_members() if m.param.grad is not None]
+        members = [m for m in Member.all_of(self.param_groups) if m.param.grad is not None]
         for m in members:
-            check_parameter(m.param, m.index)
+            check_parameter(m.param, m.name())
+            check_fits(self.state.get(m.param, {}), m.param, m.name())
         return members
 
-    def _update_group(self, group: dict[str, Any], curvature: dict[Tensor, Tensor]) -> None:
-        """Update a group's parameters; ``curvature`` is empty between refreshes."""
-        params = [p for p in group["params"] if p.grad is not None]
-        refresh = bool(curvature) and is_due(group)
-        if refresh:
-            params = [p for p in params if p in curvature]
-            for p in params:
-                init_state(self.state[p], p)
-            group["last_refresh"] = group["step"]
-        # The others await their first refresh. Their state need not be empty: wrappers such as
-        # timm's Lookahead keep things of their own there.
-        params = [p for p in params if "step" in self.state.get(p, {})]
-        if params:
-            self._update(group, params, [curvature[p] for p in params] if refresh else None)
-        group["step"] += 1
 
-    def _update(
-        self, group: dict[str, Any], params: list[Tensor], diagonals: list[Tensor] | None
-    ) -> None:
-        """Apply the update rule; ``diagonals`` is None between refreshes."""
-        beta1, beta2 = group["betas"]
-        states = [self.state[p] for p in params]
-        corrections = []
-        for state in states:
-            state["step"] += 1
-            if diagonals is not None:
-                state["num_refreshes"] += 1
-            corrections.append(
-                (1 - beta1 ** state["step"].item(), 1 - beta2 ** state["num_refreshes"].item())
-            )
-        update = single_update if group["foreach"] is False else foreach_update
-        grads = [local(g) for g in gradients(params)]
-        update(
-            [local(p) for p in params],
-            torch._foreach_neg(grads) if group["maximize"] else grads,
-            diagonals,
-            [local(state["exp_avg"]) for state in states],
-            [local(state["exp_hessian_diag_sq"]) for state in states],
-            corrections,
-            beta1=beta1,
-            beta2=beta2,
-            lr=max(float(group["lr"]), 0.0),
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            hessian_power=group["hessian_power"],
-            wait=group["curvature_fraction"] < 1,
-        )
+def _options() -> dict[str, Any]:
+    """Return the options with their defaults."""
+    parameters = inspect.signature(AdaHessian).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("params", "process_group")}
 
 
 Adahessian = AdaHessian  # the published spelling

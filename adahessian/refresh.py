@@ -4,10 +4,9 @@ Private to :class:`adahessian.AdaHessian`; :mod:`adahessian.curvature` has what 
 independent of an optimizer.
 """
 
-import warnings
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,22 +29,26 @@ class Member(NamedTuple):
     """A parameter that takes part in a step."""
 
     group: dict[str, Any]
+    place: int  # in its group
     index: int  # in the optimizer, over all groups: what its probe depends on
     param: Tensor
 
+    @classmethod
+    def all_of(cls, groups: Iterable[dict[str, Any]]) -> "list[Member]":
+        """Return the parameters of an optimizer."""
+        index = itertools.count()
+        return [cls(g, i, next(index), p) for g in groups for i, p in enumerate(g["params"])]
 
-@dataclass(frozen=True)
-class Overflow:
-    """H·z is not finite at a GradScaler's loss scale: there is no curvature for this step."""
+    def name(self) -> str:
+        """Return what messages call it."""
+        names = self.group.get("param_names")
+        named = "" if names is None else f" ({names[self.place]})"
+        return f"parameter {self.index} of the optimizer{named}, of shape {tuple(self.param.shape)}"
 
-    scale: float
-
-    def warn(self) -> None:
-        warnings.warn(
-            f"H·z overflowed at the loss scale {self.scale:g}: this step is skipped. Start "
-            "the GradScaler with a smaller init_scale, or use bfloat16 autocast without one.",
-            stacklevel=3,
-        )
+    def is_due(self) -> bool:
+        """Whether the coming step refreshes its curvature."""
+        due = is_due(self.group) or self.place in self.group["missed"]
+        return due and self.param.requires_grad
 
 
 def is_due(group: dict[str, Any]) -> bool:
@@ -59,8 +62,7 @@ class Refresh(ABC):
 
     Args:
         closure: the step's; see :mod:`adahessian.curvature.closures`.
-        members: all that the optimizer has. Frozen ones, and those of groups whose refresh is not
-            due, take no part.
+        members: all that the optimizer has. Those whose refresh is not due take no part.
         options: of the optimizer.
         step: the number of the coming step.
         earlier: what earlier refreshes have shown of the loss.
@@ -74,7 +76,7 @@ class Refresh(ABC):
         step: int,
         earlier: Earlier,
     ) -> None:
-        due = [m for m in members if m.param.requires_grad and is_due(m.group)]
+        due = [m for m in members if m.is_due()]
         self._closure, self._options, self._earlier = closure, options, earlier
         earlier.begin_refresh()
         self._params = [m.param for m in members]
@@ -97,7 +99,7 @@ class Refresh(ABC):
 
     def estimate(
         self, members: Sequence[Member], reduction: Reduction, show: Show
-    ) -> dict[Tensor, Tensor] | Overflow:
+    ) -> dict[Tensor, Tensor]:
         """Return the averaged curvature d of each parameter that takes part.
 
         Args:
@@ -119,8 +121,6 @@ class Refresh(ABC):
             totals = list(torch._foreach_add(totals, terms)) if totals else terms
         if len(self._probes) > 1:
             torch._foreach_div_(totals, len(self._probes))
-        if reduction.scale is not None and not all(t.isfinite().all() for t in totals):
-            return Overflow(float(reduction.scale))
         return {
             m.param: local_block_average(total, m.param, m.group["block_size"])
             for total, m in zip(totals, members, strict=True)
@@ -198,7 +198,7 @@ class PartOfBatch(Refresh):
 
     def estimate(
         self, members: Sequence[Member], reduction: Reduction, show: Show
-    ) -> dict[Tensor, Tensor] | Overflow:
+    ) -> dict[Tensor, Tensor]:
         """As that of any refresh; where there is no part of this batch, nothing.
 
         The last batch of an epoch can be too small. The refresh then stays due.

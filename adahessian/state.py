@@ -1,48 +1,147 @@
-"""What an optimizer counts and remembers: how it begins, and how older files are taken over.
+"""What an optimizer counts and remembers: how it begins, and how files are taken over.
 
 The counters of a parameter's state stay on the CPU: a step must not wait for the device to read
 them.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# The counters of a parameter group, with their first values: how many steps it has taken, and the
-# number of the step that refreshed its curvature last. They stand among the options, in
-# `param_groups`, because only what is there or in `state` survives deepcopy, pickle and state_dict.
-COUNTERS: dict[str, Any] = {"step": 0, "last_refresh": None}
+from adahessian.options import check_options
+from adahessian.part_correction import SUMS
+
+# The counters of a parameter group, with their first values: how many steps it has taken, the
+# number of the step that refreshed its curvature last, and the places in it of parameters that have
+# waited too long (`is_starved`). They stand among the options, in `param_groups`, because only what
+# is there or in `state` survives deepcopy, pickle and state_dict.
+COUNTERS: dict[str, Any] = {"step": 0, "last_refresh": None, "missed": ()}
+
+# A parameter's counters: steps with a gradient, refreshes, and the step of the last of these.
+_COUNTS = ("step", "num_refreshes", "last_refresh")
+_AVERAGES = ("exp_avg", "exp_hessian_diag_sq")
+# What a published AdaHessian keeps that is of no use to a later step.
+_NOT_NEEDED = ("hessian", "hessian step")
+# Its options that we have not: the value that is our rule.
+_FIXED_OPTIONS = {"weight_decouple": True, "fixed_decay": False, "adam_debias": False}
 
 
-def init_state(state: dict[str, Any], p: Tensor) -> None:
-    """Begin the state of a parameter, where it has not begun."""
+def has_begun(state: Mapping[str, Any]) -> bool:
+    """Whether a parameter with this state has had a refresh."""
+    return "num_refreshes" in state and state["num_refreshes"].item() > 0
+
+
+def is_starved(state: Mapping[str, Any], update_interval: int) -> bool:
+    """Whether a parameter that had a gradient in this step should not wait for its group's refresh.
+
+    One that has a gradient at some steps only can miss all refreshes: two heads that are trained in
+    turns, every second step being a refresh. Before its first one it would not move at all.
+    """
+    if not has_begun(state):
+        return True
+    return state["step"].item() - state["last_refresh"].item() >= 4 * update_interval
+
+
+def init_state(state: dict[str, Any], p: Tensor, *, with_sums: bool = False) -> None:
+    """Begin the state of a parameter, where it has not begun.
+
+    Args:
+        state: of the parameter, changed in place.
+        p: the parameter.
+        with_sums: begin those of :mod:`adahessian.part_correction`, too.
+    """
     if "step" not in state:
-        state["step"] = torch.tensor(0.0, dtype=torch.float32)
-        state["num_refreshes"] = torch.tensor(0.0, dtype=torch.float32)
-        state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        state["exp_hessian_diag_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        for name in _COUNTS:
+            state[name] = torch.tensor(0.0, dtype=torch.float32)
+        for name in _AVERAGES:
+            state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+    for name in SUMS if with_sums else ():
+        state.setdefault(name, p.new_zeros(()))
 
 
 def take_over(
-    groups: list[dict[str, Any]], defaults: dict[str, Any], states: dict[Tensor, dict[str, Any]]
+    groups: list[dict[str, Any]], defaults: dict[str, Any], states: dict[Any, dict[str, Any]]
 ) -> None:
-    """Complete what a pickle or a state dict holds, in place.
+    """Complete what a pickle or a state dict holds, in place, with tensors of its own.
 
     A published AdaHessian knows no refresh counter (it counts steps) and keeps ``step`` as an
-    int; earlier versions of this one may lack options. The next step after one of the former
-    refreshes the curvature.
+    int, pytorch_optimizer in the group; earlier versions of this one may lack options. The next
+    step after one of the former refreshes the curvature.
+
+    Raises:
+        ValueError: it is another optimizer's, of other parameters, or has options that are not
+            ours.
     """
+    _refuse_other_optimizers(states)
     for group in groups:
-        old = "last_refresh" not in group
+        for name, ours in _FIXED_OPTIONS.items():
+            matters = name == "adam_debias" or group.get("weight_decay", 0)
+            if group.get(name, ours) != ours and matters:
+                raise ValueError(
+                    f"the state dict has {name}={group[name]!r}, which AdaHessian has not: here it "
+                    f"is always {ours}"
+                )
+        is_ours = "last_refresh" in group
         for key, value in {**defaults, **COUNTERS}.items():
             group.setdefault(key, value)
-        for p in group["params"]:
-            state = states.get(p)
-            if not state or "step" not in state:
+        check_options(group)
+        for place, p in enumerate(group["params"]):
+            state = states.get(p, {})
+            for name in _NOT_NEEDED:
+                state.pop(name, None)
+            for name, value in state.items():
+                if isinstance(value, Tensor):  # torch shares it with the optimizer that saved it
+                    state[name] = value.clone()
+            if "exp_avg" not in state:
                 continue
+            _check_averages(state, p, f"parameter {place} of its group, of shape {tuple(p.shape)}")
+            state.setdefault("step", group["step"])
             state.setdefault("num_refreshes", state["step"])
-            for key in ("step", "num_refreshes"):
-                state[key] = torch.tensor(float(state[key]), dtype=torch.float32)
-            if old:
+            state.setdefault("last_refresh", state["step"])
+            for name in _COUNTS:
+                state[name] = torch.tensor(float(state[name]), dtype=torch.float32)
+            if not is_ours:
                 group["step"] = max(group["step"], int(state["step"]))
+
+
+def check_fits(state: Mapping[str, Any], p: Tensor, name: str) -> None:
+    """Raise ValueError if a parameter has changed since its state began."""
+    average = state.get("exp_avg")
+    if average is None or (average.dtype, average.device) == (p.dtype, p.device):
+        return
+    raise ValueError(
+        f"{name}, is {p.dtype} on {p.device}, its state {average.dtype} on {average.device}: after "
+        "model.to(...) move the state, too, by optimizer.load_state_dict(optimizer.state_dict())"
+    )
+
+
+def _check_averages(state: Mapping[str, Any], p: Tensor, name: str) -> None:
+    for key in _AVERAGES:
+        if key not in state:
+            raise ValueError(
+                f"the state dict is of another optimizer: the state of {name} has "
+                f"{', '.join(map(str, state))}, but no {key}"
+            )
+        if state[key].shape != p.shape:
+            raise ValueError(
+                f"the state dict is of other parameters: {name}, has a {key} of shape "
+                f"{tuple(state[key].shape)} there"
+            )
+
+
+def _refuse_other_optimizers(states: Mapping[Any, dict[str, Any]]) -> None:
+    """Raise ValueError for states with tensors, none of which is an AdaHessian's."""
+    found = {
+        str(name): None
+        for state in states.values()
+        if isinstance(state, dict)
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
+    if found and not found.keys() & {*_AVERAGES, *SUMS}:
+        raise ValueError(
+            f"the state dict is of another optimizer: its states have {', '.join(found)}, an "
+            f"AdaHessian's {' and '.join(_AVERAGES)}"
+        )

@@ -91,7 +91,9 @@ def adahessian(
     Returns:
         A transformation with ``update(grads, state, params, *, hessian)``. ``hessian`` is a tree
         like the gradients, of signed unaveraged estimates, with or without an additional first
-        axis for samples (``keep_samples``).
+        axis for samples (``keep_samples``). An array of it that is not finite (the norm of a zero
+        vector has no second derivative) is left out: that v̂ stays what it is. Before the first
+        finite one v is infinite, and the array does not move. Nothing warns, within jit or without.
 
     Raises:
         ValueError: an option out of range; on updating also a missing ``hessian`` or one whose
@@ -157,7 +159,8 @@ def scale_by_adahessian(
             d = _magnitude(hessians[i], grad, v.dtype, averaging)
             d = block_average(d, block_size, name=name, block_axes=axes[i])
             m = (m + (1 - b1) * (grad.astype(m.dtype) - m)).astype(m.dtype)
-            v = jnp.where(refresh, b2 * v + (1 - b2) * (d * d), v).astype(v.dtype)
+            refreshed = _refreshed(v, d, b2, _bias_correction(b2, state.num_refreshes))
+            v = jnp.where(refresh, refreshed, v).astype(v.dtype)
             denom = _power(v / bias_correction2, hessian_power / 2) + eps
             directions.append((m / bias_correction1 / denom).astype(grad.dtype))
             exp_avgs[i], exp_hessian_diag_sqs[i] = m, v
@@ -230,6 +233,19 @@ def _magnitude(hessian: jax.Array, grad: jax.Array, dtype: Any, averaging: str) 
     if averaging == "abs":
         hessian = jnp.abs(hessian)
     return hessian.mean(0) if hessian.ndim > grad.ndim else hessian
+
+
+def _refreshed(v: jax.Array, d: jax.Array, beta2: float | jax.Array, seen: jax.Array) -> jax.Array:
+    """Return the running average after a refresh; ``seen`` is 1 − β₂ʳ before it.
+
+    With d² = v / (1 − β₂ʳ) the corrected average stays what it is: so where d is not finite. An
+    average that has not begun is infinite then, and its first d counts for the refreshes before.
+    """
+    finite = jnp.isfinite(jnp.sum(d * d))
+    average = jnp.where(seen > 0, v / jnp.where(seen > 0, seen, 1), jnp.inf)
+    squared = jnp.where(finite, d * d, average)
+    v = jnp.where(jnp.isinf(v), seen * squared, v)
+    return jnp.where(jnp.isinf(squared), jnp.inf, beta2 * v + (1 - beta2) * squared)
 
 
 def _bias_correction(beta: float | jax.Array, count: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ can be compared although they draw different probes.
 
 import pytest
 import torch
+from support.stepping import save_and_load
 
 from adahessian import AdaHessian
 
@@ -73,3 +74,38 @@ def test_options_reproduce_the_published_package(make, options):
             optimizer.step()
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "options"), CASES.values(), ids=CASES.keys())
+def test_a_state_dict_of_the_published_package_goes_on(make, options):
+    torch.manual_seed(0)
+    theirs = [torch.randn(s).requires_grad_() for s in SHAPES]
+    published = make(theirs)
+
+    def steps(params, optimizer, number):
+        for _ in range(number):
+            optimizer.zero_grad()
+            loss(params).backward(create_graph=True)
+            optimizer.step()
+
+    steps(theirs, published, 5)
+    ours = [p.detach().clone().requires_grad_() for p in theirs]
+    optimizer = AdaHessian(ours, **options)
+    optimizer.load_state_dict(save_and_load(published.state_dict()))
+    assert optimizer.needs_graph
+    steps(theirs, published, 5)
+    steps(ours, optimizer, 5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert all(s["step"] == s["num_refreshes"] == 10 for s in optimizer.state.values())
+
+
+def test_weight_decay_that_is_not_decoupled_is_refused():
+    import pytorch_optimizer
+
+    p = torch.ones(3, requires_grad=True)
+    published = pytorch_optimizer.load_optimizer("adahessian")(
+        [p], weight_decay=0.1, weight_decouple=False
+    )
+    with pytest.raises(ValueError, match="weight_decouple=False"):
+        AdaHessian([p]).load_state_dict(published.state_dict())

@@ -8,6 +8,8 @@ import pytest
 import torch
 from support import distributed_cases
 
+from adahessian import AdaHessian
+
 TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
@@ -28,7 +30,9 @@ def results(request, tmp_path_factory):
     ]  # fmt: skip
     outputs = [p.communicate(timeout=240)[0] for p in processes]
     assert all(p.returncode == 0 for p in processes), "\n".join(outputs)
-    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return [
+        {**torch.load(out / f"{rank}.pt", weights_only=True), "out": out} for rank in range(world)
+    ]
 
 
 def alone(unused=False, **options):
@@ -120,3 +124,37 @@ def test_accumulation_over_micro_batches_is_the_whole_batch(curvature):
     tolerance = 1e-12 if curvature == "double_backward" else 1e-6
     for ours, reference in zip(alone(curvature=curvature, micro_batches=4), expected, strict=True):
         torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("case", "curvature"),
+    [
+        ("left out, bare", "double_backward"),
+        ("left out, bare, finite difference", "finite_difference"),
+        ("left out, ddp", "finite_difference"),
+        ("left out, fsdp", "finite_difference"),
+    ],
+)
+def test_a_curvature_that_is_not_finite_in_one_process_is_left_out_by_all(results, case, curvature):
+    expected = distributed_cases.left_out(curvature=curvature)(0, 1)
+    assert all(p.isfinite().all() for p in expected)
+    assert_equal(results, case, expected, 1e-6 if "finite" in curvature else 1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("case", distributed_cases.CHECKPOINTS)
+def test_a_distributed_checkpoint_goes_on_sharded_and_alone(results, case):
+    """Under fully_shard, into as many processes and into one."""
+    flags = distributed_cases.CHECKPOINTS[case]
+    options = {"curvature": "finite_difference", "lr": 0.05, "weight_decay": 0.01}
+    options |= distributed_cases.CHECKPOINT_OPTIONS.get(case, {})
+    model = distributed_cases.network()
+    optimizer = distributed_cases.train(model, 0, 1, **options)
+    distributed_cases.train(model, 0, 1, optimizer)
+    expected = distributed_cases.values(model)
+    assert_equal(results, case, expected, 1e-6)
+    alone = distributed_cases.network()
+    optimizer = AdaHessian(alone.parameters(), **options)
+    distributed_cases.load(results[0]["out"] / case, alone, optimizer, **flags)
+    distributed_cases.train(alone, 0, 1, optimizer)
+    assert_equal([{case: distributed_cases.values(alone)}], case, expected, 1e-6)

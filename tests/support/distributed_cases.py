@@ -6,10 +6,14 @@ It trains on its share and saves what it got.
 import datetime
 import os
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from support.spoiled import Spoiled
 from torch import nn
+from torch.distributed.checkpoint import state_dict
 
 from adahessian import AdaHessian
 
@@ -34,6 +38,69 @@ def data():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, 1, 8, 8, generator=g, dtype=torch.float64)
     return x, torch.randint(10, (BATCH,), generator=g)
+
+
+class Spoilable(Network):
+    """Its last layer's last rows have no second derivative in some steps of the last process."""
+
+    spoil = False
+
+    def forward(self, x):
+        out = super().forward(x)
+        weight = self.out.weight
+        here = weight.detach().clone()  # at each evaluation: the same computation
+        if Spoiled.at is None:
+            Spoiled.at = here
+        Spoiled.spoil = self.spoil
+        return out + 0.1 * Spoiled.apply(weight).sum(1)
+
+
+def as_it_is(model, world):
+    return model
+
+
+def left_out(wrap=as_it_is, **options):
+    """Train with a curvature that is not finite in one process, at the first step and later."""
+
+    def case(rank, world):
+        torch.manual_seed(0)
+        model = Spoilable().double()
+        wrapped = wrap(model, world)
+        if world > 1 and wrap is as_it_is:
+            options["process_group"] = dist.group.WORLD
+        optimizer = AdaHessian(wrapped.parameters(), lr=0.05, **options)
+        x, y = (t.chunk(world)[rank] for t in data())
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(wrapped(x), y)
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        for step in range(8):
+            Spoiled.at, model.spoil = None, step in (0, 4, 5) and rank == world - 1
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                optimizer.step(closure)
+            assert len(caught) == (step in (0,)), [str(w.message) for w in caught]
+        Spoiled.spoil = False
+        steps = [s["num_refreshes"].item() for s in optimizer.state.values()]
+        assert sorted(set(steps)) == [7, 8], steps
+        return values(model)
+
+    return case
+
+
+def with_ddp(model, world):
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def with_fsdp(model, world):
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in (model.conv, model.hidden, model):
+        fully_shard(layer, mesh=dist.init_device_mesh("cpu", (world,)))
+    return model
 
 
 def train(model, rank, world, optimizer=None, micro_batches=1, shards=1, **options):
@@ -102,11 +169,7 @@ def ddp(curvature="finite_difference", options=None, **wrapping):
 
 def fsdp(**options):
     def case(rank, world):
-        from torch.distributed.fsdp import fully_shard
-
-        model = network()
-        for layer in (model.conv, model.hidden, model):
-            fully_shard(layer, mesh=dist.init_device_mesh("cpu", (world,)))
+        model = with_fsdp(network(), world)
         train(model, rank, world, curvature="finite_difference", **options)
         return values(model)
 
@@ -174,7 +237,65 @@ def part_that_one_process_lacks(rank, world):
     return refreshed
 
 
+def sharded(options):
+    """Return (model, optimizer) under fully_shard, not stepped yet."""
+    model = with_fsdp(network(), dist.get_world_size())
+    return model, AdaHessian(model.parameters(), curvature="finite_difference", **options)
+
+
+def save(path, model, optimizer, **flags):
+    options = state_dict.StateDictOptions(**flags)
+    state = state_dict.get_state_dict(model, optimizer, options=options)
+    dcp.save(dict(zip(("model", "optimizer"), state, strict=True)), checkpoint_id=path)
+
+
+def load(path, model, optimizer, **flags):
+    """As a training does that is begun anew: the files go into what a fresh optimizer has."""
+    options = state_dict.StateDictOptions(**flags)
+    state = state_dict.get_state_dict(model, optimizer, options=options)
+    state = dict(zip(("model", "optimizer"), state, strict=True))
+    dcp.load(state, checkpoint_id=path)
+    state_dict.set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=options,
+    )
+
+
+# Each is a folder that a single process reads as well.
+CHECKPOINTS = {
+    "checkpoint": {},
+    "checkpoint, flattened": {"flatten_optimizer_state_dict": True},
+    "checkpoint between refreshes": {},
+}
+CHECKPOINT_OPTIONS = {"checkpoint between refreshes": {"update_interval": 3}}
+
+
+def checkpoint(name):
+    flags = CHECKPOINTS[name]
+    options = {"lr": 0.05, "weight_decay": 0.01, **CHECKPOINT_OPTIONS.get(name, {})}
+
+    def case(rank, world):
+        model, optimizer = sharded(options)
+        train(model, rank, world, optimizer)
+        save(f"{OUT}/{name}", model, optimizer, **flags)
+        model, optimizer = sharded(options)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.zero_()
+        load(f"{OUT}/{name}", model, optimizer, **flags)
+        assert all(s["num_refreshes"] > 0 for s in optimizer.state.values())
+        train(model, rank, world, optimizer)
+        return values(model)
+
+    return case
+
+
+OUT = ""  # where to write, of the process
 CASES = {
+    **{name: checkpoint(name) for name in CHECKPOINTS},
     "part, fsdp": part_under_fsdp,
     "part, one lacks it": part_that_one_process_lacks,
     "double backward": bare("double_backward"),
@@ -197,10 +318,16 @@ CASES = {
     "fsdp, clipped": fsdp(max_grad_norm=0.05),
     "ddp, double backward": ddp_double_backward,
     "drift": drift,
+    "left out, bare": left_out(),
+    "left out, bare, finite difference": left_out(curvature="finite_difference"),
+    "left out, ddp": left_out(with_ddp, curvature="finite_difference"),
+    "left out, fsdp": left_out(with_fsdp, curvature="finite_difference"),
 }
 
 
 def main(rank, world, store, out):
+    global OUT
+    OUT = out
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{store}", rank=rank, world_size=world,

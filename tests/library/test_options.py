@@ -1,0 +1,144 @@
+"""Options: what is refused, learning rates and schedules, and what is no option."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from support.problems import conv_problem
+from support.stepping import leaves, take_step
+from torch import nn
+
+from adahessian import AdaHessian
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", -0.1),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("lr", "0.1"),
+        ("lr", torch.ones(2)),
+        ("betas", (0.9, 1.0)),
+        ("betas", (-0.1, 0.9)),
+        ("betas", (math.nan, 0.9)),
+        ("betas", 0.9),
+        ("eps", -1e-8),
+        ("eps", math.nan),
+        ("weight_decay", -1.0),
+        ("weight_decay", math.inf),
+        ("hessian_power", 1.1),
+        ("hessian_power", -0.1),
+        ("hessian_power", math.nan),
+        ("block_size", "kernels"),
+        ("averaging", "mean"),
+        ("update_interval", 0),
+        ("update_interval", 1.5),
+        ("num_samples", 0),
+        ("seed", -1),
+        ("seed", 2**63),
+    ],
+)
+def test_bad_option_is_named_when_it_is_given_and_when_it_is_set(name, value):
+    p = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=name):
+        AdaHessian([p], **{name: value})
+    optimizer = AdaHessian([p])
+    optimizer.param_groups[0][name] = value
+    with pytest.raises(ValueError, match=name):
+        take_step(optimizer, [p], lambda x: (x**4).sum())
+    assert torch.equal(p, torch.ones(3))
+
+
+def test_a_bad_option_is_refused_before_the_closure_is_evaluated():
+    optimizer = AdaHessian([torch.ones(3, requires_grad=True)])
+    optimizer.param_groups[0]["curvature"] = "exact"
+    with pytest.raises(ValueError, match="curvature must be one of .*'exact'"):
+        optimizer.step(lambda: pytest.fail("evaluated"))
+
+
+def test_rejected_group_is_not_added():
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = AdaHessian([p])
+    for bad in ({"lr": -1.0}, {"seed": 1}, {"num_samples": 2}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            optimizer.add_param_group({"params": [q], **bad})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_tensor_learning_rate():
+    initial, loss = conv_problem()
+    params, others = leaves(initial), leaves(initial)
+    a, b = AdaHessian(params, lr=0.25), AdaHessian(others, lr=torch.tensor(0.25))
+    for _ in range(2):
+        take_step(a, params, loss)
+        take_step(b, others, loss)
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+
+
+SCHEDULERS = [
+    lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
+    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3]),
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+    lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+    lambda o: torch.optim.lr_scheduler.LinearLR(o),
+    lambda o: torch.optim.lr_scheduler.ConstantLR(o),
+    lambda o: torch.optim.lr_scheduler.PolynomialLR(o),
+    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    lambda o: torch.optim.lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 2),
+    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=False),
+    lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, cycle_momentum=True),
+    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+    lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0),
+]
+
+
+@pytest.mark.parametrize("make", SCHEDULERS)
+@pytest.mark.parametrize("lr", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_every_scheduler(make, lr):
+    x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    optimizer = AdaHessian([x], lr=lr if isinstance(lr, float) else lr.clone())
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(6):
+        loss = take_step(optimizer, [x], lambda x: (x**4).sum())
+        is_plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        scheduler.step(torch.ones(())) if is_plateau else scheduler.step()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    assert len(set(rates)) > 1 and (x.abs() < 1).all() and loss < 3
+
+
+def test_a_schedule_may_end_below_zero_by_rounding():
+    """Regression: LinearLR from 0.1 to 0 ends at -4.8e-19."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdaHessian([p], lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[0]["lr"] = -4.8e-19
+    take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert torch.equal(p.detach(), torch.ones(3))
+    optimizer.param_groups[0]["lr"] = -1e-3
+    with pytest.raises(ValueError, match="lr must be finite and at least 0"):
+        take_step(optimizer, [p], lambda p: (p**4).sum())
+
+
+def test_counters_are_not_options():
+    optimizer = AdaHessian([torch.ones(3, requires_grad=True)])
+    optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    arguments = set(inspect.signature(AdaHessian).parameters) - {"params", "process_group"}
+    assert set(optimizer.defaults) == arguments
+    for group in optimizer.param_groups:
+        assert set(group) == arguments | {*AdaHessian.COUNTERS, "params"}
+    assert arguments.isdisjoint(AdaHessian.COUNTERS)
+
+
+def test_one_list_of_groups_serves_several_optimizers():
+    """Counters are the optimizer's, not in the dicts that its user keeps."""
+    p = nn.Parameter(torch.ones(3))
+    groups = [{"params": [p], "lr": 0.1}]
+    for _ in range(2):
+        optimizer = AdaHessian(groups)
+        assert optimizer.param_groups[0]["step"] == 0
+        take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert groups[0].keys() == {"params", "lr"}
