@@ -18,15 +18,9 @@ from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.left_out import LeftOut
 from adahessian.options import SharedOptions, check_options, check_parameter
-from adahessian.refresh import (
-    CurvatureClosure,
-    Member,
-    PartOfBatch,
-    Refresh,
-    WholeBatch,
-)
-from adahessian.replicas import Reduction, check_replicas, local
-from adahessian.state import COUNTERS, check_fits, init_state, take_over
+from adahessian.refresh import CurvatureClosure, Member, begin_refresh
+from adahessian.replicas import Reduction, check_replicas
+from adahessian.state import COUNTERS, check_fits, is_only_to_begin, take_over
 from adahessian.update import update_group
 
 _Loss = TypeVar("_Loss")  # what a closure returns, a Tensor as a rule
@@ -167,27 +161,11 @@ class AdaHessian(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
     ):
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "hessian_power": hessian_power,
-            "block_size": block_size,
-            "averaging": averaging,
-            "curvature": curvature,
-            "curvature_fraction": curvature_fraction,
-            "update_interval": update_interval,
-            "num_samples": num_samples,
-            "seed": seed,
-            "max_grad_norm": max_grad_norm,
-            "foreach": foreach,
-            "maximize": maximize,
-        }
+        given = locals()
         self._process_group = process_group
         self._curvature_hooks: dict[int, Callable[..., None]] = OrderedDict()
         self._earlier, self._left_out = Earlier(), LeftOut()
-        super().__init__(params, defaults)
+        super().__init__(params, {name: given[name] for name in _defaults()})
 
     # GradScaler then leaves the unscaling to us, because H·z has the scale of the loss too.
     _step_supports_amp_scaling = True
@@ -239,7 +217,7 @@ class AdaHessian(Optimizer):
         super().__setstate__(state)
         # torch adds to them what is no option of ours; those of an earlier version lack some.
         ours = {k: v for k, v in self.defaults.items() if k not in {*COUNTERS, "differentiable"}}
-        self.defaults = {**_options(), **ours}
+        self.defaults = {**_defaults(), **ours}
         # Like torch's own hooks, these are not part of a copy or a pickle.
         self.__dict__.setdefault("_curvature_hooks", OrderedDict())
         self._earlier, self._left_out = Earlier(), LeftOut()
@@ -372,16 +350,16 @@ class AdaHessian(Optimizer):
         for group in self.param_groups:
             check_options(group)
         options = SharedOptions.of(self.param_groups[0])
-        if closure is None and self._is_only_to_begin():
-            for m in self._members():
-                init_state(self.state[m.param], m.param, with_sums=options.curvature_fraction < 1)
+        if closure is None and is_only_to_begin(self.param_groups, self.state):
             return None
         hessian_is_due = self.curvature_closure is None and self._refresh_is_due()
         scale = grad_scaler.loss_scale(self, must_be_known=hessian_is_due)
         reduction = Reduction(scale, self._process_group)
 
         # 1. Evaluate the loss and its gradient.
-        refresh = self._begin_refresh(closure, options)
+        refresh = begin_refresh(
+            closure, self.param_groups, self.state, self._earlier, lambda: self.curvature_closure
+        )
         loss = call(closure) if refresh is None else refresh.evaluate()
         loss = loss.detach() if isinstance(loss, Tensor) else loss
         members = self._members()
@@ -405,36 +383,9 @@ class AdaHessian(Optimizer):
     def _all_params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def _is_only_to_begin(self) -> bool:
-        """Whether this step is torch.distributed.checkpoint's way to make an optimizer's state.
-
-        Before it saves or loads, it lets a fresh optimizer take a step at a learning rate of zero
-        along gradients of zero.
-        """
-        if self.state or any(float(group["lr"]) != 0 for group in self.param_groups):
-            return False
-        grads = [p.grad for p in self._all_params() if p.grad is not None]
-        return bool(grads) and not any(g.requires_grad or local(g).any() for g in grads)
-
     def _show(self, params: list[Tensor], estimates: list[Tensor]) -> None:
         for hook in self._curvature_hooks.values():
             hook(self, params, estimates)
-
-    def _begin_refresh(
-        self, closure: Callable[[], Any] | None, options: SharedOptions
-    ) -> Refresh | None:
-        if not self._refresh_is_due():
-            return None
-        step = self.param_groups[0]["step"]
-        members = Member.all_of(self.param_groups)
-        arguments = closure, members, options, step, self._earlier
-        if self.curvature_closure is None and options.curvature_fraction == 1:
-            return WholeBatch(*arguments)
-        # Asked for behind the closure, where a trainer's closure may have set it: only there is the
-        # batch known.
-        return PartOfBatch(
-            *arguments, curvature_closure=lambda: self.curvature_closure, states=self.state
-        )
 
     def _drop_graphs(self) -> None:
         for p in self._all_params():
@@ -445,18 +396,18 @@ class AdaHessian(Optimizer):
 
     def _members(self) -> list[Member]:
         """Return the parameters with a gradient; raise if one of them is bad."""
-        if self._process_group is not None:  # all processes must send the same tensors
-            for p in self._all_params():
-                if p.requires_grad and p.grad is None:
-                    p.grad = torch.zeros_like(p)
-        members = [m for m in Member.all_of(self.param_groups) if m.param.grad is not None]
+        members = Member.all_of(self.param_groups)
+        for m in members if self._process_group is not None else ():
+            if m.param.requires_grad and m.param.grad is None:
+                m.param.grad = torch.zeros_like(m.param)  # all processes must send the same tensors
+        members = [m for m in members if m.param.grad is not None]
         for m in members:
-            check_parameter(m.param, m.name())
-            check_fits(self.state.get(m.param, {}), m.param, m.name())
+            check_parameter(m.param, m.name)
+            check_fits(self.state.get(m.param, {}), m.param, m.name)
         return members
 
 
-def _options() -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
     """Return the options with their defaults."""
     parameters = inspect.signature(AdaHessian).parameters.values()
     return {p.name: p.default for p in parameters if p.name not in ("params", "process_group")}

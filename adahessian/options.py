@@ -4,6 +4,7 @@ Messages name the value and say what to do.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,20 +44,20 @@ class SharedOptions:
                 )
 
 
-def check_parameter(p: Tensor, name: str) -> None:
+def check_parameter(p: Tensor, name: Callable[[], str]) -> None:
     """Raise ValueError if a parameter or its gradient is of an unfit kind."""
     if p.grad is not None and p.grad.is_sparse:
         raise ValueError(
-            f"{name}, has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
+            f"{name()}, has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
             "sparse=False, or train it with another optimizer)"
         )
     if p.is_complex():
         raise ValueError(
-            f"{name}, is complex: AdaHessian is defined for real parameters (use view_as_real)"
+            f"{name()}, is complex: AdaHessian is defined for real parameters (use view_as_real)"
         )
     if p.dtype not in (float32, float64):
         raise ValueError(
-            f"{name}, has dtype {p.dtype}: keep the parameters in float32 and use torch.autocast "
+            f"{name()}, has dtype {p.dtype}: keep the parameters in float32 and use torch.autocast "
             "for the forward pass"
         )
 

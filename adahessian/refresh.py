@@ -313,3 +313,30 @@ def _alike(members: Sequence[Member]) -> Iterable[list[int]]:
         kind = m.param.device, m.param.dtype, m.group["betas"][1]
         places.setdefault(kind, []).append(place)
     return places.values()
+
+
+def begin_refresh(
+    closure: Callable[[], Any] | None,
+    groups: Sequence[dict[str, Any]],
+    states: MutableMapping[Tensor, dict[str, Any]],
+    earlier: Earlier,
+    get_curvature_closure: Callable[[], CurvatureClosure | None],
+) -> Refresh | None:
+    """Return the refresh of the coming step; None if none is due.
+
+    Args:
+        closure: the step's.
+        groups, states: of the optimizer.
+        earlier: what earlier refreshes have shown of the loss.
+        get_curvature_closure: returns that of :meth:`adahessian.AdaHessian.step`, or None. It is
+            asked again behind the closure, where a trainer's closure may have set it: only there is
+            the batch known.
+    """
+    members = Member.all_of(groups)
+    if not any(m.is_due() for m in members):
+        return None
+    options = SharedOptions.of(groups[0])
+    arguments = closure, members, options, groups[0]["step"], earlier
+    if get_curvature_closure() is None and options.curvature_fraction == 1:
+        return WholeBatch(*arguments)
+    return PartOfBatch(*arguments, curvature_closure=get_curvature_closure, states=states)

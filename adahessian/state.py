@@ -4,7 +4,7 @@ The counters of a parameter's state stay on the CPU: a step must not wait for th
 them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adahessian.options import check_options
 from adahessian.part_correction import SUMS
+from adahessian.replicas import local
 
 # The counters of a parameter group, with their first values: how many steps it has taken, the
 # number of the step that refreshed its curvature last, and the places in it of parameters that have
@@ -61,6 +62,24 @@ def init_state(state: dict[str, Any], p: Tensor, *, with_sums: bool = False) -> 
         state.setdefault(name, p.new_zeros(()))
 
 
+def is_only_to_begin(
+    groups: list[dict[str, Any]], states: MutableMapping[Tensor, dict[str, Any]]
+) -> bool:
+    """Whether a step is torch.distributed.checkpoint's way to make the state; then make it.
+
+    Before it saves or loads, it lets a fresh optimizer take a step at a learning rate of zero along
+    gradients of zero.
+    """
+    if states or any(float(group["lr"]) != 0 for group in groups):
+        return False
+    members = [(g, p, p.grad) for g in groups for p in g["params"] if p.grad is not None]
+    if not members or any(grad.requires_grad or local(grad).any() for *_, grad in members):
+        return False
+    for group, p, _ in members:
+        init_state(states[p], p, with_sums=group["curvature_fraction"] < 1)
+    return True
+
+
 def take_over(
     groups: list[dict[str, Any]], defaults: dict[str, Any], states: dict[Any, dict[str, Any]]
 ) -> None:
@@ -106,14 +125,15 @@ def take_over(
                 group["step"] = max(group["step"], int(state["step"]))
 
 
-def check_fits(state: Mapping[str, Any], p: Tensor, name: str) -> None:
+def check_fits(state: Mapping[str, Any], p: Tensor, name: Callable[[], str]) -> None:
     """Raise ValueError if a parameter has changed since its state began."""
     average = state.get("exp_avg")
     if average is None or (average.dtype, average.device) == (p.dtype, p.device):
         return
     raise ValueError(
-        f"{name}, is {p.dtype} on {p.device}, its state {average.dtype} on {average.device}: after "
-        "model.to(...) move the state, too, by optimizer.load_state_dict(optimizer.state_dict())"
+        f"{name()}, is {p.dtype} on {p.device}, its state {average.dtype} on {average.device}: "
+        "after model.to(...) move the state, too, by "
+        "optimizer.load_state_dict(optimizer.state_dict())"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.graph import nodes_below
@@ -52,7 +53,8 @@ _MISSING_GRAPH = (
     "the curvature is due at this step, but no gradient has a graph: call "
     "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
     "loss.backward(create_graph=optimizer.needs_graph), which builds the graph only for the steps "
-    "that refresh the curvature."
+    "that refresh the curvature. (The gradient of a linear loss has none either: a closure tells "
+    "one from the other.)"
 )
 _NOT_UNDER_DDP = (
     "backward(create_graph=True) does not run under DistributedDataParallel, whose gradient "
@@ -104,6 +106,8 @@ class DoubleBackward:
         self._probes = probes
         # The products with earlier micro-batches, by parameter: one dict for each probe.
         self._sums: list[dict[Tensor, Tensor]] = [{} for _ in range(len(probes))]
+        # The gradients that we left without their graph, and how often each was changed in place.
+        self._left: dict[Tensor, tuple[Tensor, int]] = {}
         self._num_products = 0
 
     def evaluate(self) -> Any:
@@ -151,8 +155,8 @@ class DoubleBackward:
     def _accumulate(self) -> None:
         """Compute the products with the gradient that is there, and drop its graph."""
         for p in self._params if any(self._sums) else ():
-            if p.grad is None or not p.grad.requires_grad and not p.grad.any():
-                for sums in self._sums:  # the closure has cleared the gradient: begin anew
+            if self._was_cleared(p):
+                for sums in self._sums:  # begin anew
                     sums.pop(p, None)
         if not any(p.grad is not None and p.grad.requires_grad for p in self._params):
             return
@@ -164,6 +168,17 @@ class DoubleBackward:
         for p in self._params:
             if p.grad is not None:
                 p.grad = p.grad.detach()
+                self._left[p] = p.grad, _torch.version(p.grad)
+
+    def _was_cleared(self, p: Tensor) -> bool:
+        """Whether the closure has cleared a gradient, which can be zero by itself."""
+        if p.grad is None:
+            return True
+        if p in self._left:
+            left, version = self._left[p]
+            if p.grad is left and _torch.version(left) == version:
+                return False
+        return not p.grad.requires_grad and not p.grad.any()
 
 
 class _BeforeBackward(FastBatchNorm):

@@ -182,3 +182,35 @@ def test_each_probe_is_drawn_once(curvature, num_parts, monkeypatch):
     monkeypatch.setattr(probes, "rademacher_like", counted)
     train(num_parts, steps=4, num_samples=2, curvature=curvature)
     assert drawn == [(step, sample) for step in range(4) for sample in range(2)]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (0, 1, 1), (0, 0, 1)])
+def test_a_gradient_of_zero_is_no_cleared_one(order, set_to_none):
+    """LoRA's A has a gradient of zero while B is zero, but not a curvature of zero."""
+    x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    results = []
+    for apart in (True, False):
+        a = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(2, 4).requires_grad_()
+        b = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+        c = torch.ones(4, dtype=torch.float64, requires_grad=True)
+        losses = [
+            lambda: (x @ a.T @ b.T + 1).pow(3).sum(),  # noqa: B023
+            lambda: (x * c).pow(4).sum(),  # noqa: B023
+            lambda: (c**3).sum() + c.prod(),  # noqa: B023
+        ]
+        optimizer = AdaHessian([a, b, c], lr=0.0)
+
+        def closure():
+            optimizer.zero_grad(set_to_none)  # noqa: B023
+            values = [losses[i]() for i in order]  # noqa: B023
+            for value in values if apart else [sum(values)]:  # noqa: B023
+                value.backward(create_graph=True)
+            return sum(values)
+
+        for _ in range(2):  # the second time the gradients are there
+            optimizer.step(closure)
+        results.append([optimizer.state[p]["exp_hessian_diag_sq"] for p in (a, b, c)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+        assert (expected > 0).any()
