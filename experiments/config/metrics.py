@@ -19,6 +19,8 @@ class Metric:
         unit: of the value as it is shown; empty where there is none.
         scale: a recorded value times this is the value as it is shown.
         digits: decimals of the value as it is shown.
+        bounds: what a recorded value cannot leave, as an interval drawn around it must not either;
+            None where there is none.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Metric:
     unit: str = ""
     scale: float = 1
     digits: int = 4
+    bounds: tuple[float, float] | None = None
 
     @property
     def title(self) -> str:
@@ -42,13 +45,20 @@ class Metric:
         """What a difference of two values as they are shown is in; empty where there is no unit."""
         return "percentage points" if self.unit == "%" else self.unit
 
+    def clipped(self, interval: tuple[float, float]) -> tuple[float, float]:
+        """An interval of recorded values within the metric's bounds."""
+        if self.bounds is None:
+            return interval
+        low, high = interval
+        return max(low, self.bounds[0]), min(high, self.bounds[1])
+
     def text(self, value: float) -> str:
         """A recorded value as it is shown, without its unit."""
         return f"{self.scale * value:.{self.digits}f}"
 
 
 LOSS = Metric("loss", "min")
-ACCURACY = Metric("accuracy", "max", unit="%", scale=100, digits=2)
+ACCURACY = Metric("accuracy", "max", unit="%", scale=100, digits=2, bounds=(0.0, 1.0))
 
 # Runs of earlier versions, those in `results/` among them, recorded names and directions alone.
 _OF_EARLIER_VERSIONS = {metric.name: metric for metric in (LOSS, ACCURACY)}
@@ -81,4 +91,10 @@ def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
             name: _OF_EARLIER_VERSIONS.get(name, Metric(name, direction))
             for name, direction in declared.items()
         }
-    return {fields["name"]: Metric(**fields) for fields in declared}
+    return {fields["name"]: _metric(fields) for fields in declared}
+
+
+def _metric(fields: Mapping[str, Any]) -> Metric:
+    """A metric from JSON, which has lists for tuples."""
+    bounds = fields.get("bounds")
+    return Metric(**{**fields, "bounds": bounds and (bounds[0], bounds[1])})

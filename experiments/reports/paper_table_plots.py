@@ -8,7 +8,7 @@ from typing import Any
 from experiments.plans.paper_tables import PaperValue
 from experiments.plots.paper_table import Costs, Series, TablePlot
 from experiments.plots.paper_table import draw as draw_plot
-from experiments.results.paper_tables import CellResult, TableResults, cost
+from experiments.results.paper_tables import CellResult, TableResults, ratio
 from experiments.results.statistics import curve_through, std
 
 
@@ -88,7 +88,7 @@ def _metric(results: TableResults, name: str, found: list[CellResult]) -> Series
 def _costs(results: TableResults, name: str, found: list[CellResult]) -> Costs:
     places = _places(results)
     found = [one for one in found if one.cell.line.x is not None]
-    points = [(places[one.cell.line.x], cost(results, one).ratio) for one in found]
+    points = [(places[one.cell.line.x], ratio(results, one)) for one in found]
     paper = [(places[one.cell.line.x], one.cell.line.paper_cost.get(one.cell.block))
              for one in found]  # fmt: skip
     published = [(x, y) for x, y in paper if y is not None]

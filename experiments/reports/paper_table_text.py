@@ -13,8 +13,9 @@ from pathlib import Path
 from experiments.config.metrics import Metric
 from experiments.plans.paper_tables import FOLDER, Line, PaperTable, PaperValue, Request
 from experiments.reports.sections import Figure, Grid, Section, Text
-from experiments.results.paper_tables import COMMITTED, CellResult, TableResults, cost, sessions
-from experiments.results.statistics import CONFIDENCE, Sample, judgement, welch
+from experiments.results.cost import NOTE, hours, step_time
+from experiments.results.paper_tables import COMMITTED, CellResult, TableResults, ratio, sessions
+from experiments.results.statistics import CONFIDENCE, Family, Sample, intervals, judgement, welch
 
 
 def section(results: TableResults, picture: Path | None) -> Section:
@@ -72,12 +73,14 @@ def _two(value: float | None) -> str:
 
 def signed(metric: Metric, difference: float, interval: tuple[float, float] | None) -> str:
     """A difference with its interval."""
-    digits = metric.digits
-    text = f"{_rounded(difference, digits):+.{digits}f}"
-    if interval is not None:
-        low, high = (_rounded(bound, digits) for bound in interval)
-        text += f" ({low:.{digits}f} to {high:.{digits}f})"
-    return text.replace("-", "−")
+    text = f"{_rounded(difference, metric.digits):+.{metric.digits}f}".replace("-", "−")
+    return text if interval is None else f"{text} ({span(metric, interval)})"
+
+
+def span(metric: Metric, interval: tuple[float, float]) -> str:
+    """An interval of differences."""
+    low, high = (_rounded(bound, metric.digits) for bound in interval)
+    return f"{low:.{metric.digits}f} to {high:.{metric.digits}f}".replace("-", "−")
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -260,7 +263,11 @@ def against_paper(results: TableResults, block: str, found: list[CellResult]) ->
             continue
         theirs = Sample(value.mean, value.std, value.n)
         for epoch, values in (("last", one.last), ("best", one.best)):
-            rows.append([one.label, epoch, *_judged(results, Sample.of(values), theirs)])
+            mine = Sample.of(values)
+            interval = welch(mine, theirs)
+            difference = signed(results.metric, mine.mean - theirs.mean, interval)
+            verdict = _judged(results, interval, mine.n, theirs.n)
+            rows.append([one.label, epoch, difference, verdict])
     note = (
         f"{_differences(results)} with Welch's {CONFIDENCE:.0%} interval, from the paper's mean, "
         f"std and n. Tolerance: {_amount(results, tolerance)}; within it: the whole interval is."
@@ -269,53 +276,64 @@ def against_paper(results: TableResults, block: str, found: list[CellResult]) ->
     return Grid(title, ["optimizer", "epoch", "difference", "verdict"], rows, note)
 
 
-def _judged(results: TableResults, mine: Sample, theirs: Sample) -> tuple[str, str]:
-    """The difference with its interval, and the verdict."""
-    difference, interval = mine.mean - theirs.mean, welch(mine, theirs)
+def _judged(
+    results: TableResults, interval: tuple[float, float] | None, mine: int, theirs: int
+) -> str:
+    """The verdict of an interval; of so many runs on either side."""
     verdict = judgement(interval, results.request.table.tolerance)
     if interval is None:
-        why = "no spread" if min(mine.n, theirs.n) > 1 else f"n = {mine.n} and {theirs.n}"
+        why = "no spread" if min(mine, theirs) > 1 else f"n = {mine} and {theirs}"
         verdict = f"{why}: {verdict}"
-    return signed(results.metric, difference, interval), verdict
+    return verdict
 
 
 def comparisons(results: TableResults, block: str, found: list[CellResult]) -> Iterator[Grid]:
     """The subject minus the others, and every series compared with its own base."""
     table, tolerance = results.request.table, results.request.table.tolerance
     bases = {o.cell.line.series: o for o in found if o.cell.line.x == table.base}
+    family = Family({one.label: one.last for one in found if one.finished and not one.diverged})
     against_others, against_base = [], []
     for one in found:
         series, x = one.cell.line.series, one.cell.line.x
         for other in found if series == table.subject else []:
             if other.cell.line.series != series and other.cell.line.x in (x, None):
-                if difference := _difference(results, one, other):
+                if difference := _difference(results, family, one, other):
                     against_others.append([one.label, other.label, *difference])
         if table.base is not None and series in bases and x != table.base:
-            if difference := _difference(results, one, bases[series]):
+            if difference := _difference(results, family, one, bases[series]):
                 against_base.append([one.label, *difference])
     note = (
-        f"Last epoch, {_differences(results).lower()} with Welch's {CONFIDENCE:.0%} interval each: "
-        "of twenty intervals one is expected to miss. Within tolerance: within "
-        f"{_amount(results, tolerance)}."
+        f"Last epoch, {_differences(results).lower()} with Welch's {CONFIDENCE:.0%} interval, and "
+        f"the interval that holds for all of the table at once ({intervals(family.size)}), which "
+        f"the verdict is of. Within tolerance: within {_amount(results, tolerance)}."
     )
     if against_others:
-        columns = ["optimizer", "minus", "difference", "verdict"]
+        columns = ["optimizer", "minus", "difference", "all at once", "verdict"]
         yield Grid(f"{block}: {table.subject} minus the others", columns, against_others, note)
     if against_base:
         title = f"{block}: compared with the same at {table.x} = {table.base}"
-        yield Grid(title, ["optimizer", "difference", "verdict"], against_base, note)
+        yield Grid(title, ["optimizer", "difference", "all at once", "verdict"], against_base, note)
 
 
 def _difference(
-    results: TableResults, one: CellResult, other: CellResult
-) -> tuple[str, str] | None:
-    """One minus the other and the verdict; nothing where either has no result."""
+    results: TableResults, family: Family, one: CellResult, other: CellResult
+) -> tuple[str, str, str] | None:
+    """One minus the other, the interval of all at once, and the verdict.
+
+    Nothing where either has no result.
+    """
     lost = [each.label for each in (one, other) if each.diverged]
     if lost:
-        return "", "both diverge" if len(lost) == 2 else f"{lost[0]} diverges"
+        return "", "", "both diverge" if len(lost) == 2 else f"{lost[0]} diverges"
     if not one.finished or not other.finished:
         return None
-    return _judged(results, Sample.of(one.last), Sample.of(other.last))
+    own = welch(Sample.of(one.last), Sample.of(other.last))
+    difference, interval = family.difference(one.label, other.label)
+    return (
+        signed(results.metric, difference, own),
+        "" if interval is None else span(results.metric, interval),
+        _judged(results, interval, len(one.finished), len(other.finished)),
+    )
 
 
 def costs(results: TableResults, block: str, found: list[CellResult]) -> Grid:
@@ -329,18 +347,17 @@ def costs(results: TableResults, block: str, found: list[CellResult]) -> Grid:
     for one in found:
         if not one.finished:
             continue
-        spent, line = cost(results, one), one.cell.line
-        rate = f"{1 / spent.step_seconds:#.3g}".rstrip(".").replace("nan", "")
-        row = [one.label, _two(spent.hours), rate, _two(spent.ratio)]
+        seconds, line = step_time(one.finished).seconds, one.cell.line
+        rate = f"{1 / seconds:#.3g}".rstrip(".").replace("nan", "")
+        row = [one.label, _two(hours(one.finished)), rate, _two(ratio(results, one))]
         if theory:
             row.append(_two(line.theory))
         if priced:
             row.append(_two(line.paper_cost.get(block)))
         rows.append(row)
     note = (
-        "Hours: all n seeds, training alone, as they were spent. Steps: an epoch's mean step, the "
-        "10 % quantile over epochs and seeds, because other load on the machine only adds; also in "
-        f"steps of {table.reference}."
+        f"Hours: all n seeds, training alone, as they were spent. {NOTE} × {table.unit_of_cost}: "
+        f"in steps of {table.reference}, on one kind of machine."
     )
     if priced:
         note += " The paper's: one RTX Titan."

@@ -7,6 +7,7 @@ from experiments.plots.curves import draw_training
 from experiments.reports import page, sweep_plots, sweeps
 from experiments.reports.render import markdown, terminal
 from experiments.reports.sections import Figure, Grid, Section, number
+from experiments.results.cost import NOTE
 from experiments.results.published import paper_figures
 from experiments.results.statistics import curve, late_limits, mean_and_std, summarize
 from experiments.results.sweeps import SweepResults
@@ -67,7 +68,7 @@ def grid(table: ComparisonTable) -> Grid:
         ]
         for row in summarize(table, paper_figures())
     ]
-    note = f"{table.result_title}: mean ± sample std over n seeds; step: median"
+    note = f"{table.result_title}: mean ± sample std over n seeds. {NOTE}"
     return Grid("", columns, rows, note)
 
 

@@ -4,7 +4,6 @@ Runs below `RUNS_ROOT` and the committed ones (`experiments.export`) count alike
 both counts once. A run that diverged is a result: it is not missing.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from experiments.plans.planned_run import PlannedRun
 from experiments.plans.select import is_table
 from experiments.results import committed
 from experiments.results.committed import DIVERGED
+from experiments.results.cost import step_time
 from experiments.results.sweeps import Member, member
 from experiments.results.tables import Results
 from experiments.runs.reading import Run
@@ -67,10 +67,6 @@ class CellResult:
     @property
     def divergence(self) -> str:
         return f"diverges ({self.diverged} of {len(self.members)})" if self.diverged else ""
-
-    @property
-    def machines(self) -> set[tuple]:
-        return {(s.get("device"), s.get("threads")) for s in sessions(self.finished)}
 
 
 @dataclass
@@ -161,32 +157,15 @@ def sessions(runs: list[Run]) -> list[dict]:
     return [session for run in runs for session in run.meta["sessions"]]
 
 
-@dataclass
-class Cost:
-    """What a line's training cost: nan where no time was recorded."""
-
-    hours: float
-    step_seconds: float
-    ratio: float
-
-
-def cost(results: TableResults, one: CellResult) -> Cost:
-    """Hours over all seeds, a mean step, and that in steps of the block's reference.
-
-    The ratio needs the same kind of machine and number of threads on both sides.
-    """
-    seconds = _step_seconds(one)
-    (reference,) = [
+def reference(results: TableResults, one: CellResult) -> CellResult:
+    """The cell of the same block whose step is the unit of cost."""
+    (found,) = [
         other for other in results.blocks[one.cell.block]
         if other.label == results.request.table.reference
     ]  # fmt: skip
-    same = one.machines == reference.machines and len(one.machines) == 1
-    ratio = seconds / _step_seconds(reference) if same else math.nan
-    hours = math.fsum(run.training_seconds() for run in one.finished) / 3600
-    return Cost(hours, seconds, ratio)
+    return found
 
 
-def _step_seconds(one: CellResult) -> float:
-    """The 10 % quantile over epochs and seeds: whatever else the machine did can only add to it."""
-    times = sorted(seconds for run in one.finished for seconds in run.mean_steps())
-    return times[len(times) // 10] if times else math.nan
+def ratio(results: TableResults, one: CellResult) -> float:
+    """A step in steps of the block's reference; nan where it is not known."""
+    return step_time(one.finished).ratio_to(step_time(reference(results, one).finished))

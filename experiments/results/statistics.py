@@ -7,9 +7,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from experiments.config.metrics import Metric
 from experiments.plots.curves import Curve
+from experiments.results.cost import hours, step_time
 from experiments.results.tables import ComparisonTable
 from experiments.runs.reading import Run
 
@@ -23,9 +25,10 @@ class Row:
     Attributes:
         label: of the group.
         last, best: the result of the last and of the best epoch, one value per seed.
-        step_seconds: the median over the runs; nan where no time was recorded.
+        step_seconds: see `experiments.results.cost`; nan where it is not known.
+        median_seconds: the median of all optimizer steps, without loading and rare costly steps.
         ratio: of the step times to those of the table's reference; None without a reference, or
-            where a time is not known.
+            where it is not known.
         hours: of training, over all runs of the group.
         paper: the published figure for exactly this run, or nothing.
     """
@@ -34,6 +37,7 @@ class Row:
     last: list[float]
     best: list[float]
     step_seconds: float
+    median_seconds: float
     ratio: float | None
     hours: float
     paper: str
@@ -47,25 +51,21 @@ def summarize(
     Args:
         published: figures by data set and signature of the run that they are of.
     """
-    seconds = {label: _median_step(runs) for label, runs in table.groups.items()}
-    reference = seconds.get(table.reference, math.nan)
+    steps = {label: step_time(runs) for label, runs in table.groups.items()}
+    unit = steps.get(table.reference) if table.reference else None
     return [
         Row(
             label,
             [run.last() for run in runs],
             [run.best() for run in runs],
-            seconds[label],
-            None if math.isnan(ratio := seconds[label] / reference) else ratio,
-            math.fsum(run.training_seconds() for run in runs) / 3600,
+            steps[label].seconds,
+            statistics.median(run.step_seconds() for run in runs),
+            None if unit is None or math.isnan(ratio := steps[label].ratio_to(unit)) else ratio,
+            hours(runs),
             (published or {}).get((runs[0].meta["dataset"], runs[0].meta["signature"]), ""),
         )
         for label, runs in table.groups.items()
     ]
-
-
-def _median_step(runs: list[Run]) -> float:
-    times = [seconds for run in runs if not math.isnan(seconds := run.step_seconds())]
-    return statistics.median(times) if times else math.nan
 
 
 def std(values: Sequence[float]) -> float:
@@ -107,29 +107,48 @@ class Difference:
 def compare(table: ComparisonTable) -> tuple[str, list[Difference]]:
     """The group with the best mean of the last epoch, and how far the others lie behind it.
 
-    The unit is the seed. Intervals are Welch's, for unequal variances. Which group is best was
-    seen from the same data, so that every pair could have been asked about: Bonferroni's
-    correction over all pairs makes the intervals hold at once, with the selection. Runs of the
-    same seed share initialization and order of the data; they are not paired, because that would
-    halve the degrees of freedom, of which there are few. What such runs have in common makes the
-    intervals too wide, not too narrow; and the seeds of two groups need not be the same.
-
     Returns:
-        The best group's label, and the others from the nearest to the farthest.
+        The best group's label, and the others from the nearest to the farthest, with intervals of
+        the whole table as their `Family`.
     """
-    values = {label: [run.last() for run in runs] for label, runs in table.groups.items()}
     sign = table.metric.sign
-    best = max(values, key=lambda label: sign * statistics.mean(values[label]))
-    repeated = sum(len(group) > 1 for group in values.values())
-    level = 1 - (1 - CONFIDENCE) / max(1, math.comb(repeated, 2))
-    differences = []
-    for label in values.keys() - {best}:
-        mine, theirs = ([sign * value for value in values[key]] for key in (best, label))
-        mean = statistics.mean(mine) - statistics.mean(theirs)
-        differences.append(
-            Difference(label, mean, welch(Sample.of(mine), Sample.of(theirs), level))
-        )
+    values = {label: [sign * run.last() for run in runs] for label, runs in table.groups.items()}
+    best = max(values, key=lambda label: statistics.mean(values[label]))
+    family = Family(values)
+    differences = [
+        Difference(label, *family.difference(best, label)) for label in values.keys() - {best}
+    ]
     return best, sorted(differences, key=lambda difference: (difference.mean, difference.label))
+
+
+class Family:
+    """Groups of which every two may be compared; the intervals of all differences hold at once.
+
+    Whoever looks for the best group, or for the largest difference, has looked at all pairs. The
+    intervals are those of P. A. Games and J. F. Howell, Journal of Educational Statistics 1 (1976):
+    Welch's standard error and degrees of freedom for each pair, so variances may differ, with
+    Tukey's studentized range of as many means as there are groups in place of Student's t. For two
+    groups that is Welch's interval. The unit is the seed. Runs of the same seed share
+    initialization and order of the data; they are not paired, because that would halve the
+    degrees of freedom, of which there are few, and the seeds of two groups need not be the same.
+    What such runs have in common makes the intervals too wide, not too narrow.
+
+    Args:
+        values: of each group, one per seed. Groups of one seed have no interval, and count for
+            none.
+    """
+
+    def __init__(self, values: Mapping[str, Sequence[float]]) -> None:
+        self._samples = {label: Sample.of(list(group)) for label, group in values.items()}
+        self.size = sum(sample.n > 1 for sample in self._samples.values())
+
+    def difference(self, mine: str, theirs: str) -> tuple[float, tuple[float, float] | None]:
+        """The first group's mean minus the second's, and its interval.
+
+        The interval is None for a single seed on either side, or without any variance.
+        """
+        one, other = self._samples[mine], self._samples[theirs]
+        return one.mean - other.mean, _interval(one, other, CONFIDENCE, self.size)
 
 
 @dataclass(frozen=True)
@@ -153,15 +172,48 @@ def welch(mine: Sample, theirs: Sample, level: float = CONFIDENCE) -> tuple[floa
     Returns:
         None for a single observation on either side, or without any variance.
     """
-    from scipy import stats
+    return _interval(mine, theirs, level, 2)
 
+
+def _interval(
+    mine: Sample, theirs: Sample, level: float, groups: int
+) -> tuple[float, float] | None:
+    """The interval of two of so many groups that are compared at once."""
     if min(mine.n, theirs.n) < 2 or not mine.std + theirs.std:
         return None
     parts = [sample.std**2 / sample.n for sample in (mine, theirs)]
     freedom = sum(parts) ** 2 / (parts[0] ** 2 / (mine.n - 1) + parts[1] ** 2 / (theirs.n - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(sum(parts))
+    half = _quantile(level, groups, freedom) * math.sqrt(sum(parts))
     difference = mine.mean - theirs.mean
     return difference - half, difference + half
+
+
+@cache
+def _quantile(level: float, groups: int, freedom: float) -> float:
+    """How many standard errors the largest of all differences stays within."""
+    from scipy import optimize, stats
+
+    def student(alpha: float) -> float:
+        return float(stats.t.ppf(1 - alpha / 2, freedom))
+
+    alpha = 1 - level
+    if groups == 2 or math.isnan(freedom):
+        return student(alpha)
+
+    # The distribution's own ppf starts without a bracket and takes a second; one pair alone and
+    # Bonferroni's correction for all pairs are one.
+    def excess(quantile: float) -> float:
+        return stats.studentized_range.sf(quantile * math.sqrt(2), groups, freedom) - alpha
+
+    ends = student(alpha), student(alpha / math.comb(groups, 2))
+    return float(optimize.brentq(excess, *ends, xtol=1e-4))
+
+
+def intervals(groups: int) -> str:
+    """What the intervals of a `Family` of so many groups with several seeds are, in words."""
+    if groups < 3:
+        return "Welch's"
+    return f"Games and Howell's: all {math.comb(groups, 2)} pairs of {groups} groups at once"
 
 
 def judgement(interval: tuple[float, float] | None, tolerance: float) -> str:

@@ -54,7 +54,7 @@ def finish_run(
     Args:
         root, config: where and which.
         values: of the headline metric on training and test set, one per epoch.
-        step_seconds: of the median step.
+        step_seconds: of the mean and of the median step.
         metric: the headline metric; `meta.json` declares it beside the loss.
         more: goes into every row.
     """
@@ -66,10 +66,10 @@ def finish_run(
         meta = read_json(directory.path / "meta.json") | {"metrics": dump((LOSS, metric))}
         (directory.path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     for epoch, value in enumerate(values, 1):
-        row = {"step": epoch, "epoch": epoch, "learning_rate": 0.1}
+        row = {"step": 100 * epoch, "epoch": epoch, "learning_rate": 0.1}
         for split in ("train", "test"):
             row |= {f"{split}/loss": 1 / epoch, f"{split}/{metric.name}": value}
-        row |= {**more, "time/epoch_seconds": 1.0, "time/step_seconds": step_seconds}
+        row |= {**more, "time/epoch_seconds": 100 * step_seconds, "time/step_seconds": step_seconds}
         directory.append(row)
     directory.finish(metric.name, metric.direction)
     return directory

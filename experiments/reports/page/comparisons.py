@@ -16,18 +16,21 @@ from experiments.reports.sections import (
     duration,
     number,
 )
+from experiments.results.cost import NOTE
 from experiments.results.published import paper_figures
 from experiments.results.statistics import (
     CONFIDENCE,
     Difference,
     Row,
     compare,
+    intervals,
     mean_and_std,
     summarize,
 )
 from experiments.results.tables import ComparisonTable, Results
 
 NAMES = {"val": "validation"}  # of splits, where the word is another one
+DIFFERS = 0.2  # of a step's mean: its median is then shown as well
 NAMED = 4  # groups that a sentence names one by one; it counts the others
 
 
@@ -167,6 +170,9 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
     lines = []
     for row in rows:
         other = behind.get(row.label)
+        # Where few steps cost much more than the others, the median does not see them.
+        differs = abs(row.median_seconds / row.step_seconds - 1) > DIFFERS
+        median = row.median_seconds if differs else math.nan
         lines.append(
             [
                 row.label,
@@ -175,6 +181,7 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
                 Cell(_difference(table, other) if other else "best", other.mean if other else 0.0),
                 Cell(_measured(table, row.best), statistics.mean(row.best)),
                 Cell(number(1000 * row.step_seconds, 1), row.step_seconds),
+                Cell(number(1000 * median, 1), median),
                 Cell(number(row.ratio, 2), row.ratio or math.nan),
                 Cell(duration(row.hours), row.hours),
                 Cell(row.paper, float(row.paper.split()[0]) if row.paper else math.nan),
@@ -182,8 +189,8 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
         )
     unit = ", ".join(["behind the best by", *table.metric.difference_unit.split()[-1:]])
     columns = [
-        "optimizer", "n", "last epoch", unit, "best epoch", "step, ms", f"× {table.reference}",
-        "training, all seeds", "paper",
+        "optimizer", "n", "last epoch", unit, "best epoch", "step, ms", "median",
+        f"× {table.reference}", "training, all seeds", "paper",
     ]  # fmt: skip
     caption = f"{_title(table)}: mean ± sample standard deviation over n seeds"
     return Grid(caption, columns, lines)
@@ -201,12 +208,12 @@ def _statistics(table: ComparisonTable) -> Text:
         "uses the last epoch."
     )
     if repeated > 1:
-        pairs = math.comb(repeated, 2)
-        count = f" for all {pairs} pairs at once (Bonferroni)" if pairs > 1 else ""
         text += (
-            f" Intervals of differences: Welch's, the seed as unit, {CONFIDENCE:.0%}{count}. Runs "
-            "of equal seed share initialization and data order but are not paired, which would "
-            "halve the degrees of freedom: what they have in common makes the intervals too wide, "
-            "not too narrow."
+            f" Differences have {CONFIDENCE:.0%} intervals ({intervals(repeated)}), the seed as "
+            "unit. Runs of equal seed share initialization and data order but are not paired, "
+            "which would halve the degrees of freedom: what they have in common makes the "
+            "intervals too wide, not too narrow."
         )
+    if any(run.series("time/epoch_seconds") for run in table.runs):
+        text += f" {NOTE}"
     return Text(text, "note")

@@ -91,11 +91,14 @@ def seeds(table: ComparisonTable) -> Any:
     )
     names = []
     for place, (name, runs) in enumerate(table.groups.items()):
-        values = [table.metric.scale * run.last() for run in runs]
-        mean, interval = statistics.mean(values), mean_interval(values)
+        recorded, scale = [run.last() for run in runs], table.metric.scale
+        values, mean = [scale * value for value in recorded], scale * statistics.mean(recorded)
+        interval = mean_interval(recorded)
         names.append(escaped(name))
         color = style(place)["color"]
-        low, high = interval or (mean, mean)
+        low, high = (mean, mean)
+        if interval:
+            low, high = (scale * bound for bound in table.metric.clipped(interval))
         plot.add_scatter(
             x=values, y=[place + 0.18] * len(values), mode="markers", name=escaped(name),
             marker={"color": color, "size": 7, "opacity": 0.6},
