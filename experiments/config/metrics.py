@@ -96,5 +96,8 @@ def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
 
 def _metric(fields: Mapping[str, Any]) -> Metric:
     """A metric from JSON, which has lists for tuples."""
-    bounds = fields.get("bounds")
-    return Metric(**{**fields, "bounds": bounds and (bounds[0], bounds[1])})
+    plain: dict[str, Any] = dict(fields)
+    if plain.get("bounds"):
+        low, high = plain["bounds"]
+        plain["bounds"] = (low, high)
+    return Metric(**plain)

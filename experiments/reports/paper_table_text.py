@@ -261,7 +261,7 @@ def against_paper(results: TableResults, block: str, found: list[CellResult]) ->
         value = one.cell.line.paper.get(block)
         if not isinstance(value, PaperValue) or not one.finished:
             continue
-        theirs = Sample(value.mean, value.std, value.n)
+        theirs = Sample(value.mean, value.std or math.nan, value.n)
         for epoch, values in (("last", one.last), ("best", one.best)):
             mine = Sample.of(values)
             interval = welch(mine, theirs)

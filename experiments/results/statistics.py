@@ -153,10 +153,10 @@ class Family:
 
 @dataclass(frozen=True)
 class Sample:
-    """Observations in short: sample standard deviation, nan or None for a single one."""
+    """Observations in short: sample standard deviation, nan for a single one."""
 
     mean: float
-    std: float | None
+    std: float
     n: int
 
     @classmethod
@@ -203,10 +203,10 @@ def _quantile(level: float, groups: int, freedom: float) -> float:
     # The distribution's own ppf starts without a bracket and takes a second; one pair alone and
     # Bonferroni's correction for all pairs are one.
     def excess(quantile: float) -> float:
-        return stats.studentized_range.sf(quantile * math.sqrt(2), groups, freedom) - alpha
+        return float(stats.studentized_range.sf(quantile * math.sqrt(2), groups, freedom)) - alpha
 
-    ends = student(alpha), student(alpha / math.comb(groups, 2))
-    return float(optimize.brentq(excess, *ends, xtol=1e-4))
+    single, bonferroni = student(alpha), student(alpha / math.comb(groups, 2))
+    return optimize.brentq(excess, single, bonferroni, xtol=1e-4)
 
 
 def intervals(groups: int) -> str:
