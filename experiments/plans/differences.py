@@ -5,6 +5,7 @@ is older than the key or leaves an argument of the optimizer out, has its defaul
 is not named, and neither is the same value where it is written out.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,11 +26,17 @@ def differences(
 ) -> list[str]:
     """`key=value` for the settings in which this one and others differ, but for defaults."""
     return [
-        f"{key}={value}"
+        setting(key, value)
         for key, value in settings.items()
         if value != defaults.get(key, MISSING)
         and any(other.get(key, defaults.get(key, MISSING)) != value for other in others)
     ]
+
+
+def setting(key: str, value: Any) -> str:
+    """A setting as a person says it: `lr=0.1`, `update_interval=2 after epoch 5`."""
+    change = re.fullmatch(r"after_epochs\.(\d+)\.(.+)", key)
+    return f"{change[2]}={value} after epoch {change[1]}" if change else f"{key}={value}"
 
 
 def changes(meta: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ plain here: each renderer escapes them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class Grid:
         rows: of strings, numbers or `Cell`; the first of each row names it.
         note: what the columns mean, with units and n.
         folded: a page shows it on demand only.
+        marks: the color and dash of each row in the plots of its section, as `figures.style` has
+            them: a page makes the grid their legend, to choose rows in.
     """
 
     title: str
@@ -71,6 +73,7 @@ class Grid:
     rows: Sequence[Sequence[Any]]
     note: str = ""
     folded: bool = False
+    marks: Sequence[Mapping[str, str]] = ()
 
     def filled(self) -> tuple[list[str], list[list[Cell]]]:
         """Headings and rows as renderers show them: without columns in which no row has a text."""
@@ -109,10 +112,17 @@ Block = Text | Grid | Figure
 
 @dataclass
 class Section:
-    """A part of a report under a heading of its own; without a title, no heading."""
+    """A part of a report under a heading of its own; without a title, no heading.
+
+    Attributes:
+        title: its heading.
+        blocks: what it consists of.
+        folded: a page shows its heading alone until somebody opens it.
+    """
 
     title: str
     blocks: list[Block] = field(default_factory=list)
+    folded: bool = False
 
 
 def _cell(value: Any) -> Cell:

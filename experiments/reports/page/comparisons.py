@@ -78,14 +78,7 @@ def tables(results: Results) -> Iterator[Section]:
         words = _words(table, rows) if len(results.tables) > 1 else []
         section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
         spread = figures.spread_note(table)
-        shown = [
-            Figure(
-                f"Last epoch by seed: {table.result_name}",
-                figures.seeds(table),
-                f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
-            ),
-            Figure(_title(table), figures.headline(table), spread),
-        ]
+        shown = [Figure(_title(table), figures.headline(table), spread)]
         if any(run.series("train/loss") for run in table.runs):
             plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
             shown.append(Figure("Training loss", plot, spread))
@@ -97,6 +90,15 @@ def tables(results: Results) -> Iterator[Section]:
                     "Times compare only where runs had the same machine to themselves.",
                 )
             )
+        shown.append(
+            Figure(
+                f"Last epoch by seed: {table.result_name}",
+                figures.seeds(table),
+                f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
+            )
+        )
+        for one in shown:
+            one.plot.update_layout(showlegend=False)  # the table above is their legend
         section.blocks += shown
         yield section
 
@@ -171,8 +173,8 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
     for row in rows:
         other = behind.get(row.label)
         # Where few steps cost much more than the others, the median does not see them.
-        differs = abs(row.median_seconds / row.step_seconds - 1) > DIFFERS
-        median = row.median_seconds if differs else math.nan
+        blind = row.median_seconds < (1 - DIFFERS) * row.step_seconds
+        median = row.median_seconds if blind else math.nan
         lines.append(
             [
                 row.label,
@@ -193,7 +195,7 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
         f"× {table.reference}", "training, all seeds", "paper",
     ]  # fmt: skip
     caption = f"{_title(table)}: mean ± sample standard deviation over n seeds"
-    return Grid(caption, columns, lines)
+    return Grid(caption, columns, lines, marks=figures.style_of_rows(table))
 
 
 def _statistics(table: ComparisonTable) -> Text:

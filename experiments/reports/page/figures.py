@@ -23,6 +23,7 @@ from experiments.runs.reading import Run
 COLORS = ("#2f83d6", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 DASHES = ("solid", "dash", "dot", "dashdot")
 HEIGHT = 300
+WIDE = 24  # characters from which a tick's label takes two lines
 CROWD = 12  # groups from which bands and legend would hide the lines
 
 
@@ -73,6 +74,11 @@ def escaped(text: str) -> str:
 # -------------------------------------------------------------------------------------- training
 
 
+def style_of_rows(table: ComparisonTable) -> list[dict[str, str]]:
+    """`style` of each group of a table."""
+    return [style(place) for place in range(len(table.groups))]
+
+
 def spread_note(table: ComparisonTable) -> str:
     """What lines and bands are; without several seeds there is no band."""
     if all(len(runs) == 1 for runs in table.groups.values()):
@@ -85,7 +91,7 @@ def spread_note(table: ComparisonTable) -> str:
 def seeds(table: ComparisonTable) -> Any:
     """Each seed's last epoch, and per group the mean with its confidence interval."""
     rows = len(table.groups)
-    height = max(HEIGHT, 110 + (34 if rows <= CROWD else 20) * rows)
+    height = max(HEIGHT, 90 + (26 if rows <= CROWD else 18) * rows)
     plot = figure(
         f"last epoch, {table.result_title}", "", height, hovermode="closest", showlegend=False
     )
@@ -94,19 +100,23 @@ def seeds(table: ComparisonTable) -> Any:
         recorded, scale = [run.last() for run in runs], table.metric.scale
         values, mean = [scale * value for value in recorded], scale * statistics.mean(recorded)
         interval = mean_interval(recorded)
-        names.append(escaped(name))
+        first, _, settings = escaped(name).partition(" ")
+        names.append(
+            f"{first}<br>{settings}" if rows <= CROWD and len(name) > WIDE else escaped(name)
+        )
         color = style(place)["color"]
         low, high = (mean, mean)
         if interval:
             low, high = (scale * bound for bound in table.metric.clipped(interval))
         plot.add_scatter(
             x=values, y=[place + 0.18] * len(values), mode="markers", name=escaped(name),
+            legendgroup=str(place),
             marker={"color": color, "size": 7, "opacity": 0.6},
             text=[f"seed {run.meta['seed']}" for run in runs],
             hovertemplate="%{text}: %{x:.4g}<extra>%{fullData.name}</extra>",
         )  # fmt: skip
         plot.add_scatter(
-            x=[mean], y=[place - 0.12], mode="markers", name=escaped(name),
+            x=[mean], y=[place - 0.12], mode="markers", name=escaped(name), legendgroup=str(place),
             marker={"color": color, "size": 11, "symbol": "diamond"},
             error_x={"array": [high - mean], "arrayminus": [mean - low], "thickness": 2,
                      "color": color},
@@ -114,9 +124,12 @@ def seeds(table: ComparisonTable) -> Any:
             "<extra>%{fullData.name}</extra>",
         )  # fmt: skip
     # The wide intervals of few seeds may leave the picture, so that the seeds fill it.
-    everything = [table.metric.scale * run.last() for run in table.runs]
+    everything = [run.last() for run in table.runs]
     margin = 0.6 * (max(everything) - min(everything)) or abs(everything[0]) * 0.01 or 1.0
-    plot.update_xaxes(range=[min(everything) - margin, max(everything) + margin], showgrid=True)
+    limits = table.metric.clipped((min(everything) - margin, max(everything) + margin))
+    low, high = (table.metric.scale * limit for limit in limits)
+    edge = 0.02 * (high - low)  # half a marker
+    plot.update_xaxes(range=[low - edge, high + edge], showgrid=True)
     plot.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.4, -0.6],
         showgrid=False, ticks="",
@@ -186,9 +199,10 @@ def add_line(
     """A mean line, a band of one standard deviation, and error bars where there are some."""
     if not x:
         return
-    look = style(place)
+    look, x = style(place), _short(x, 6)
+    mean = Curve(mean.x, _short(mean.means), _short(mean.stds))
     if any(mean.stds):
-        low, high = mean.band()
+        low, high = map(_short, mean.band())
         plot.add_scatter(
             x=[*x, *reversed(x)], y=[*high, *reversed(low)], fill="toself", mode="none",
             fillcolor=_transparent(look["color"]), hoverinfo="skip", showlegend=False,
@@ -218,6 +232,12 @@ def use_logarithmic_y(plot: Any) -> None:
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
     plot.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def _short(values: list[float], digits: int = 4) -> list[float]:
+    """Significant digits, more than a plot can show, in a third of the characters."""
+    rounded = [float(f"{value:.{digits}g}") for value in values]
+    return [int(value) if value.is_integer() else value for value in rounded]
 
 
 def _transparent(color: str, opacity: float = 0.18) -> str:

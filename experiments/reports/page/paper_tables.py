@@ -22,7 +22,9 @@ def tables(results: Results) -> Iterator[Section]:
                 request = plans_paper_tables.find(name, variant, results.root)
                 read = paper_tables.read(request)
                 path = results.root / "report" / f"{name}-{variant}.png"
-                yield section(read, draw(read, path))
+                made = section(read, draw(read, path))
+                made.folded = True
+                yield made
 
 
 @cache

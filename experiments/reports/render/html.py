@@ -4,6 +4,7 @@ All texts are escaped. Plotly's browser part is inside the page where a section 
 """
 
 import base64
+import io
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from experiments.reports.sections import Block, Cell, Code, Figure, Grid, Link, 
 from experiments.runs.provenance import git_state
 
 TEMPLATES = Path(__file__).parent
+DASHES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}  # as plotly draws them
+CROWD = 8  # rows from which a grid can be filtered
 
 
 def render(name: str, sections: Sequence[Section]) -> str:
@@ -31,11 +34,12 @@ def render(name: str, sections: Sequence[Section]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"markup": _markup, "numeric": numeric, "spec": _spec, "image": _image}
+    environment.globals |= {"dashes": DASHES, "crowd": CROWD}
     plots = any(_kind(block) == "plot" for section in sections for block in section.blocks)
     return environment.get_template("page.html").render(
         name=name,
         sections=[
-            (anchor, section.title, _runs(section.blocks))
+            (anchor, section.title, section.folded, _runs(section.blocks))
             for anchor, section in _by_anchor(sections).items()
         ],
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
@@ -113,8 +117,13 @@ def _spec(figure: Figure) -> Markup:
 
 
 def _image(picture: Path) -> str:
-    """A picture inside of the page, which loads nothing."""
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    """A picture inside of the page, which loads nothing; a plot's colors fit into a palette."""
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    with Image.open(picture) as opened:
+        opened.convert("RGB").quantize(128).save(smaller, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(smaller.getvalue()).decode()}"
 
 
 def _library() -> str:

@@ -62,7 +62,73 @@ async function draw(plot) {
   await Plotly.newPlot(plot, data, layout, config);
   await Plotly.relayout(plot, themed(layout));
   plot.dataset.drawn = "true";
+  if (plot.closest("section").querySelector(".controls")) choose(plot);
 }
+
+// ---- Choice: the table of a section is the legend of its plots.
+
+function average(values, window) {
+  if (window === 1) return values;
+  const reach = (window - 1) / 2;
+  return values.map((_, place) => {
+    const near = values.slice(Math.max(0, place - reach), place + reach + 1);
+    return near.reduce((sum, value) => sum + value, 0) / near.length;
+  });
+}
+
+function choose(plot) {
+  const section = plot.closest("section");
+  const window = Number(section.querySelector(".controls select")?.value ?? 1);
+  const hidden = new Set(
+    [...section.querySelectorAll("[data-group]")]
+      .filter((box) => !box.checked || box.closest("tr").hidden)
+      .map((box) => box.dataset.group),
+  );
+  plot.measured ??= plot.data.map((trace) => trace.y);
+  // What is left fills the plot; with all rows the limits are those that the page came with.
+  plot.limits ??= ["xaxis", "yaxis"]
+    .map((axis) => [axis, plot.layout[axis]])
+    .filter(([, { range, tickvals }]) => !(range && tickvals)) // names have their places
+    .map(([axis, { range }]) => [axis, range && [...range]]);
+  const limits = plot.limits.map(([axis, range]) =>
+    hidden.size || !range ? [`${axis}.autorange`, true] : [`${axis}.range`, [...range]],
+  );
+  Plotly.relayout(plot, Object.fromEntries(limits));
+  const line = (trace) => !trace.fill && (trace.mode ?? "").includes("lines");
+  Plotly.restyle(plot, {
+    visible: plot.data.map((t) => !hidden.has(t.legendgroup) && (window === 1 || !t.fill)),
+    y: plot.data.map((t, place) =>
+      line(t) ? average(plot.measured[place], window) : plot.measured[place],
+    ),
+  });
+}
+
+function chooseAgain(section) {
+  for (const plot of section.querySelectorAll(".plot")) if (plot.dataset.drawn) choose(plot);
+}
+
+for (const controls of document.querySelectorAll(".controls")) {
+  const section = controls.closest("section");
+  controls.hidden = false;
+  section.addEventListener("change", () => chooseAgain(section));
+  controls.querySelector("input")?.addEventListener("input", ({ target }) => {
+    const words = target.value.toLowerCase().split(/\s+/);
+    for (const row of controls.closest(".card").querySelectorAll("tbody tr")) {
+      const label = row.cells[0].textContent.toLowerCase();
+      row.hidden = !words.every((word) => label.includes(word));
+    }
+    chooseAgain(section);
+  });
+}
+
+// ---- Sections: a link to one that is folded opens it, and so does paper.
+
+function reveal() {
+  const details = document.getElementById(location.hash.slice(1))?.querySelector("details");
+  if (details) details.open = true;
+}
+addEventListener("hashchange", reveal);
+reveal();
 
 const observer = new IntersectionObserver(
   (entries) => {
@@ -82,5 +148,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 // Paper shows what the screen has not reached yet.
 addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("section > details")) details.open = true;
   for (const plot of plots) if (!plot.dataset.drawn) draw(plot);
 });

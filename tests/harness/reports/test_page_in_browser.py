@@ -174,6 +174,57 @@ def test_tables_sort_by_click_and_by_key(visit, report):
     assert table.locator("[aria-sort]").count() == 1
 
 
+def visible(page):
+    """Names of the lines of the first plot that are shown, and its limits."""
+    return page.evaluate(
+        """() => {
+            const plot = document.querySelector('.plot');
+            const lines = plot.data.filter(trace => trace.mode && trace.mode.includes('lines'));
+            return [lines.filter(line => line.visible !== false).map(line => line.name),
+                    plot.layout.yaxis.range];
+        }"""
+    )
+
+
+def test_the_table_is_the_legend_of_its_plots(visit, report):
+    page = visit(report)
+    until(page, f"{DRAWN} > 0")
+    names, limits = visible(page)
+    assert names == ["sgd", "adam", "adahessian"]
+    page.get_by_label("Show sgd in the plots").first.uncheck()
+    names, narrower = visible(page)
+    assert names == ["adam", "adahessian"] and narrower != limits
+    page.get_by_label("Show sgd in the plots").first.check()
+    assert visible(page) == [["sgd", "adam", "adahessian"], limits]
+
+
+def test_rows_are_filtered_and_curves_smoothed(visit, tmp_path):
+    values = [0.2, 0.8] * 4
+    for rate in range(1, 11):
+        finish_run(tmp_path, small_config(f"optimizers.sgd.lr={rate}"), values)
+    page = visit(write_page(read_results(tmp_path), tmp_path / "report.html"))
+    until(page, f"{DRAWN} > 0")
+    page.get_by_role("searchbox").fill("lr=7")
+    assert visible(page)[0] == ["sgd lr=7.0"]
+    assert page.locator("tbody tr:visible").filter(has_text="lr=").count() == 1
+    spread = "(() => { const y = document.querySelector('.plot').data.find(t => t.visible).y;"
+    spread += " return Math.max(...y) - Math.min(...y); })()"
+    rough = page.evaluate(spread)
+    page.get_by_label("Smooth the curves below").select_option("5")
+    assert page.evaluate(spread) < rough / 2
+    page.get_by_label("Smooth the curves below").select_option("1")
+    assert page.evaluate(spread) == rough
+
+
+def test_a_link_opens_a_folded_section(visit, report):
+    page = visit(report)
+    heading = page.get_by_role("heading", name="Runs")
+    heading.click()
+    assert not page.locator("#runs details").first.evaluate("element => element.open")
+    page.get_by_role("link", name="Runs").first.click()
+    until(page, "document.querySelector('#runs details').open")
+
+
 def test_numbers_sort_as_numbers_and_what_is_missing_comes_last(visit, tmp_path):
     for optimizer, seconds in (("sgd", 0.009), ("adam", 0.1), ("adamw", 0.02)):
         finish_run(tmp_path, small_config(optimizer=optimizer), [0.5], seconds)
@@ -270,4 +321,4 @@ def test_two_hundred_runs(visit, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     folded = page.get_by_text(re.compile("All runs.*200 rows"))
     folded.click()
-    assert page.locator("details tbody tr").count() == 200
+    assert page.locator("details details tbody tr").count() == 200

@@ -167,7 +167,7 @@ def test_a_default_is_not_named(tmp_path):
         overrides = [f"optimizers.{optimizer}"] if "=" in optimizer else []
         finish_run(tmp_path, small_config(*overrides, optimizer="adahessian"), [0.5])
     (table,) = tables(tmp_path)
-    assert list(table.groups) == ["adahessian", "adahessian after_epochs.1.update_interval=2"]
+    assert list(table.groups) == ["adahessian", "adahessian update_interval=2 after epoch 1"]
 
 
 DAMAGES = [
