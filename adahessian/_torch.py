@@ -39,7 +39,11 @@ __all__ = [
     "run_backward",
     "under_functorch",
     "version",
+    "weight_norm",
 ]
+
+# What torch.nn.utils.weight_norm and the parametrization of that name call.
+weight_norm = torch._weight_norm
 
 
 def in_backward() -> bool:

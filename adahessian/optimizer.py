@@ -213,7 +213,7 @@ class AdaHessian(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a state dict; nothing is changed if that is refused."""
-        before = dict(self.__dict__)
+        before = {k: dict(v) if k == "defaults" else v for k, v in self.__dict__.items()}
         super().__setstate__(state)
         # torch adds to them what is no option of ours; those of an earlier version lack some.
         ours = {k: v for k, v in self.defaults.items() if k not in {*COUNTERS, "differentiable"}}

@@ -1,8 +1,10 @@
-"""Batch normalization with a closed-form second derivative (private to double backward).
+"""Normalizations with a second derivative of our own (private to double backward).
 
 torch differentiates batch normalization's backward pass through some forty elementary operations,
 each of which reads and writes a whole activation: on a ResNet that is a third of the step. Here it
 takes one fused kernel, two reductions and a few elementwise passes, for the same result.
+
+Of weight normalization torch's fused second derivative is wrong: it takes the norm for a constant.
 """
 
 import torch
@@ -17,6 +19,8 @@ from adahessian import _torch
 class FastBatchNorm(TorchFunctionMode):
     """While active, ``F.batch_norm`` in training mode has the closed-form second derivative.
 
+    So has weight normalization one that is right.
+
     Models need no change: their modules call ``F.batch_norm``. Calls that the closed form does not
     cover (evaluation mode, no weight, reduced precision) go their usual way.
     """
@@ -24,6 +28,8 @@ class FastBatchNorm(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
+        if func is _torch.weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -40,6 +46,12 @@ def _batch_norm(
     if usual or _torch.under_functorch():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
+
+
+def _weight_norm(v, g, dim=0):
+    if _torch.has_saved_tensor_hooks():  # as above
+        return _torch.weight_norm(v, g, dim)
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 class _BatchNorm(Function):

@@ -4,6 +4,7 @@ Runs on the oldest and the newest torch that we support.
 """
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,22 @@ def test_gradients_keep_modes_on(create_graph):
     torch.testing.assert_close(found, torch.cos(x), check_dtype=True)
     assert nothing is None and x.grad is None and found.requires_grad == create_graph
     assert (torch.sin, True) in seen
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_weight_norm(old):
+    """Both of torch's weight normalizations call it by this name."""
+    seen = []
+
+    class Calls(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the old one
+        make = nn.utils.weight_norm if old else nn.utils.parametrizations.weight_norm
+        layer = make(nn.Linear(3, 2))
+    with Calls():
+        layer(torch.ones(1, 3))
+    assert _torch.weight_norm in seen

@@ -106,3 +106,128 @@ def blocks(shape, block_size):
     for flat, place in enumerate(itertools.product(*(range(n) for n in shape))):
         found.setdefault(place[:kept], []).append(flat)
     return list(found.values())
+
+
+class LifeCycleReference:
+    """What a training with freezing, groups, intervals and skipped steps comes to; float64.
+
+    The slow twin of what decides who takes part: a dict for each parameter instead of groups, and
+    every rule written out. Averages are element by element, magnitudes.
+    """
+
+    def __init__(self, params, options):
+        self.params, self.groups, self.group_of = [], [], []
+        self.requires_grad, self.counts, self.grad = [], [], []
+        self.exp_avg, self.exp_hessian_diag_sq = {}, {}
+        self.missed = set()
+        self.options = options
+        self.add_group(params, options)
+
+    def add_group(self, params, options):
+        counters = {"step": 0, "last": None}
+        if self.groups:
+            counters = {key: self.groups[0][key] for key in counters}
+        self.groups.append({"weight_decay": 0.0, **options, **counters})
+        for p in params:
+            self.params.append(p.detach().clone())
+            self.group_of.append(len(self.groups) - 1)
+            self.requires_grad.append(True)
+            self.counts.append([0, 0, 0])  # steps, refreshes, the step of the last refresh
+            self.grad.append(None)
+
+    def zero_grad(self, set_to_none):
+        for i, g in enumerate(self.grad):
+            self.grad[i] = None if g is None or set_to_none else torch.zeros_like(g)
+
+    def _group_is_due(self, group):
+        return group["last"] is None or group["step"] - group["last"] >= group["update_interval"]
+
+    def _due(self):
+        return [
+            i
+            for i, g in enumerate(self.group_of)
+            if self.requires_grad[i] and (self._group_is_due(self.groups[g]) or i in self.missed)
+        ]
+
+    def needs_graph(self):
+        return bool(self._due())
+
+    def skip(self, used):
+        for i in used:
+            self.grad[i] = torch.full_like(self.params[i], math.nan)
+
+    def step(self, loss_function, used):
+        params = [p.clone().requires_grad_() for p in self.params]
+        loss = loss_function(params, used)
+        for i, g in zip(used, torch.autograd.grad(loss, [params[i] for i in used]), strict=True):
+            self.grad[i] = g if self.grad[i] is None else self.grad[i] + g
+        due = self._due()
+        taking_part = [i for i in due if self.grad[i] is not None]
+        d = self._curvature(loss_function, used, due, taking_part) if taking_part else {}
+
+        norm = self.options["max_grad_norm"]
+        if norm is not None:
+            total = math.sqrt(sum((g**2).sum().item() for g in self.grad if g is not None))
+            self.grad = [
+                None if g is None else g * min(1.0, norm / (total + 1e-6)) for g in self.grad
+            ]
+        regular = [self._group_is_due(group) for group in self.groups]
+        for i, g in enumerate(self.group_of):
+            if self.grad[i] is not None and self.requires_grad[i]:
+                self._step_one(i, self.groups[g], d.get(i), regular[g])
+        for g, group in enumerate(self.groups):
+            if regular[g] and any(self.group_of[i] == g for i in d):
+                group["last"] = group["step"]
+            group["step"] += 1
+
+    def _curvature(self, loss_function, used, due, taking_part):
+        """|z · Hz| by the Hessian's rows and columns of those that are refreshed."""
+        chosen = [i for i in taking_part if i in used]
+
+        def of_chosen(*values):
+            params = [p.clone() for p in self.params]
+            for i, value in zip(chosen, values, strict=True):
+                params[i] = value
+            return loss_function(params, used)
+
+        hessian = dense_hessian(of_chosen, [self.params[i] for i in chosen]) if chosen else None
+        d = {i: torch.zeros_like(self.params[i]) for i in taking_part}
+        for sample in range(self.options["num_samples"]):
+            z = probes.rademacher_like(
+                [self.params[i] for i in due],
+                seed=self.options["seed"],
+                step=self.groups[0]["step"],
+                sample=sample,
+                tensor_indices=due,
+            )
+            z = dict(zip(due, z, strict=True))
+            if chosen:
+                flat = torch.cat([z[i] for i in chosen])
+                estimate = (flat * (hessian @ flat)).abs() / self.options["num_samples"]
+                sizes = [len(self.params[i]) for i in chosen]
+                for i, part in zip(chosen, estimate.split(sizes), strict=True):
+                    d[i] = d[i] + part
+        return d
+
+    def _step_one(self, i, group, d, regular):
+        count = self.counts[i]
+        if d is None and count[1] == 0:
+            if not regular:
+                self.missed.add(i)
+            return
+        count[0] += 1
+        if d is not None:
+            count[1] += 1
+            count[2] = count[0]
+            self.missed.discard(i)
+            v = self.exp_hessian_diag_sq.get(i, torch.zeros_like(d))
+            self.exp_hessian_diag_sq[i] = 0.999 * v + 0.001 * d * d
+        m = self.exp_avg.get(i, torch.zeros_like(self.params[i]))
+        self.exp_avg[i] = 0.9 * m + 0.1 * self.grad[i]
+        m_hat = self.exp_avg[i] / (1 - 0.9 ** count[0])
+        v_hat = self.exp_hessian_diag_sq[i] / (1 - 0.999 ** count[1])
+        step = m_hat / (v_hat.sqrt() + 1e-4) + group["weight_decay"] * self.params[i]
+        self.params[i] = self.params[i] - group["lr"] * step
+        starved = count[0] - count[2] >= 4 * group["update_interval"]
+        if d is None and not regular and starved:
+            self.missed.add(i)

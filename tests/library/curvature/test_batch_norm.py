@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from adahessian import AdaHessian
+from adahessian import AdaHessian, probes
 from adahessian.curvature.batch_norm import FastBatchNorm
 
 SHAPES = [(6, 3), (4, 3, 7), (5, 3, 4, 2), (3, 3, 2, 3, 2)]
@@ -122,3 +122,40 @@ def test_a_single_value_per_channel_is_refused_as_torch_refuses_it(shape):
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         optimizer.step(closure)
     assert norm.running_var.isfinite().all()
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_is_the_dense_hessian(dim):
+    """torch's own second derivative is off by tens of per cent."""
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3), dim=dim).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    params = list(layer.parameters())
+    optimizer = AdaHessian(params, lr=0.0, seed=1)
+    estimates = {}
+    optimizer.register_curvature_hook(
+        lambda o, params, found: estimates.update(
+            {p: e.clone() for p, e in zip(params, found, strict=True)}
+        )
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (layer(x) ** 3).sum()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    optimizer.step(closure)
+    z = probes.rademacher_like(params, seed=1, step=0)
+    h, gradients = 1e-5, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, zp in zip(params, z, strict=True):
+                p.add_(zp, alpha=sign * h)
+        gradients.append(torch.autograd.grad((layer(x) ** 3).sum(), params))
+        with torch.no_grad():
+            for p, zp in zip(params, z, strict=True):
+                p.sub_(zp, alpha=sign * h)
+    for p, zp, plus, minus in zip(params, z, *gradients, strict=True):
+        expected = zp * (plus - minus) / (2 * h)
+        torch.testing.assert_close(estimates[p], expected, rtol=1e-6, atol=1e-6)
