@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adahessian.averaging import block_average
+    from adahessian.curvature.check import CurvatureWarning
     from adahessian.curvature_statistics import CurvatureStatistics
     from adahessian.functional import grad_and_hessian, value_grad_and_hessian
     from adahessian.optimizer import AdaHessian, Adahessian
@@ -18,6 +19,7 @@ __all__ = [
     "AdaHessian",
     "Adahessian",
     "CurvatureStatistics",
+    "CurvatureWarning",
     "block_average",
     "grad_and_hessian",
     "rademacher_like",
@@ -29,6 +31,7 @@ _HOMES = {
     "AdaHessian": "optimizer",
     "Adahessian": "optimizer",
     "CurvatureStatistics": "curvature_statistics",
+    "CurvatureWarning": "curvature.check",
     "block_average": "averaging",
     "grad_and_hessian": "functional",
     "rademacher_like": "probes",

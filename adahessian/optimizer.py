@@ -73,9 +73,9 @@ class AdaHessian(Optimizer):
 
     Args:
         params: parameters, (name, parameter) pairs or parameter groups; every option but
-            ``curvature``, ``curvature_fraction``, ``num_samples``, ``seed`` and ``max_grad_norm``
-            can differ between groups. float32 or float64 (under autocast the parameters stay
-            float32).
+            ``curvature``, ``curvature_fraction``, ``num_samples``, ``seed``, ``check_interval`` and
+            ``max_grad_norm`` can differ between groups. float32 or float64 (under autocast the
+            parameters stay float32).
         lr: learning rate, zero allowed; a float or a one-element tensor. 0.15 is the paper's value
             for image classification.
         betas: decay of the two running averages, each in [0, 1).
@@ -100,6 +100,11 @@ class AdaHessian(Optimizer):
             changed in ``param_groups`` during training.
         num_samples: probes per refresh.
         seed: of the probes, 0 to 2⁶³ − 1. Replicas of one model need the same.
+        check_interval: refreshes between checks of the finite difference, the first of which has
+            one in any case; 0 for no checks at all. A check takes another evaluation, finds
+            gradients that jump and steps h that do not suit the model, for which another is
+            chosen, and warns (:class:`adahessian.CurvatureWarning`) of what stays wrong
+            (docs/curvature.md).
         max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
             place here because the curvature must not be clipped: within a closure it would
             scale the second gradient of a finite difference as well.
@@ -156,6 +161,7 @@ class AdaHessian(Optimizer):
         update_interval: int = 1,
         num_samples: int = 1,
         seed: int = 0,
+        check_interval: int = 500,
         max_grad_norm: float | None = None,
         process_group: Any = None,
         foreach: bool | None = None,
@@ -375,6 +381,8 @@ class AdaHessian(Optimizer):
 
         # 4. Update averages and parameters, with the curvature that is finite.
         finite = self._left_out.sift(members, curvature, self.state, scale)
+        if refresh is not None:
+            refresh.leave_out_wrong(finite)
         for group in self.param_groups:
             update_group(group, self.state, curvature, finite)
         self._left_out.report()

@@ -27,6 +27,7 @@ class SharedOptions:
     curvature_fraction: float
     num_samples: int
     seed: int
+    check_interval: int
     max_grad_norm: float | None
 
     @classmethod
@@ -93,6 +94,8 @@ def check_options(group: dict[str, Any]) -> None:
     for name in ("update_interval", "num_samples"):
         value = group[name]
         require(name, value, _is_int(value) and value >= 1, "an int of at least 1")
+    interval = group["check_interval"]
+    require("check_interval", interval, _is_int(interval) and interval >= 0, "an int, 0 or more")
     norm = group["max_grad_norm"]
     valid = norm is None or _is_number(norm) and 0 < norm < math.inf
     require("max_grad_norm", norm, valid, "None or finite and above 0")

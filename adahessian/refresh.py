@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adahessian.curvature import Earlier, HessianProducts, hessian_products
 from adahessian.curvature.beside import Beside, NoPart, filling_gradients
+from adahessian.curvature.check import AccuracyCheck, Verdict
 from adahessian.curvature.closures import call
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
@@ -66,6 +67,7 @@ class Refresh(ABC):
         options: of the optimizer.
         step: the number of the coming step.
         earlier: what earlier refreshes have shown of the loss.
+        states: of the optimizer, by parameter.
     """
 
     def __init__(
@@ -75,12 +77,15 @@ class Refresh(ABC):
         options: SharedOptions,
         step: int,
         earlier: Earlier,
+        states: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
         due = [m for m in members if m.is_due()]
         self._closure, self._options, self._earlier = closure, options, earlier
-        earlier.begin_refresh()
+        self._members, self._states = members, states
         self._params = [m.param for m in members]
         self._is_first = all(m.group["last_refresh"] is None for m in members)
+        self._accuracy = self._begin_check(due)
+        earlier.begin_refresh(look=self._accuracy.due)
         self._probes = Probes(
             [m.param for m in due],
             seed=options.seed,
@@ -111,6 +116,7 @@ class Refresh(ABC):
         if not members:
             return {}
         params = [m.param for m in members]
+        self._accuracy.process_group = reduction.process_group or self._earlier.process_group()
         totals: list[Tensor] = []
         for sample in self._samples(members, reduction):
             show(params, sample)
@@ -121,10 +127,45 @@ class Refresh(ABC):
             totals = list(torch._foreach_add(totals, terms)) if totals else terms
         if len(self._probes) > 1:
             torch._foreach_div_(totals, len(self._probes))
+        self._end_check()
         return {
             m.param: local_block_average(total, m.param, m.group["block_size"])
             for total, m in zip(totals, members, strict=True)
         }
+
+    def leave_out_wrong(self, good: dict[Tensor, Tensor]) -> None:
+        """Take what the check has found wrong from those whose curvature is to be used.
+
+        Not at a first refresh, where there is nothing else to go by.
+
+        Args:
+            good: one bool for each parameter with a curvature, on its device.
+        """
+        wrong = {} if self._is_first else self._accuracy.wrong(good)
+        for p in wrong:
+            good[p] = good[p] & ~wrong[p]
+
+    def _begin_check(self, due: Sequence[Member]) -> AccuracyCheck:
+        interval = self._options.check_interval
+        # What stayed on the device has arrived by now.
+        failed = self._earlier.hear()
+        counts = (self._states.get(m.param, {}).get("num_refreshes", 0) for m in due)
+        is_due = interval > 0 and (
+            failed or self._is_first or max(map(int, counts)) % interval == 0
+        )
+        waits = failed or self._is_first or all(p.device.type == "cpu" for p in self._params)
+        scale = self._members[0].group["difference_scale"]
+        return AccuracyCheck(due=is_due, waits=waits, scale=scale, watches=interval > 0)
+
+    def _end_check(self) -> None:
+        accuracy = self._accuracy
+        accuracy.agree()
+        for m in self._members:
+            m.group["difference_scale"] = accuracy.scale
+        names = {m.param: m.name() for m in self._members}
+        self._earlier.verdict = Verdict(accuracy, names)
+        if accuracy.waits:
+            self._earlier.hear()
 
     def _estimates(
         self, products: HessianProducts, params: Sequence[Tensor]
@@ -154,6 +195,7 @@ class WholeBatch(Refresh):
             self._probes,
             check=self._is_first,
             earlier=self._earlier,
+            accuracy=self._accuracy,
         )
 
     def evaluate(self) -> Any:
@@ -175,17 +217,13 @@ class PartOfBatch(Refresh):
 
     Args:
         curvature_closure: returns that of :meth:`adahessian.AdaHessian.step`, or None.
-        states: of the optimizer, by parameter.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        curvature_closure: Callable[[], CurvatureClosure | None],
-        states: MutableMapping[Tensor, dict[str, Any]],
+        self, *args: Any, curvature_closure: Callable[[], CurvatureClosure | None]
     ) -> None:
         super().__init__(*args)
-        self._get_closure, self._states = curvature_closure, states
+        self._get_closure = curvature_closure
         if any(is_sharded(p) for p in self._params):
             raise ValueError(
                 "curvature_closure does not work with fully_shard, which gathers parameters for a "
@@ -268,6 +306,7 @@ class PartOfBatch(Refresh):
             check=self._is_first,
             earlier=self._earlier,
             central=True,
+            accuracy=self._accuracy,
         )
         products.evaluate()
         if exact and not any(p.grad is not None and p.grad.requires_grad for p in params):
@@ -336,7 +375,7 @@ def begin_refresh(
     if not any(m.is_due() for m in members):
         return None
     options = SharedOptions.of(groups[0])
-    arguments = closure, members, options, groups[0]["step"], earlier
+    arguments = closure, members, options, groups[0]["step"], earlier, states
     if get_curvature_closure() is None and options.curvature_fraction == 1:
         return WholeBatch(*arguments)
-    return PartOfBatch(*arguments, curvature_closure=get_curvature_closure, states=states)
+    return PartOfBatch(*arguments, curvature_closure=get_curvature_closure)

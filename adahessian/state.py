@@ -15,10 +15,16 @@ from adahessian.part_correction import SUMS
 from adahessian.replicas import local
 
 # The counters of a parameter group, with their first values: how many steps it has taken, the
-# number of the step that refreshed its curvature last, and the places in it of parameters that have
-# waited too long (`is_starved`). They stand among the options, in `param_groups`, because only what
-# is there or in `state` survives deepcopy, pickle and state_dict.
-COUNTERS: dict[str, Any] = {"step": 0, "last_refresh": None, "missed": ()}
+# number of the step that refreshed its curvature last, the places in it of parameters that have
+# waited too long (`is_starved`), and the finite difference's h in units of the usual one. They
+# stand among the options, in `param_groups`, because only what is there or in `state` survives
+# deepcopy, pickle and state_dict.
+COUNTERS: dict[str, Any] = {
+    "step": 0,
+    "last_refresh": None,
+    "missed": (),
+    "difference_scale": 1.0,
+}
 
 # A parameter's counters: steps with a gradient, refreshes, and the step of the last of these.
 _COUNTS = ("step", "num_refreshes", "last_refresh")

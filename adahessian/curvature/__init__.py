@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
@@ -23,6 +24,7 @@ def hessian_products(
     check: bool = False,
     earlier: Earlier | None = None,
     central: bool = False,
+    accuracy: AccuracyCheck | None = None,
 ) -> HessianProducts:
     """Return the way to Hessian-vector products that the option ``curvature`` names.
 
@@ -31,8 +33,10 @@ def hessian_products(
         closure: see :mod:`adahessian.curvature.closures`.
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order.
-        check, earlier, central: see :class:`FiniteDifference`.
+        check, earlier, central, accuracy: see :class:`FiniteDifference`.
     """
     if curvature == "double_backward":
         return DoubleBackward(closure, params, probes)
-    return FiniteDifference(closure, params, check=check, earlier=earlier, central=central)
+    return FiniteDifference(
+        closure, params, check=check, earlier=earlier, central=central, accuracy=accuracy
+    )

@@ -46,7 +46,7 @@ def filling_gradients(
         scale: a factor of the loss (a GradScaler's).
 
     Returns:
-        The closure; it returns the loss, unscaled. It raises NoPart where the function returns
+        The closure; it returns the loss, scaled. It raises NoPart where the function returns
         None, and RuntimeError for what else is no scalar with a graph, and where the function has
         called backward itself.
     """
@@ -68,7 +68,7 @@ def filling_gradients(
         grads = _torch.gradients(scaled, wanted, create_graph)
         for p, grad in zip(wanted, grads, strict=True):
             p.grad = grad
-        return loss
+        return scaled
 
     return closure
 

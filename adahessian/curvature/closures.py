@@ -4,8 +4,9 @@ It clears the gradients, computes the loss of one fixed batch, calls
 ``loss.backward(create_graph=optimizer.needs_graph)`` and returns the loss. It may do so for several
 micro-batches, and then scales their losses, not the gradients.
 
-With ``curvature="finite_difference"`` it is evaluated twice at a step that refreshes the curvature,
-and once more at the first one, to see whether it is repeatable. It must then compute the same
+With ``curvature="finite_difference"`` it is evaluated twice at a step that refreshes the curvature.
+At the first one it is evaluated again to see whether it is repeatable, and there and now and then
+to check the product (:mod:`adahessian.curvature.check`). It must then compute the same
 function of the parameters each time: it may not draw a new batch, clip or otherwise change the
 gradients (there is ``max_grad_norm``), or depend on anything that it changes itself other than
 gradients, buffers of modules, and the global random states of torch, Python and numpy.

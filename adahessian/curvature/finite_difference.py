@@ -1,17 +1,31 @@
 """Hessian-vector products from one more evaluation of the gradient, without second derivatives."""
 
+import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adahessian.curvature.check import (
+    TOLERANCES,
+    AccuracyCheck,
+    Evaluation,
+    Slope,
+    Trial,
+    best_trial,
+    unexplained,
+)
 from adahessian.curvature.closures import gradients, not_repeatable
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Earlier, Replay
 from adahessian.replicas import local
+
+_MOST_LOST = 0.5  # of a step, by rounding
+_LARGEST = 0.01  # the step h, relative to the parameters' root mean square
 
 
 class FiniteDifference:
@@ -38,9 +52,10 @@ class FiniteDifference:
         gates: what records and replays the pieces (default: :class:`Gates`).
         earlier: what earlier products with the same loss have shown of it; is updated.
         central: the gradient at θ itself is not needed.
+        accuracy: a check of the first product, if one is due; it also holds the scale of h.
 
     Attributes:
-        step_size: as above; may be changed between products.
+        step_size, accuracy: as above; may be changed between products.
         replay: the recorded evaluation.
 
     Raises:
@@ -57,6 +72,7 @@ class FiniteDifference:
         gates: Gates | None = None,
         earlier: Earlier | None = None,
         central: bool = False,
+        accuracy: AccuracyCheck | None = None,
     ) -> None:
         if closure is None:
             raise RuntimeError(
@@ -69,6 +85,7 @@ class FiniteDifference:
         self.step_size = step_size
         self.replay = Replay(closure, params, gates, earlier)
         self._central = central
+        self.accuracy = AccuracyCheck() if accuracy is None else accuracy
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns, or None where that is not needed.
@@ -80,8 +97,10 @@ class FiniteDifference:
             self.replay.begin()
             return None
         value = self.replay.record(check=self._check)
-        self._central = self._central and not self.replay.met_pieces
+        checked = self.accuracy.due and self.replay.precision(self._params) in TOLERANCES
+        self._central = self._central and not checked and not self.replay.met_pieces
         self._used = {p for p in self._params if p.grad is not None}
+        self._value = value
         return value
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
@@ -99,16 +118,58 @@ class FiniteDifference:
         """
         if self._central:
             h = self._step_size(list(z))
-            after, before = (self._gradients_at(z, sign * h) for sign in (1, -1))
-            for p, grad in after.items():
+            after, before = (self._evaluate_at(z, sign * h) for sign in (1, -1))
+            for p, grad in after.grads.items():
                 p.grad = grad
-            return _quotients(after, before, 2 * h)
+            self._doubt(after, before.value, before.grads, 2 * h)
+            return _quotients(after.grads, before.grads, 2 * h)
         used = {p: s for p, s in z.items() if p.grad is not None}
+        if self.accuracy.due and self.replay.precision(list(used)) in TOLERANCES:
+            return self._checked_product(used)
         h = self._step_size(list(used))
-        found = self._gradients_at(used, h)
-        if not found.keys() >= self._used.intersection(used):
+        after = self._evaluate_at(used, h)
+        self._doubt(after, self._value, dict(zip(used, gradients(used), strict=True)), h)
+        return self._difference(used, after.grads, h)
+
+    def _checked_product(self, z: Vector) -> dict[Tensor, Tensor]:
+        """Return H·z, with the step at which D₊ and D₋ agree best where they do not agree well."""
+        precision = self.replay.precision(list(z))
+        accuracy = self.accuracy
+        accuracy.params = list(z)
+        trial = self._trial(z, accuracy.scale)
+        if accuracy.waits:
+            if not float(trial.disagreement.max()) <= TOLERANCES[precision].ample:
+                size = (
+                    float(_norm([local(p) for p in z])) / sum(s.numel() for s in z.values()) ** 0.5
+                )
+                largest = _LARGEST * size / self._step_size(list(z), 1.0)
+                trial = best_trial(trial, partial(self._trial, z), largest)
+            self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
+        accuracy.conclude(trial, dict(zip(z, gradients(z), strict=True)), precision)
+        return trial.product
+
+    def _trial(self, z: Vector, scale: float) -> Trial:
+        """Compare the product with one that looks the other way, and twice as far."""
+        precision = self.replay.precision(list(z))
+        h = self._step_size(list(z), scale)
+        after, before = (self._evaluate_at(z, step, look=True) for step in (h, -2 * h))
+        near = self._difference(z, after.grads, h)
+        far = self._difference(z, before.grads, -2 * h)
+        disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
+        eps = torch.finfo(torch.float64 if precision == torch.float64 else torch.float32).eps
+        return Trial(
+            scale,
+            near,
+            torch.maximum(disagreement, after.lost.to(disagreement)),
+            unexplained(after, before, 3 * h, eps),
+            after.lost,
+            after.slope.seen,
+        )
+
+    def _difference(self, z: Vector, found: dict[Tensor, Tensor], h: float) -> dict[Tensor, Tensor]:
+        if not found.keys() >= self._used.intersection(z):
             raise not_repeatable("a parameter got a gradient in the first evaluation only")
-        first = dict(zip(used, gradients(used), strict=True))
+        first = dict(zip(z, gradients(z), strict=True))
         # A gradient that no evaluation fills is a zero for the sake of other processes.
         return _quotients({p: found.get(p, grad) for p, grad in first.items()}, first, h)
 
@@ -125,23 +186,69 @@ class FiniteDifference:
         width = (2 if self._central else 1) * self._step_size(())
         return torch.finfo(dtype).eps / 2 / width
 
-    def _step_size(self, params: Sequence[Tensor]) -> float:
+    def _step_size(self, params: Sequence[Tensor], scale: float | None = None) -> float:
         sizes = CENTRAL_STEP_SIZES if self._central else STEP_SIZES
-        return self.step_size or sizes[self.replay.precision(params)]
+        scale = self.accuracy.scale if scale is None else scale
+        return scale * (self.step_size or sizes[self.replay.precision(params)])
 
-    def _gradients_at(self, z: Vector, h: float) -> dict[Tensor, Tensor]:
-        """Return the gradients at θ + h·z; θ is afterwards what it was."""
+    def _evaluate_at(self, z: Vector, h: float, *, look: bool = False) -> Evaluation:
+        """Evaluate the gradient at θ + h·z; θ is afterwards what it was.
+
+        Args:
+            look: see how the loss changes along z.
+        """
         values = [local(p.detach()) for p in z]
         first_values = [v.clone() for v in values]
+        slope = Slope(z)
         try:
             with torch.no_grad():
                 torch._foreach_add_(values, list(z.values()), alpha=h)
-                _check_realised(values, first_values, abs(h))
-            _, grads = self.replay.again()
+                lost = _lost(values, first_values, list(z.values()), h)
+            if not look and lost.is_cpu:  # a device is not waited for
+                self._refuse_lost(list(z), lost, abs(h))
+            with slope if look else contextlib.nullcontext():
+                value, grads = self.replay.again()
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(values, first_values)
-        return {p: grads[p] for p in z if p in grads}
+        grads = {p: grads[p] for p in z if p in grads}
+        return Evaluation(grads, value, slope, self.replay.loss(value), lost)
+
+    def _doubt(
+        self, after: Evaluation, first_value: Any, first_grads: dict[Tensor, Tensor], h: float
+    ) -> None:
+        """See whether an evaluation was the first one's computation, by its loss.
+
+        It may change by h·zᵀg and by half of h·zᵀ(g₂ − g); both are bounded here, the former as
+        for random signs, thirty times its usual size.
+        """
+        values = after.value, first_value
+        both = [p for p in after.grads if p in first_grads]
+        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in values)
+        if not self.accuracy.watches or not are_scalars or not both:
+            return
+        pairs = [(local(after.grads[p]), local(first_grads[p])) for p in both]
+        seconds, firsts = (list(side) for side in zip(*pairs, strict=True))
+        size = _norm(firsts)
+        growth = _norm(torch._foreach_sub(seconds, firsts))
+        root = sum(g.numel() for g in firsts) ** 0.5
+        value, first = (v.detach().reshape(()).to(size) for v in values)
+        allowed = 1e-3 * first.abs() + h * (30 * size + root / 2 * growth)
+        doubt = ((value - first).abs() > allowed) | (after.lost > _MOST_LOST).any()
+        earlier = self.accuracy.doubt
+        self.accuracy.doubt = doubt if earlier is None else earlier | doubt
+
+    def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:
+        """Raise if θ + h·z is not that for one of the parameters."""
+        if not (lost > _MOST_LOST).any():
+            return
+        worst = params[int(lost.argmax())]
+        raise RuntimeError(
+            f"the step of the finite difference, {h:.3g}, is lost in the rounding of a parameter "
+            f"of shape {tuple(worst.shape)} with values up to "
+            f"{float(worst.detach().abs().max()):.3g}: use curvature='double_backward', or scale "
+            "the parameter down"
+        )
 
 
 @torch.no_grad()
@@ -159,16 +266,15 @@ def _quotients(
     return dict(zip(params, differences, strict=True))
 
 
-def _check_realised(values: list[Tensor], first_values: list[Tensor], h: float) -> None:
-    """Raise if θ + h·z is θ for one of the parameters."""
-    steps = torch._foreach_norm(torch._foreach_sub(values, first_values))
-    sizes = torch.tensor([v.numel() for v in values], device=steps[0].device).sqrt()
-    lost = torch.stack(steps) < 0.5 * h * sizes
-    if lost.any():
-        index = int(lost.nonzero()[0])
-        raise RuntimeError(
-            f"the step of the finite difference, {h}, is lost in the rounding of a parameter of "
-            f"shape {tuple(values[index].shape)} with values up to "
-            f"{float(first_values[index].abs().max()):.3g}: use curvature='double_backward', or "
-            "scale the parameter down"
-        )
+def _lost(values: list[Tensor], first_values: list[Tensor], z: list[Tensor], h: float) -> Tensor:
+    """Return the part of the step h·z that rounding took from θ + h·z, for each parameter."""
+    errors = torch._foreach_sub(values, first_values)
+    torch._foreach_add_(errors, z, alpha=-h)
+    norms = torch._foreach_norm(errors)
+    sizes = torch.tensor([max(v.numel(), 1) for v in values]).sqrt() * abs(h)
+    return torch.stack([n.to(norms[0]) for n in norms]) / sizes.to(norms[0])
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    norms = torch._foreach_norm(list(tensors))
+    return torch.stack([n.to(norms[0]) for n in norms]).norm()

@@ -71,10 +71,12 @@ class Gates(TorchFunctionMode):
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
+        self.losses: list[Tensor] = []  # what its backward passes start from
 
     def rewind(self) -> None:
         """Replay from the beginning."""
         self._next = 0
+        self.losses = []
 
     @property
     def met_pieces(self) -> bool:
@@ -163,8 +165,10 @@ class Gates(TorchFunctionMode):
                 self.leaves |= leaves_below(tensors)
         if self.backward_scale is None:
             self.backward_scale = 1.0
-        if self.backward_scale != 1 and not _torch.in_backward():
-            grads = tuple(g * self.backward_scale for g in grads)
+        if not _torch.in_backward():
+            self.losses += [(t.detach() * g).sum() for t, g in zip(tensors, grads, strict=True)]
+            if self.backward_scale != 1:
+                grads = tuple(g * self.backward_scale for g in grads)
         inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
         retain_graph = create_graph if retain_graph is None else retain_graph
         with self:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from adahessian import _torch
+from adahessian.curvature.check import Verdict
 from adahessian.curvature.closures import call, gradients, not_repeatable
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.graph import leaves_below
@@ -36,6 +38,7 @@ class Earlier:
         modules: whose buffers an evaluation may change; None before they are looked for.
         params: theirs.
         autocast_dtype, called: see :class:`Gates`.
+        verdict: of the last check, where it has not been told.
     """
 
     LOOK_AGAIN = 64
@@ -46,12 +49,27 @@ class Earlier:
         self.params: list[Tensor] = []
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
+        self.verdict: Verdict | None = None
         self._remaining = 0
 
-    def begin_refresh(self) -> None:
-        """Count a refresh."""
-        self.is_smooth = self._remaining > 0
+    def begin_refresh(self, *, look: bool = False) -> None:
+        """Count a refresh.
+
+        Args:
+            look: record its evaluation in any case.
+        """
+        self.is_smooth = self._remaining > 0 and not look
         self._remaining -= 1
+
+    def hear(self) -> bool:
+        """Warn of what the last check has found; return whether another h may help."""
+        verdict, self.verdict = self.verdict, None
+        return verdict is not None and verdict.tell()
+
+    def process_group(self) -> Any:
+        """Return that of a DistributedDataParallel module around the parameters, or None."""
+        wrapped = (m for m in self.modules or () if isinstance(m, DistributedDataParallel))
+        return next((m.process_group for m in wrapped), None)
 
     def known_modules(self, params: Iterable[Tensor]) -> list[nn.Module]:
         """Return ``modules``; the first time, look for those around some parameters."""
@@ -154,6 +172,16 @@ class Replay:
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""
         return not self.is_smooth and self._gates.met_pieces
+
+    def loss(self, value: Any) -> list[Tensor]:
+        """Return what the gradient of the last evaluation is the derivative of, in parts.
+
+        Args:
+            value: what the closure returned, of which that is taken if no backward was seen.
+        """
+        if self._gates.losses or not isinstance(value, Tensor):
+            return self._gates.losses
+        return [value.detach().sum()]
 
     def begin(self) -> None:
         """Note where a smooth function's evaluations start, in the place of a first one.

@@ -63,9 +63,9 @@ def test_a_pickle_of_an_earlier_version_is_readable():
     del optimizer.defaults["curvature_fraction"]  # it knew none
     twin = pickle.loads(pickle.dumps(optimizer))
     assert not set(AdaHessian.COUNTERS) & set(twin.defaults)
-    assert [twin.param_groups[0][key] for key in AdaHessian.COUNTERS] == [1, 0, ()]
+    assert [twin.param_groups[0][key] for key in AdaHessian.COUNTERS] == [1, 0, (), 1.0]
     twin.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
-    assert [twin.param_groups[1][key] for key in AdaHessian.COUNTERS] == [1, 0, ()]
+    assert [twin.param_groups[1][key] for key in AdaHessian.COUNTERS] == [1, 0, (), 1.0]
 
 
 def test_named_parameters():

@@ -1,0 +1,349 @@
+"""Whether a finite difference is right: what two steps of unequal length say of it.
+
+Let D₊ = (g(θ + h·z) − g) / h and D₋ = (g − g(θ − 2h·z)) / 2h. For a smooth function both are H·z,
+
+    D₊ = H·z + h/2 T + ...,     D₋ = H·z − h T + ...       with the third derivative T along z, z
+
+and differ by three times D₊'s truncation, and by 1.3 times its rounding. At a kink or a jump that
+nobody has frozen they differ by as much as they are wrong. (Steps of equal length would not: at
+|p| in 0 both sides jump alike.) That needs no list of operations, and no second derivative.
+
+It is blind to what has no kink: a gradient that is not the derivative of the loss. A
+straight-through estimator has zero on both sides; a constant of autograd's that moves with the
+parameters moves smoothly. But then the loss does not move as the gradient says, and
+:class:`Slope` compares just that.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adahessian import _torch
+from adahessian.replicas import is_sharded, local
+
+
+class Tolerance(NamedTuple):
+    """What is accepted.
+
+    Attributes:
+        disagreement: of D₊ and D₋, relative to the smaller; above it a product is wrong.
+        ample: of the same; above it another h is tried.
+        flat: a tensor below this share of the network's root mean square has noise for curvature.
+        slope: the part of the loss's change that the gradient may leave unexplained.
+    """
+
+    disagreement: float
+    ample: float
+    flat: float
+    slope: float
+
+
+# By the precision in which the gradient is computed. In a coarser one (TF32, bfloat16) products are
+# too noisy to be checked.
+TOLERANCES: dict[torch.dtype | str, Tolerance] = {
+    torch.float64: Tolerance(disagreement=0.1, ample=0.02, flat=1e-5, slope=0.02),
+    torch.float32: Tolerance(disagreement=0.75, ample=0.3, flat=3e-2, slope=0.1),
+}
+_FACTOR = 8.0  # from one h to the next that is tried
+_MOST_TRIALS = 8
+
+
+class CurvatureWarning(UserWarning):
+    """The curvature of a tensor is wrong, or can be.
+
+    ``warnings.simplefilter("error", adahessian.CurvatureWarning)`` makes it an error, which leaves
+    parameters and state unchanged.
+    """
+
+
+class Slope:
+    """Sees by how much a loss changes along z, and what its gradient says of it.
+
+    While it is active, it adds up zᵀg of what backward passes bring to the parameters: not of
+    ``grad``, which a closure may clear, mask or scale.
+
+    Args:
+        z: the direction, by parameter.
+    """
+
+    def __init__(self, z: Mapping[Tensor, Tensor]) -> None:
+        self._z = z
+        device = next(iter(z)).device
+        self.along = torch.zeros((), device=device)  # zᵀg
+        self.square = torch.zeros((), device=device)  # ‖g‖²
+        self.seen: set[Tensor] = set()
+
+    def __enter__(self) -> "Slope":
+        self._hooks = [p.register_hook(partial(self._add, p=p)) for p in self._z]
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.no_grad()
+    def _add(self, grad: Tensor, p: Tensor) -> None:
+        self.seen.add(p)
+        with _torch.below_torch_functions():
+            grad = local(grad)
+            self.along += (grad * self._z[p]).sum().to(self.along)
+            self.square += grad.square().sum().to(self.square)
+
+
+class Evaluation(NamedTuple):
+    """One at shifted parameters.
+
+    Attributes:
+        grads: by parameter.
+        value: what the closure returned.
+        slope: what its backward passes have brought, where that was looked at.
+        losses: what they started from.
+        lost: how much of the step was lost in rounding, relative to it; an element for each
+            parameter.
+    """
+
+    grads: dict[Tensor, Tensor]
+    value: Any
+    slope: Slope
+    losses: list[Tensor]
+    lost: Tensor
+
+
+def unexplained(after: Evaluation, before: Evaluation, width: float, eps: float) -> Tensor:
+    """Return the part of the loss's change over a step of some width that zᵀg does not explain.
+
+    The integral of zᵀg is taken by the trapezoidal rule, and what can be rounding is left out.
+    """
+    if not after.losses or len(after.losses) != len(before.losses):
+        return torch.zeros(())
+    second, first = torch.stack(after.losses), torch.stack(before.losses)
+    along = after.slope.along + before.slope.along
+    change = (second - first).sum() - width / 2 * along.to(second)
+    square = (after.slope.square + before.slope.square).to(second) / 2
+    size = width * square.sqrt()
+    rounding = 8 * eps * (second.abs().sum() + first.abs().sum())
+    return ((change.abs() - rounding).clamp(min=0) / size).nan_to_num(0.0)
+
+
+@dataclass
+class Trial:
+    """A product at one h, and what the check says of it.
+
+    Attributes:
+        scale: h in units of the usual one.
+        product: H·z, by parameter.
+        disagreement: of D₊ and D₋, one element for each parameter.
+        slope: the part of the loss's change that the gradient does not explain; one element.
+        lost: see :class:`Evaluation`.
+        seen: parameters whose gradients came from a backward pass.
+    """
+
+    scale: float
+    product: dict[Tensor, Tensor]
+    disagreement: Tensor
+    slope: Tensor
+    lost: Tensor
+    seen: set[Tensor]
+
+    @property
+    def score(self) -> float:
+        """The less the better; reads the device."""
+        return float(self.disagreement.clamp(max=1.0).mean())
+
+
+def best_trial(first: Trial, trial_at: Callable[[float], Trial], largest: float) -> Trial:
+    """Look for the h at which D₊ and D₋ agree best, down and up from a first one.
+
+    Args:
+        first: the trial at the present scale.
+        trial_at: makes one at another scale.
+        largest: that is tried. Over steps as long as the parameters anything is smooth.
+    """
+    best = first
+    for factor in (1 / _FACTOR, _FACTOR):
+        for _ in range(_MOST_TRIALS):
+            scale = best.scale * factor
+            if scale > max(largest, first.scale):
+                break
+            trial = trial_at(scale)
+            if not trial.score < 0.7 * best.score:
+                break
+            best = trial
+        if best is not first:
+            break
+    return best
+
+
+class AccuracyCheck:
+    """A check that is asked for, and in the end what it has shown.
+
+    Args:
+        due: it is asked for.
+        waits: its result may be read at once, for which a device is waited for, and h be chosen.
+        scale: of h, in units of the usual one.
+        watches: whether products without a check see at least if the loss is the first one's.
+
+    Attributes:
+        due, waits, scale, watches: as above; ``scale`` becomes the chosen one.
+        process_group: over which gradients are to be averaged, so that all decide alike.
+        params: those that were checked; the following have an element for each of them.
+        failed: whose products are wrong; None before a check.
+        zeros: whose products are exactly zero, while their gradients are not.
+        disagreements: of the chosen trial.
+        unseen: whose gradients no backward pass has brought: they were written by hand.
+        slope: the part of the loss's change that the gradient does not explain, one element.
+        slope_tolerance: what it may be.
+        doubt: an evaluation was another computation than the first, one element; None where that
+            was not seen, or is not the case.
+    """
+
+    failed: Tensor | None = None
+    zeros: Tensor | None = None
+    disagreements: Tensor | None = None
+    slope: Tensor | None = None
+    slope_tolerance = math.inf
+    doubt: Tensor | None = None
+
+    def __init__(
+        self,
+        *,
+        due: bool = False,
+        waits: bool = True,
+        scale: float = 1.0,
+        watches: bool = False,
+    ) -> None:
+        self.due, self.waits, self.scale, self.watches = due, waits, scale, watches
+        self.process_group: Any = None
+        self.params: list[Tensor] = []
+        self.unseen: set[Tensor] = set()
+
+    def disagreement(
+        self, near: Mapping[Tensor, Tensor], far: Mapping[Tensor, Tensor], flat: float
+    ) -> Tensor:
+        """Return that of D₊ and D₋, relative to the smaller, for each parameter."""
+        pairs = [(near[p], far[p]) for p in near]
+        gaps = self._norms([a - b for a, b in pairs])
+        sizes = torch.minimum(*(self._norms(list(side)) for side in zip(*pairs, strict=True)))
+        counts = self._norms([torch.ones_like(a) for a, _ in pairs])
+        floor = flat * sizes.norm() / counts.norm() * counts
+        # No curvature at all is no disagreement; no number is one.
+        found = torch.where(gaps == 0, 0.0, gaps / torch.maximum(sizes, floor))
+        return found.nan_to_num(math.inf, math.inf)
+
+    def conclude(self, trial: Trial, grads: Mapping[Tensor, Tensor], precision: Any) -> None:
+        """Take in the trial whose product is used."""
+        limits = TOLERANCES[precision]
+        self.due, self.scale = False, trial.scale
+        self.params = list(trial.product)
+        self.disagreements = trial.disagreement
+        # What is not finite is left out elsewhere, and named for what it is.
+        is_number = trial.disagreement.isfinite()
+        self.failed = is_number & (trial.disagreement > limits.disagreement)
+        self.unseen = {p for p in self.params if p not in trial.seen and not is_sharded(p)}
+        products = self._norms(list(trial.product.values()))
+        self.zeros = (products == 0) & (self._norms([grads[p] for p in self.params]) > 0)
+        self.slope, self.slope_tolerance = trial.slope, limits.slope
+
+    def agree(self) -> None:
+        """Let a doubt of one process be that of all that must decide alike."""
+        if self.doubt is not None and self._groups():
+            doubt = self.doubt.float()
+            for group in self._groups():
+                torch.distributed.all_reduce(doubt, torch.distributed.ReduceOp.MAX, group=group)
+            self.doubt = doubt > 0
+
+    def wrong(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+        """Return one bool for each of some parameters, where anything can be wrong."""
+        wrong = {}
+        if self.failed is not None:
+            wrong |= zip(self.params, self.failed.unbind(), strict=True)
+        if self.doubt is not None and not (self.waits and not self.doubt):
+            return {p: self.doubt | wrong[p] if p in wrong else self.doubt for p in params}
+        return {p: wrong[p] for p in params if p in wrong}
+
+    def _norms(self, tensors: list[Tensor]) -> Tensor:
+        """Return the norms of tensors over all processes that must decide alike."""
+        norms = torch._foreach_norm([local(t) for t in tensors])
+        squares = torch.stack([n.to(norms[0].device, torch.float32) for n in norms]).square()
+        for group in self._groups():
+            torch.distributed.all_reduce(squares, group=group)
+        return squares.sqrt()
+
+    def _groups(self) -> list[Any]:
+        if self.process_group is not None:
+            return [self.process_group]
+        sharded = next((p for p in self.params if is_sharded(p)), None)
+        return [] if sharded is None else sharded.device_mesh.get_all_groups()
+
+
+class Verdict:
+    """What a check has found, to be told when it may be read.
+
+    Args:
+        accuracy: the check.
+        names: of the parameters.
+    """
+
+    def __init__(self, accuracy: AccuracyCheck, names: Mapping[Tensor, str]) -> None:
+        self._accuracy, self._names = accuracy, names
+
+    def tell(self) -> bool:
+        """Warn of what is wrong; return whether a product is, so that another h may help."""
+        found = self._accuracy
+        if found.doubt is not None and found.doubt:
+            _warn(
+                "the second evaluation of the closure is not the first one's computation: its loss "
+                "is too far from the first. This refresh of the curvature is left out. "
+                f"{_REPEATABLE}"
+            )
+        if found.failed is None or found.zeros is None or found.slope is None:
+            return found.doubt is not None and bool(found.doubt)
+        failed = found.failed.nonzero().flatten().tolist()
+        if failed:
+            assert found.disagreements is not None
+            names = _list([self._names[found.params[i]] for i in failed])
+            _warn(
+                f"the finite difference is wrong for {names}: over two steps H·z differs by "
+                f"{float(found.disagreements.max()):.0%}. The gradient jumps, at a kink or a step "
+                f"that is not frozen, or no step size suits the model. {_WAYS_OUT}"
+            )
+        elif float(found.slope) > found.slope_tolerance:
+            _warn(
+                f"along the probe {float(found.slope):.0%} of the loss's change is not what its "
+                "gradient says, so that H·z may be wrong: a straight-through estimator or another "
+                "function whose derivative is not its own, or a value that autograd takes as "
+                f"constant and that moves with the parameters. {_WAYS_OUT}"
+            )
+        zeros = zip(found.params, found.zeros.tolist(), strict=True)
+        by_hand = [self._names[p] for p, is_zero in zeros if is_zero and p in found.unseen]
+        if by_hand:
+            _warn(
+                f"H·z is exactly zero for {_list(by_hand)}, whose gradient is not: no backward "
+                "pass has brought it. Was it computed by hand, of detached values? The finite "
+                f"difference takes these as constants. {_WAYS_OUT}"
+            )
+        return bool(failed)
+
+
+_REPEATABLE = (
+    "curvature='finite_difference' needs a closure that computes the same function of the "
+    "parameters each time, its noise from the global generators."
+)
+_WAYS_OUT = (
+    "Use curvature='double_backward', or optimizer.curvature_error(closure) to see how far it is; "
+    "check_interval=0 says no more of it."
+)
+
+
+def _list(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} others)" if len(names) > 1 else "")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CurvatureWarning, stacklevel=2)
