@@ -21,7 +21,8 @@ from experiments.errors import nearest
 FOLDER_NAME = re.compile(r"\w([\w .+=,@()%-]{0,98}[\w+=,@()%-])?")
 
 
-def _check_folder_name(name: str) -> str:
+def check_folder_name(name: str) -> str:
+    """A name that can be a folder's, or a refusal."""
     if not FOLDER_NAME.fullmatch(name):
         refuse(
             "names a folder: letters, digits and . _ + = , @ ( ) % - or blanks, at most 100 of "
@@ -30,7 +31,7 @@ def _check_folder_name(name: str) -> str:
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
 
 
 class DatasetSection(Section):
@@ -50,6 +51,15 @@ class ModelSection(Section):
     def label(self) -> str:
         """Names architecture and size, as in `resnet20`; the second folder of a run's path."""
         return self.name
+
+
+class InitialWeights(Section):
+    """Trained weights: every tensor of the model must be there, in its shape."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A run's directory, or a file of a state dict, as torch.save writes it."""
+    skip: list[str] = []
+    """Tensors that stay as they are initialized, by pattern of their names."""
 
 
 class SpectrumSettings(Section):
@@ -115,6 +125,8 @@ class Config(Section):
 
     The statistics of batch normalization follow the data all the same.
     """
+    init_from: InitialWeights | None = None
+    """Weights to begin with, in place of the initialization."""
     seed: NotNegative = 1
     """Seed of initialization, data order, augmentation, dropout and the optimizer's probes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -92,6 +92,15 @@ class Task(ABC):
     # -------------------------------------------------------------------- what it may redefine
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what would fail only when the run begins; it needs no data.
+
+        Raises:
+            UserError: naming the key.
+        """
+        return None
+
+    @classmethod
     def describe_data(cls, config: Config, data_root: Path) -> dict[str, Any] | None:
         """What the data are: classes, counts, and a hash under `digest`.
 

@@ -24,7 +24,7 @@ from experiments.runtime.progress import Progress
 from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
-from experiments.training import curvature, groups, optimizers
+from experiments.training import curvature, groups, optimizers, weights
 from experiments.training.evaluation import evaluate, evaluated_state, evaluated_weights
 from experiments.training.monitor import CurvatureMonitor
 from experiments.training.schedule import GroupSchedule, build_plateau
@@ -171,10 +171,13 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     task = build_task(config, build_device(config), data_root)
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
+    initial = weights.initialize(config, model)
     groups.freeze(config, model)
     optimizer = optimizers.build_optimizer(config, model)
     training = Training(config, directory, task, model, optimizer)
     training.data = task.describe_data(config, data_root)
+    if initial:
+        training.data = {**(training.data or {}), weights.DIGEST: initial}
     training.model = distributed.prepare_model(model, training.differentiates_twice)
     training.plateau = build_plateau(config, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:

@@ -22,8 +22,8 @@ def merged(base, more):
 
 def with_block(block):
     document, more = read_document(DIGITS), read_yaml(block.text)
-    if "schedule" in more:  # a section of another name has other keys
-        document = {key: value for key, value in document.items() if key != "schedule"}
+    sections = {"schedule", "model"} & set(more)  # one of another name has other keys
+    document = {key: value for key, value in document.items() if key not in sections}
     return parse(merged(document, more), PAGE)
 
 

@@ -1,10 +1,16 @@
 """The configuration of image classification."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from experiments.config.experiment import Config, DatasetSection, ModelSection
+from experiments.config.experiment import (
+    Config,
+    DatasetSection,
+    FolderName,
+    ModelSection,
+    check_folder_name,
+)
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, refuse
 
@@ -28,6 +34,8 @@ class Dataset(DatasetSection):
     """ImageNet: size to which random crops of any size and shape are resized."""
     resize_size: NotNegative = 0
     """ImageNet: size of the shorter side before the centre is cut out for evaluation."""
+    channels: Literal[0, 3] = 0
+    """3: a grey image is shown to the network as one of three equal colours; 0: as it is."""
 
     @model_validator(mode="after")
     def _check_sizes(self) -> "Dataset":
@@ -67,6 +75,48 @@ class Model(ModelSection):
         return f"{self.name.removeprefix('imagenet-')}{self.depth}"
 
 
+class ConstructedModel(ModelSection):
+    """Any network: `constructor(**every other key)`, a class or a function that returns a module.
+
+    It takes images `(n, channels, height, width)` and returns logits `(n, classes)`. The numbers of
+    both are passed under the name by which the constructor asks for them (`num_classes`,
+    `in_channels`, `in_chans`, ...), unless they are given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    constructor: str
+    """Dotted path, such as `torchvision.models.resnet18` or `timm.create_model`."""
+    name: FolderName = ""
+    """Second folder of a run's path; empty: `model_name`, or else the path's last part."""
+
+    @model_validator(mode="after")
+    def _check_label(self) -> "ConstructedModel":
+        check_folder_name(self.label)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor is given."""
+        return dict(self.model_extra or {})
+
+    @property
+    def label(self) -> str:
+        last = self.constructor.rpartition(".")[2]
+        return self.name or str(self.arguments.get("model_name", last))
+
+
+def _tag(value: Any) -> str:
+    named = value if isinstance(value, dict) else vars(value) if hasattr(value, "name") else {}
+    return "[constructor]" if "constructor" in named else "[name]"
+
+
+AnyModel = Annotated[
+    Annotated[Model, Tag("[name]")] | Annotated[ConstructedModel, Tag("[constructor]")],
+    Discriminator(_tag),
+]
+
+
 class ImageClassificationConfig(Config):
     """An experiment on labelled images."""
 
@@ -78,8 +128,8 @@ class ImageClassificationConfig(Config):
     """Cross-entropy on labelled images."""
     dataset: Dataset
     """Which images, how they are split, augmented and scaled."""
-    model: Model
-    """Which network."""
+    model: AnyModel
+    """Which network: one of ours by `name`, or any by its `constructor`."""
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:

@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.config import constructors
+from experiments.config.constructors import CHANNELS, CLASSES, call, load, names
 from experiments.errors import UserError
 from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.resnet_imagenet import resnet_imagenet
 from experiments.runtime import distributed
 from experiments.tasks.image_classification import datasets, listing
-from experiments.tasks.image_classification.config import ImageClassificationConfig
+from experiments.tasks.image_classification.config import (
+    ConstructedModel,
+    ImageClassificationConfig,
+)
 from experiments.tasks.image_classification.in_memory import ImagesInMemory
 from experiments.tasks.task import Task
 
@@ -81,6 +86,12 @@ class ImageClassification(Task):
     ) -> None:
         super().__init__(config, device, data_root)
         self.data: Data = _open(config, device, data_root)
+        if config.dataset.channels and self.data.in_channels != 1:
+            raise UserError(
+                f"dataset.channels = {config.dataset.channels}: images of {self.data.in_channels} "
+                "channels are not grey, set 0"
+            )
+        self.in_channels = config.dataset.channels or self.data.in_channels
         for name in ("mean", "std"):
             if len(values := getattr(config.dataset, name)) != self.data.in_channels:
                 raise UserError(
@@ -104,15 +115,55 @@ class ImageClassification(Task):
             return listing.describe(Path(data_root) / name)
         return datasets.describe(name, Path(data_root))
 
+    @classmethod
+    def check(cls, config: ImageClassificationConfig) -> None:
+        spec = config.model
+        if isinstance(spec, ConstructedModel):
+            offered = (CLASSES, CHANNELS)
+            constructors.check(spec.constructor, spec.arguments, "model", offered)
+
     def build_model(self) -> nn.Module:
-        constructor = MODELS[self.config.model.name]
+        spec, classes = self.config.model, self.data.num_classes
+        if isinstance(spec, ConstructedModel):
+            return self._construct(spec)
         try:
-            model = constructor(
-                self.config.model.depth, self.data.num_classes, self.data.in_channels
-            )
+            model = MODELS[spec.name](spec.depth, classes, self.in_channels)
         except ValueError as error:
-            raise UserError(f"model {self.config.model.label}: {error}") from None
+            raise UserError(f"model {spec.label}: {error}") from None
         return self.place(model)
+
+    def _construct(self, spec: ConstructedModel) -> nn.Module:
+        offered: dict[tuple[str, ...], Any] = {CLASSES: self.data.num_classes}
+        known, _ = names(load(spec.constructor, "model.constructor"))
+        if self.in_channels != 3 or set(known) & set(CHANNELS):
+            offered[("in_chans", *CHANNELS)] = self.in_channels  # timm's name where any will do
+        model = call(spec.constructor, spec.arguments, "model", offered)
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model.constructor '{spec.constructor}' returned no torch.nn.Module")
+        model = model.to(self.device, self.dtype).eval()
+        self._check_logits(model)  # a lazy module has its sizes from this batch
+        return self.place(model.train())
+
+    def _check_logits(self, model: nn.Module) -> None:
+        """Refuse a network whose logits are of another shape, or that cannot take the images."""
+        first = next(iter(self.training_batches(0, 0)))
+        batch = Batch(first.inputs[:2], first.labels[:2], 2)
+        with torch.no_grad():
+            try:
+                logits = self._logits(model, batch)
+            except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+                shape = tuple(batch.inputs.shape)
+                said = " ".join(str(error).split())
+                raise UserError(
+                    f"model {self.config.model.label} cannot take images of shape {shape}: {said}"
+                ) from error
+        expected = (len(batch.labels), self.data.num_classes)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"model {self.config.model.label} returns {found} for {expected[0]} images of "
+                f"{expected[1]} classes, not logits of shape {expected}"
+            )
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         size, step = self.config.batch_size, first_step
@@ -166,7 +217,10 @@ class ImageClassification(Task):
 
     def _normalize(self, pixels: Tensor) -> Tensor:
         """(pixels / white - mean) / std, in place: a fresh tensor per operation costs more."""
-        return pixels.to(self.dtype, memory_format=self.layout).mul_(self.scale).sub_(self.shift)
+        images = pixels.to(self.dtype, memory_format=self.layout).mul_(self.scale).sub_(self.shift)
+        if self.in_channels == images.shape[1]:
+            return images
+        return images.expand(-1, self.in_channels, -1, -1).contiguous(memory_format=self.layout)
 
 
 def _open(config: ImageClassificationConfig, device: torch.device, data_root: Path) -> Data:
