@@ -22,8 +22,9 @@ def merged(base, more):
 
 def with_block(block):
     document, more = read_document(DIGITS), read_yaml(block.text)
-    sections = {"schedule", "model"} & set(more)  # one of another name has other keys
-    document = {key: value for key, value in document.items() if key not in sections}
+    sections = ("schedule", "model", "dataset")
+    named = [key for key in sections if {"name", "constructor"} & set(more.get(key, {}))]
+    document = {key: value for key, value in document.items() if key not in named}
     return parse(merged(document, more), PAGE)
 
 

@@ -36,6 +36,7 @@ from experiments.tasks.randomness import draw_seed, generator
 
 EVALUATION_BATCH_SIZE = 256
 MOST_WORKERS = 32
+MEASURED = 500  # images
 # torchvision's defaults, with which the official PyTorch example trains.
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -61,7 +62,7 @@ class ImagesInFolder:
         self, config: ImageClassificationConfig, device: torch.device, data_root: Path
     ) -> None:
         self.config, self.device = config, device
-        root = Path(data_root) / config.dataset.name
+        root = config.dataset.folder(Path(data_root))
         train, test = _read_together(root)
         self.num_classes = len(train.classes)
         self.splits = {"test": test}
@@ -97,6 +98,17 @@ class ImagesInFolder:
         return self._batches(
             Request("train", order[chosen].tolist(), epoch, chosen.tolist()) for chosen in positions
         )
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Of `MEASURED` images spread over the training set, cut as for an evaluation."""
+        settings, count = self.config.dataset, min(MEASURED, self.train_size)
+        sums = torch.zeros(2, 3, dtype=torch.float64)
+        for index in torch.linspace(0, self.train_size - 1, count).round().long().tolist():
+            image = read_image(self.train.path(index))
+            crop = evaluation_crop(image, settings.resize_size, settings.image_size).double() / 255
+            sums += torch.stack([crop.mean((1, 2)), crop.square().mean((1, 2))]) / count
+        mean, squares = sums
+        return mean.tolist(), (squares - mean**2).sqrt().tolist()
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = range(len(self.splits[split]))

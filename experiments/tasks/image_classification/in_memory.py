@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.runtime import distributed
+from experiments.tasks.image_classification import constructed
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out, load
 from experiments.tasks.randomness import generator
@@ -35,7 +36,11 @@ class ImagesInMemory:
         self, config: ImageClassificationConfig, device: torch.device, data_root: Path
     ) -> None:
         self.config, self.device = config, device
-        train, test = load(config.dataset.name, Path(data_root or ""))
+        root = Path(data_root or "")
+        if config.dataset.source:
+            train, test = constructed.load(config.dataset, root)
+        else:
+            train, test = load(config.dataset.name, root)
         self.num_classes = int(train.labels.max()) + 1
         self.in_channels, self.white = train.pixels.shape[1], train.white
         splits = {"test": test}
@@ -65,6 +70,15 @@ class ImagesInMemory:
             draw = distributed.shard(draws[start : start + size], parts)
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
             yield pixels, self.train.labels[chosen]
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        total, squares, count = 0.0, 0.0, 0
+        for pixels in self.train.pixels.split(4096):
+            scaled = pixels.double() / self.white
+            total, squares = total + scaled.sum((0, 2, 3)), squares + scaled.square().sum((0, 2, 3))
+            count += pixels[:, 0].numel()
+        mean = torch.as_tensor(total) / count
+        return mean.tolist(), (torch.as_tensor(squares) / count - mean**2).sqrt().tolist()
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.splits[split]

@@ -19,7 +19,7 @@ from experiments.models.convnet import ConvNet
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.resnet_imagenet import resnet_imagenet
 from experiments.runtime import distributed
-from experiments.tasks.image_classification import datasets, listing
+from experiments.tasks.image_classification import constructed, datasets, listing
 from experiments.tasks.image_classification.config import (
     ConstructedModel,
     ImageClassificationConfig,
@@ -49,6 +49,9 @@ class Data(Protocol):
     white: int
     train_size: int
     splits: Mapping[str, object]
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel of the training images, in [0, 1]."""
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled, augmented batches of an epoch from `first_step` on.
@@ -92,31 +95,46 @@ class ImageClassification(Task):
                 "channels are not grey, set 0"
             )
         self.in_channels = config.dataset.channels or self.data.in_channels
-        for name in ("mean", "std"):
-            if len(values := getattr(config.dataset, name)) != self.data.in_channels:
+        self.steps_per_epoch = self.count_steps(self.data.train_size, "images")
+        mean, std = (
+            torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
+            for values in self._moments()
+        )
+        self.scale, self.shift = 1 / (self.data.white * std), mean / std
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+
+    def _moments(self) -> list[list[float]]:
+        """Mean and standard deviation per channel, as configured or else measured."""
+        given = (self.config.dataset.mean, self.config.dataset.std)
+        measured = (None, None) if all(given) else self.data.measure()
+        found = []
+        for name, value, other in zip(("mean", "std"), given, measured, strict=True):
+            values = value if value is not None else other
+            if len(values) != self.data.in_channels:
                 raise UserError(
                     f"dataset.{name} = {values}: needs {self.data.in_channels} values, "
                     "one per channel"
                 )
-        self.steps_per_epoch = self.count_steps(self.data.train_size, "images")
-        mean, std = (
-            torch.tensor(values, device=device, dtype=self.dtype).view(1, -1, 1, 1)
-            for values in (config.dataset.mean, config.dataset.std)
-        )
-        self.scale, self.shift = 1 / (self.data.white * std), mean / std
-        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+            found.append(values)
+        if min(found[1]) == 0:
+            raise UserError("dataset.std: a channel is the same in all training images; give it")
+        return found
 
     @classmethod
     def describe_data(
         cls, config: ImageClassificationConfig, data_root: Path
     ) -> dict[str, Any] | None:
-        name = config.dataset.name
-        if name == "imagenet":
-            return listing.describe(Path(data_root) / name)
-        return datasets.describe(name, Path(data_root))
+        settings, root = config.dataset, Path(data_root)
+        if settings.in_folder:
+            return listing.describe(settings.folder(root))
+        if settings.source:
+            return constructed.describe(settings, root)
+        return datasets.describe(settings.name, root)
 
     @classmethod
     def check(cls, config: ImageClassificationConfig) -> None:
+        if config.dataset.source:
+            constructed.check(config.dataset)
         spec = config.model
         if isinstance(spec, ConstructedModel):
             offered = (CLASSES, CHANNELS)
@@ -224,7 +242,7 @@ class ImageClassification(Task):
 
 
 def _open(config: ImageClassificationConfig, device: torch.device, data_root: Path) -> Data:
-    if config.dataset.name == "imagenet":
+    if config.dataset.in_folder:
         from experiments.tasks.image_classification.folder import ImagesInFolder
 
         return ImagesInFolder(config, device, data_root)
