@@ -53,6 +53,21 @@ class ModelSection(Section):
         return self.name
 
 
+class Average(Section):
+    """Averaged weights, which are evaluated in place of those trained: torch's AveragedModel."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Exponential: after each step the average moves to the weights by 1 - decay."""
+    last_epochs: Positive | None = None
+    """The mean over the ends of so many last epochs; before them nothing is averaged."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Average":
+        if (self.decay is None) == (self.last_epochs is None):
+            refuse("write one of decay and last_epochs: {decay: 0.999} or {last_epochs: 5}")
+        return self
+
+
 class InitialWeights(Section):
     """Trained weights: every tensor of the model must be there, in its shape."""
 
@@ -125,6 +140,8 @@ class Config(Section):
 
     The statistics of batch normalization follow the data all the same.
     """
+    average: Average | None = None
+    """Averaged weights, which are evaluated in place of those trained."""
     init_from: InitialWeights | None = None
     """Weights to begin with, in place of the initialization."""
     seed: NotNegative = 1

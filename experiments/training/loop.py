@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from experiments.config import metrics
 from experiments.config.experiment import Config
@@ -25,7 +26,13 @@ from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
 from experiments.training import curvature, groups, optimizers, weights
-from experiments.training.evaluation import evaluate, evaluated_state, evaluated_weights
+from experiments.training.evaluation import (
+    build_average,
+    evaluate,
+    evaluated_state,
+    evaluated_weights,
+    update_average,
+)
 from experiments.training.monitor import CurvatureMonitor
 from experiments.training.schedule import GroupSchedule, build_plateau
 
@@ -64,6 +71,7 @@ class Training:
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
     data: dict[str, Any] | None = None
+    average: AveragedModel | None = None
 
     def __post_init__(self) -> None:
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
@@ -140,7 +148,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             times = train_epoch(training, position, progress)
 
             measured = {"train": task.summarize(position.totals)}
-            with evaluated_weights(model, training.optimizer):
+            with evaluated_weights(model, training.optimizer, training.average):
                 for split in task.evaluation_splits:
                     measured[split] = evaluate(task, model, split)
             position = Position(epoch=position.epoch + 1)
@@ -180,6 +188,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
         training.data = {**(training.data or {}), weights.DIGEST: initial}
     training.model = distributed.prepare_model(model, training.differentiates_twice)
     training.plateau = build_plateau(config, optimizer)
+    training.average = build_average(config, training.model, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
         training.monitor = CurvatureMonitor(training.model, optimizer)
     return training
@@ -194,8 +203,9 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         `time/epoch_seconds`, interrupted sessions included, and `time/step_seconds`, the median
         time of an optimizer step without the making of its batch.
     """
-    task = training.task
-    done = position.epoch * task.steps_per_epoch
+    task, config = training.task, training.config
+    steps = task.steps_per_epoch
+    done = position.epoch * steps
     earlier, start = position.seconds, time.perf_counter()
     training.model.train()
     if training.capabilities.has_modes:
@@ -206,6 +216,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         sums = optimizer_step(training, batch)
         position.step_seconds.append(time.perf_counter() - step_start)
         position.step += 1
+        update_average(training.average, training.model, config, done + position.step, steps)
         position.seconds = earlier + time.perf_counter() - start
         _add(position.totals, sums)
         if not math.isfinite(sums["loss"]):
@@ -309,7 +320,7 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
         batch = next(iter(task.training_batches(epoch - 1, 0)))
         closure = make_closure(training, batch, [])
         row |= curvature.curvature_error(training.optimizer, closure)
-    with evaluated_weights(model, training.optimizer):
+    with evaluated_weights(model, training.optimizer, training.average):
         return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
 
@@ -332,7 +343,8 @@ def _state(training: Training, position: Position) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {
         "model": training.model.state_dict(),
-        "evaluated": evaluated_state(training.model, training.optimizer),
+        "evaluated": evaluated_state(training.model, training.optimizer, training.average),
+        "averaged": int(training.average.n_averaged) if training.average else 0,
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
         "position": asdict(position),
@@ -352,6 +364,9 @@ def restore(training: Training) -> Position:
     data.refuse_other(training.directory.path, state.get(data.KEY), training.data)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
+    if training.average and state.get("averaged"):
+        training.average.module.load_state_dict(state["evaluated"])
+        training.average.n_averaged.fill_(state["averaged"])
     checkpoint.restore_random_state(state["random"])
     if training.plateau:
         training.plateau.load_state_dict(state["plateau"])

@@ -13,8 +13,10 @@ from experiments.config.experiment import (
     check_folder_name,
 )
 from experiments.config.metrics import ACCURACY, LOSS
-from experiments.config.sections import FiniteFloat, NotNegative, Positive, refuse
+from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, refuse
 from experiments.errors import nearest
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 # Data sets by name: those with code of their own, and torchvision's that fit into memory.
 OWN = ("digits", "cifar10", "cifar100", "fashion-mnist", "imagenet")
@@ -109,6 +111,28 @@ class Dataset(DatasetSection):
         return self
 
 
+class Augmentation(Section):
+    """What happens to training images beside crops and flips."""
+
+    policy: Literal["randaugment", "trivialaugment"] | None = None
+    """Random changes of colour and shape by torchvision's RandAugment or TrivialAugmentWide."""
+    num_ops: Positive = 2
+    """Changes of an image by RandAugment."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of RandAugment."""
+    erasing: Probability = 0.0
+    """Probability that a rectangle of an image is erased, by torchvision's RandomErasing."""
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Images are blended with another of the batch, shares from Beta(mixup, mixup); 0: not."""
+    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """As `mixup`, by a rectangle of the other image; with both, one of the two at each step."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return bool(self.mixup or self.cutmix)
+
+
 class Model(ModelSection):
     """Which network."""
 
@@ -187,6 +211,11 @@ class ImageClassificationConfig(Config):
     """Which images, how they are split, augmented and scaled."""
     model: AnyModel
     """Which network: one of ours by `name`, or any by its `constructor`."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In the training's loss, as torch's `cross_entropy` has it; evaluations are without."""
+    augmentation: Augmentation = Augmentation()
+    """What happens to training images beside crops and flips."""
 
     @property
     def evaluation_splits(self) -> tuple[str, ...]:

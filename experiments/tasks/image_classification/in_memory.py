@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.runtime import distributed
 from experiments.tasks.image_classification import constructed
+from experiments.tasks.image_classification.augmentation import Transform, with_partners
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out, load
 from experiments.tasks.randomness import generator
@@ -51,6 +52,9 @@ class ImagesInMemory:
         self.train_size = len(train)
         self.train = train.to(device)
         self.splits = {name: images.to(device) for name, images in splits.items()}
+        self.transform = Transform(
+            config.augmentation, config.seed, self.white, config.dataset.mean
+        )
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         settings, size = self.config.dataset, self.config.batch_size
@@ -66,10 +70,12 @@ class ImagesInMemory:
         )
         order, draws = order.to(self.device), draws.to(self.device)
         for start in range(first_step * size, len(self.train), size):
-            chosen = distributed.shard(order[start : start + size], parts)
-            draw = distributed.shard(draws[start : start + size], parts)
+            stop = min(start + size, len(self.train))
+            at = distributed.shard(torch.arange(start, stop), parts)
+            at = with_partners(at, start, stop) if self.config.augmentation.mixes else at
+            chosen, draw = order[at.to(self.device)], draws[at.to(self.device)]
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
-            yield pixels, self.train.labels[chosen]
+            yield self.transform(pixels, epoch, at), self.train.labels[chosen]
 
     def measure(self) -> tuple[list[float], list[float]]:
         total, squares, count = 0.0, 0.0, 0

@@ -20,6 +20,7 @@ from experiments.models.resnet_cifar import ResNetCifar
 from experiments.models.resnet_imagenet import resnet_imagenet
 from experiments.runtime import distributed
 from experiments.tasks.image_classification import constructed, datasets, listing
+from experiments.tasks.image_classification.augmentation import draw_mix
 from experiments.tasks.image_classification.config import (
     ConstructedModel,
     ImageClassificationConfig,
@@ -35,6 +36,8 @@ class Data(Protocol):
 
     Batches are pixels `(n, channels, height, width)`, uint8, from 0 to `white`, and labels `(n,)`,
     int64, on the training device.
+
+    Where images are mixed, those of a training batch are followed by their partners.
 
     Attributes:
         num_classes: labels are below it.
@@ -72,11 +75,20 @@ class Batch:
         inputs: normalized images `(n, channels, height, width)`.
         labels: `(n,)`.
         whole: images in the whole batch, of all ranks.
+        partners: labels `(n,)` of the images that were mixed in; None where none were.
+        share: of `labels` beside `partners`.
     """
 
     inputs: Tensor
     labels: Tensor
     whole: int
+    partners: Tensor | None = None
+    share: float = 1.0
+
+    def rows(self, rows: slice, whole: int) -> "Batch":
+        """Some of its images, as a batch of which there are `whole`."""
+        partners = None if self.partners is None else self.partners[rows]
+        return Batch(self.inputs[rows], self.labels[rows], whole, partners, self.share)
 
 
 class ImageClassification(Task):
@@ -165,7 +177,7 @@ class ImageClassification(Task):
     def _check_logits(self, model: nn.Module) -> None:
         """Refuse a network whose logits are of another shape, or that cannot take the images."""
         first = next(iter(self.training_batches(0, 0)))
-        batch = Batch(first.inputs[:2], first.labels[:2], 2)
+        batch = first.rows(slice(2), 2)
         with torch.no_grad():
             try:
                 logits = self._logits(model, batch)
@@ -184,11 +196,20 @@ class ImageClassification(Task):
             )
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        size, step = self.config.batch_size, first_step
+        size, step, settings = self.config.batch_size, first_step, self.config.augmentation
         for pixels, labels in self.data.training_batches(epoch, first_step):
             whole = min(size, self.data.train_size - step * size)
-            yield Batch(self._normalize(pixels), labels, whole)
+            batch = Batch(self._normalize(pixels), labels, whole)
+            yield self._mixed(batch, epoch, step) if settings.mixes else batch
             step += 1
+
+    def _mixed(self, both: Batch, epoch: int, step: int) -> Batch:
+        """The first half of a batch, mixed with the second: its partners."""
+        images, partners = both.inputs.chunk(2)
+        labels, others = both.labels.chunk(2)
+        seed, size = self.config.seed, (images.shape[2], images.shape[3])
+        mix = draw_mix(self.config.augmentation, seed, epoch, step, size)
+        return Batch(mix(images, partners), labels, both.whole, others, mix.share)
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         for pixels, labels in self.data.evaluation_batches(split):
@@ -199,28 +220,46 @@ class ImageClassification(Task):
         if parts == 1:
             return [(batch, 1.0)]
         wholes = torch.arange(batch.whole).tensor_split(parts)
-        sizes = [len(distributed.shard(whole)) for whole in wholes]
-        pieces = zip(batch.inputs.split(sizes), batch.labels.split(sizes), wholes, strict=True)
-        return [
-            (Batch(inputs, labels, len(whole)), len(labels) / len(batch.labels))
-            for inputs, labels, whole in pieces
-        ]
+        found, start = [], 0
+        for whole in wholes:
+            stop = start + len(distributed.shard(whole))
+            part = batch.rows(slice(start, stop), len(whole))
+            found.append((part, (stop - start) / len(batch.labels)))
+            start = stop
+        return found
 
     def part(self, batch: Batch, start: float, stop: float) -> Batch | None:
         size = len(batch.labels)
-        rows = slice(round(start * size), round(stop * size))
-        labels = batch.labels[rows]
-        return Batch(batch.inputs[rows], labels, len(labels)) if len(labels) else None
+        first, last = round(start * size), round(stop * size)
+        return batch.rows(slice(first, last), last - first) if last > first else None
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self._logits(model, batch)
-        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        best = logits.detach().argmax(1)
+        correct = (best == batch.labels).sum()
+        if batch.partners is not None:
+            correct = batch.share * correct + (1 - batch.share) * (best == batch.partners).sum()
         weight = torch.tensor(len(batch.labels))
-        return F.cross_entropy(logits, batch.labels), {"weight": weight, "correct": correct}
+        return self._cross_entropy(logits, batch), {"weight": weight, "correct": correct}
 
     def loss_alone(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss = F.cross_entropy(self._logits(model, batch), batch.labels)
+        loss = self._cross_entropy(self._logits(model, batch), batch)
         return loss, torch.tensor(len(batch.labels))
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits = self._logits(model, batch)
+        weight = torch.tensor(len(batch.labels))
+        loss = F.cross_entropy(logits, batch.labels) * weight
+        return {"weight": weight, "correct": (logits.argmax(1) == batch.labels).sum(), "loss": loss}
+
+    def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The mean over the batch, with the training's label smoothing."""
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        if batch.partners is None:
+            return loss
+        other = F.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
+        return batch.share * loss + (1 - batch.share) * other
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         with self.autocast():
