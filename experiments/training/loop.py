@@ -223,7 +223,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
             raise NonFiniteLoss(
                 f"the loss is {sums['loss'] / sums['weight']} at step {done + position.step} "
                 f"(epoch {position.epoch + 1}, learning rate {_rate(training)}); "
-                f"the last good checkpoint stays in {training.directory.path}"
+                f"{_what_stays(training)}"
             )
         progress.step(done + position.step)
         if done + position.step == 1:  # an optimizer makes its state in its first step
@@ -334,7 +334,7 @@ def save(training: Training, position: Position) -> None:
         raise NonFiniteLoss(
             f"weights are infinite or not a number after epoch {position.epoch}, step "
             f"{position.step} of the next (learning rate {_rate(training)}); "
-            f"the last good checkpoint stays in {training.directory.path}"
+            f"{_what_stays(training)}"
         )
     training.directory.save_checkpoint(_state(training, position))
 
@@ -384,6 +384,12 @@ def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
 def _model_seed(seed: int) -> int:
     """The seed of initialization and dropout, different from that of any other use of `seed`."""
     return int.from_bytes(hashlib.sha256(f"{seed} model".encode()).digest()[:7], "little")
+
+
+def _what_stays(training: Training) -> str:
+    path = training.directory.path
+    there = checkpoint.stamp(path) is not None
+    return f"the last good checkpoint stays in {path}" if there else "nothing was saved before it"
 
 
 def _rate(training: Training) -> str:

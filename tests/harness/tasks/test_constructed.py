@@ -20,7 +20,7 @@ from experiments.tasks.image_classification import constructed, datasets, in_mem
 from experiments.training import optimizers
 
 CPU = torch.device("cpu")
-OWN = ("model={name: convnet, depth: 3}", "epochs=1")
+OWN = ("model={name: convnet, depth: 3}", "epochs=1", "batch_size=16")
 
 
 class Spots:
@@ -171,7 +171,7 @@ def write_mnist(folder, prefix="", train="train", test="t10k"):
 def test_a_set_of_torchvision_is_a_name(name, folder, tmp_path):
     write_mnist(tmp_path / folder / "raw")
     text = f"dataset={{name: {name}, validation_size: 0, crop_padding: 0, flip: false}}"
-    config = small_config(text, *OWN)
+    config = small_config(text, *OWN, "batch_size=60")
     train, test = constructed.load(config.dataset, tmp_path)
     assert train.pixels.shape == (60, 1, 28, 28) and len(test) == 30
     assert train.labels[:11].tolist() == [*range(10), 0]
