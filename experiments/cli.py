@@ -4,12 +4,13 @@ import argparse
 import errno
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from experiments.errors import FAILED, INTERRUPTED, USER_ERROR, UserError
+from experiments.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, nearest
 from experiments.runtime.progress import say
 from experiments.runtime.stopping import Stopped
 
@@ -32,7 +33,26 @@ def execute(
         The exit code: the command's own; 2 for a mistake of the user, 130 after Ctrl-C, 128 + its
         number for another signal; 0 where nobody reads the output any more.
     """
-    return guarded(lambda: command(parser.parse_intermixed_args(arguments)), interrupted)
+    return guarded(lambda: command(_parse(parser, arguments)), interrupted)
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was parsed; a mistake is one line, without the usage."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+    parser.error = refuse
+    parsed, unknown = parser.parse_known_intermixed_args(arguments)
+    if not unknown:
+        return parsed
+    if found := re.fullmatch(r"--?([A-Za-z][\w.]*=.*)", unknown[0], re.DOTALL):
+        raise UserError(
+            f"{unknown[0]}: a setting has no dashes, write {found[1]} (in a sweep of wandb: "
+            "${args_no_hyphens} in its command)"
+        )
+    options = [option for action in parser._actions for option in action.option_strings]
+    raise UserError(f"unknown option {unknown[0]}; {nearest(unknown[0], options)}")
 
 
 def guarded(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:

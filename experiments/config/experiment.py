@@ -21,7 +21,8 @@ from experiments.errors import nearest
 FOLDER_NAME = re.compile(r"\w([\w .+=,@()%-]{0,98}[\w+=,@()%-])?")
 
 
-def _check_folder_name(name: str) -> str:
+def check_folder_name(name: str) -> str:
+    """A name that can be a folder's, or a refusal."""
     if not FOLDER_NAME.fullmatch(name):
         refuse(
             "names a folder: letters, digits and . _ + = , @ ( ) % - or blanks, at most 100 of "
@@ -30,7 +31,7 @@ def _check_folder_name(name: str) -> str:
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
 
 
 class DatasetSection(Section):
@@ -50,6 +51,30 @@ class ModelSection(Section):
     def label(self) -> str:
         """Names architecture and size, as in `resnet20`; the second folder of a run's path."""
         return self.name
+
+
+class Average(Section):
+    """Averaged weights, which are evaluated in place of those trained: torch's AveragedModel."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Exponential: after each step the average moves to the weights by 1 - decay."""
+    last_epochs: Positive | None = None
+    """The mean over the ends of so many last epochs; before them nothing is averaged."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> "Average":
+        if (self.decay is None) == (self.last_epochs is None):
+            refuse("write one of decay and last_epochs: {decay: 0.999} or {last_epochs: 5}")
+        return self
+
+
+class InitialWeights(Section):
+    """Trained weights: every tensor of the model must be there, in its shape."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A run's directory, or a file of a state dict, as torch.save writes it."""
+    skip: list[str] = []
+    """Tensors that stay as they are initialized, by pattern of their names."""
 
 
 class SpectrumSettings(Section):
@@ -115,6 +140,10 @@ class Config(Section):
 
     The statistics of batch normalization follow the data all the same.
     """
+    average: Average | None = None
+    """Averaged weights, which are evaluated in place of those trained."""
+    init_from: InitialWeights | None = None
+    """Weights to begin with, in place of the initialization."""
     seed: NotNegative = 1
     """Seed of initialization, data order, augmentation, dropout and the optimizer's probes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -72,7 +72,9 @@ class Optimizer(Section):
             if key not in known:
                 refuse(f"unknown key '{key}', no argument of {self.constructor}; "
                        + nearest(key, choices))  # fmt: skip
+        self._check_types(self.model_extra or {})
         for values in self.after_epochs.values():
+            self._check_types(values)
             if "lr" in values:
                 refuse("after_epochs: lr belongs to the schedule, it cannot be set here")
         for group in self.groups:
@@ -87,7 +89,24 @@ class Optimizer(Section):
         if self.weight_decay_divided_by_lr and not self.lr:
             refuse("weight_decay_divided_by_lr needs lr > 0")
 
+    def _check_types(self, values: dict[str, Any]) -> None:
+        """Refuse what would fail in the first step only: `betas: 0.9`, `momentum: hello`."""
+        parameters = inspect.signature(self.load_constructor()).parameters
+        for key, value in values.items():
+            default = parameters[key].default if key in parameters else None
+            told = str(parameters[key].annotation) if key in parameters else ""
+            kind = _kind(default)
+            if (
+                kind in _TYPES
+                and value is not None
+                and _kind(value) != kind
+                and _TYPES[kind] not in told
+            ):
+                refuse(f"{key} is {value!r}: {self.constructor} takes a {kind} here, as its "
+                       f"default {default!r}")  # fmt: skip
+
     def _check_group(self, group: Group, known: set[str]) -> None:
+        self._check_types(group.model_extra or {})
         for key in group.model_extra or {}:
             if key == "lr":
                 refuse(f"groups, {group.match}: lr belongs to the schedule; write lr_factor")
@@ -140,6 +159,19 @@ class Optimizer(Section):
         for group in groups:
             found |= {key: tuples(value) for key, value in (group.model_extra or {}).items()}
         return self.divided(found)
+
+
+# By the kind of a default: what the annotation names where another kind of value is meant, too.
+_TYPES = {"list": r"^(typing\.)?(Union\[)?float", "number": "str", "truth value": "str"}
+
+
+def _kind(value: Any) -> str:
+    """What an argument is, where that tells something; a text or an object may be anything."""
+    if isinstance(value, bool):
+        return "truth value"
+    if isinstance(value, int | float):
+        return "number"
+    return "list" if isinstance(value, tuple | list) else "other"
 
 
 def tuples(value: Any) -> Any:

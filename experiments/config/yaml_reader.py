@@ -52,7 +52,21 @@ def read_yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {_one_line(error)}") from None
+    except ValueError as error:  # a number of too many digits
         raise UserError(f"not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError("not valid YAML: it is nested too deeply") from None
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    """What is wrong, and where, without the excerpt."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        context = f" {error.context}" if error.context else ""
+        return f"{where}{error.problem}{context}"
+    return " ".join(str(error).split()).replace(' in "<unicode string>",', "")
 
 
 def read_yaml_file(path: Path) -> Any:

@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNetCifar(nn.Module):
-    """Three stages of 16, 32 and 64 channels, each of `(depth - 2) / 6` blocks.
+    """Three stages of `width`, 2 `width` and 4 `width` channels, each of `(depth - 2) / 6` blocks.
 
     Takes images `(batch, in_channels, height, width)` of any size, because the last feature maps
     are averaged, and returns logits `(batch, num_classes)`.
@@ -40,24 +40,25 @@ class ResNetCifar(nn.Module):
         depth: weighted layers, 6n+2.
         num_classes: length of the output.
         in_channels: 3 for colour, 1 for grey images.
+        width: channels of the first stage.
 
     Raises:
         ValueError: `depth` is not 6n+2.
     """
 
-    def __init__(self, depth: int, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, depth: int, num_classes: int, in_channels: int = 3, width: int = 16) -> None:
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth must be 6n+2 (8, 14, 20, ...), got {depth}")
-        self.conv = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
+        self.conv = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
         blocks: list[nn.Module] = []
-        channels = 16
-        for stage, width in enumerate((16, 32, 64)):
+        channels = width
+        for stage, wide in enumerate((width, 2 * width, 4 * width)):
             for index in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(BasicBlock(channels, width, stride))
-                channels = width
+                blocks.append(BasicBlock(channels, wide, stride))
+                channels = wide
         self.blocks = nn.Sequential(*blocks)
         self.linear = nn.Linear(channels, num_classes)
         for module in self.modules():

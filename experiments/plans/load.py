@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import Config
+from experiments.config.optimizers import Optimizer
 from experiments.config.sections import validate
 from experiments.config.yaml_reader import read_yaml_file
 from experiments.errors import UserError, nearest
@@ -53,8 +54,22 @@ def load(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) ->
     if not isinstance(overrides, Mapping):
         overrides = parse_overrides(overrides)
     for key, value in overrides.items():
+        _check_place(document, key, value)
         document = _overridden(document, key, value)
     return parse(document, Path(path))
+
+
+def _check_place(document: Mapping[str, Any], path: str, value: Any) -> None:
+    """Refuse an optimizer's key that is set as the experiment's: everybody's first try."""
+    optimizers = document.get("optimizers")
+    rows = optimizers.values() if isinstance(optimizers, dict) else ()
+    own = set(Optimizer.model_fields).union(*(row for row in rows if isinstance(row, dict)))
+    if path in own - set(Config.model_fields):
+        names = ", ".join(map(str, optimizers)) if isinstance(optimizers, dict) else ""
+        raise UserError(
+            f"'{path}={value}' is of an optimizer: write optimizer.{path}={value} for whichever a "
+            f"run has, or optimizers.NAME.{path}={value} with one of {names}"
+        )
 
 
 def parse(document: dict[str, Any], path: Path) -> Config:
@@ -67,6 +82,9 @@ def parse(document: dict[str, Any], path: Path) -> Config:
     Raises:
         UserError: as `load`.
     """
+    if "config" in document or "datasets" in document:
+        kind = "a sweep" if "config" in document else "a table"
+        raise UserError(f"{path} is {kind}, and an experiment is wanted: a file with a task")
     if "task" not in document:
         raise UserError(f"{path}: task is missing; known: {', '.join(registry.TASKS)}")
     try:

@@ -58,6 +58,11 @@ def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task
     return _import(TASKS[config.task][1])(config, device, data_root)
 
 
+def check(config: Config) -> None:
+    """Refuse what a task could not train, see `Task.check`."""
+    _import(TASKS[config.task][1]).check(config)
+
+
 def describe_data(config: Config, data_root: Path) -> dict[str, Any] | None:
     """What the data of a configuration are, see `Task.describe_data`."""
     return _import(TASKS[config.task][1]).describe_data(config, data_root)

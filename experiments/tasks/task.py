@@ -92,6 +92,15 @@ class Task(ABC):
     # -------------------------------------------------------------------- what it may redefine
 
     @classmethod
+    def check(cls, config: Config) -> None:
+        """Refuse what would fail only when the run begins; it needs no data.
+
+        Raises:
+            UserError: naming the key.
+        """
+        return None
+
+    @classmethod
     def describe_data(cls, config: Config, data_root: Path) -> dict[str, Any] | None:
         """What the data are: classes, counts, and a hash under `digest`.
 
@@ -153,10 +162,12 @@ class Task(ABC):
             unit: what they are, in the plural, for the message.
 
         Raises:
-            UserError: the last batch is too small to be shared.
+            UserError: there are fewer than a batch, or the last one is too small to be shared.
         """
         size, parts = self.config.batch_size, self.config.micro_batches
         ranks = distributed.world_size()
+        if size > examples:
+            raise UserError(f"batch_size = {size}: the training set has {examples} {unit}")
         steps = -(-examples // size)
         smallest = examples - (steps - 1) * size
         if smallest < ranks * parts:

@@ -1,41 +1,96 @@
-"""The evaluation of a split, at the weights that an optimizer wants evaluated."""
+"""The evaluation of a split, at the weights that are to be evaluated: not always those trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from experiments.config.experiment import Config
+from experiments.errors import UserError
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
 from experiments.training.optimizers import Capabilities
 
 
+def build_average(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> AveragedModel | None:
+    """The average that the configuration asks for, buffers included; None where it asks for none.
+
+    Raises:
+        UserError: the optimizer averages already.
+    """
+    if config.average is None:
+        return None
+    if Capabilities.of(optimizer).has_modes:
+        raise UserError(f"average: {config.optimizer_name} has an average of its own, set null")
+    decay = config.average.decay
+    function = None if decay is None else get_ema_multi_avg_fn(decay)
+    return AveragedModel(model, multi_avg_fn=function, use_buffers=True)
+
+
+def update_average(
+    average: AveragedModel | None, model: nn.Module, config: Config, step: int, steps: int
+) -> None:
+    """Take the weights after so many steps into the average, where they belong there.
+
+    Args:
+        average, model, config: of the training.
+        step: steps done.
+        steps: in an epoch.
+    """
+    if average is None or config.average is None:
+        return
+    if last := config.average.last_epochs:
+        epoch, inside = divmod(step, steps)
+        if inside or epoch <= config.epochs - last:
+            return
+    average.update_parameters(model)
+
+
 @contextmanager
-def evaluated_weights(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def evaluated_weights(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None = None
+) -> Iterator[None]:
     """Inside, the model holds the weights that are evaluated; afterwards everything is as before.
 
-    They are others than those trained for optimizers with modes, the schedule-free ones.
+    They are others than those trained where there is an average, and for optimizers with modes,
+    the schedule-free ones.
     """
-    if not Capabilities.of(optimizer).has_modes:
+    modes = Capabilities.of(optimizer).has_modes
+    averaged = average is not None and bool(average.n_averaged > 0)
+    if not modes and not averaged:
         yield
         return
-    trained = [p.detach().clone() for p in model.parameters()]
-    optimizer.eval()
+    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if modes:
+        optimizer.eval()
+    if averaged:
+        _copy(average.module.state_dict(), model)
     try:
         yield
     finally:
-        optimizer.train()  # comes back up to rounding
-        with torch.no_grad():
-            for p, value in zip(model.parameters(), trained, strict=True):
-                p.copy_(value)
+        if modes:
+            optimizer.train()  # comes back up to rounding
+        _copy(trained, model)
 
 
-def evaluated_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def _copy(state: dict[str, Tensor], model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(state[name])
+
+
+def evaluated_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: AveragedModel | None
+) -> dict[str, Any] | None:
     """The model's state with these weights; None where they are those that are trained."""
     if not Capabilities.of(optimizer).has_modes:
-        return None
+        has_average = average is not None and bool(average.n_averaged > 0)
+        return average.module.state_dict() if has_average else None
     with evaluated_weights(model, optimizer):
         return {key: value.clone() for key, value in model.state_dict().items()}
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel
 
 from experiments.config import metrics
 from experiments.config.experiment import Config
@@ -24,8 +25,14 @@ from experiments.runtime.progress import Progress
 from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
-from experiments.training import curvature, groups, optimizers
-from experiments.training.evaluation import evaluate, evaluated_state, evaluated_weights
+from experiments.training import curvature, groups, optimizers, weights
+from experiments.training.evaluation import (
+    build_average,
+    evaluate,
+    evaluated_state,
+    evaluated_weights,
+    update_average,
+)
 from experiments.training.monitor import CurvatureMonitor
 from experiments.training.schedule import GroupSchedule, build_plateau
 
@@ -64,6 +71,7 @@ class Training:
     monitor: CurvatureMonitor | None = None
     plateau: ReduceLROnPlateau | None = None
     data: dict[str, Any] | None = None
+    average: AveragedModel | None = None
 
     def __post_init__(self) -> None:
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
@@ -140,7 +148,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             times = train_epoch(training, position, progress)
 
             measured = {"train": task.summarize(position.totals)}
-            with evaluated_weights(model, training.optimizer):
+            with evaluated_weights(model, training.optimizer, training.average):
                 for split in task.evaluation_splits:
                     measured[split] = evaluate(task, model, split)
             position = Position(epoch=position.epoch + 1)
@@ -171,12 +179,16 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     task = build_task(config, build_device(config), data_root)
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
+    initial = weights.initialize(config, model)
     groups.freeze(config, model)
     optimizer = optimizers.build_optimizer(config, model)
     training = Training(config, directory, task, model, optimizer)
     training.data = task.describe_data(config, data_root)
+    if initial:
+        training.data = {**(training.data or {}), weights.DIGEST: initial}
     training.model = distributed.prepare_model(model, training.differentiates_twice)
     training.plateau = build_plateau(config, optimizer)
+    training.average = build_average(config, training.model, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
         training.monitor = CurvatureMonitor(training.model, optimizer)
     return training
@@ -191,8 +203,9 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         `time/epoch_seconds`, interrupted sessions included, and `time/step_seconds`, the median
         time of an optimizer step without the making of its batch.
     """
-    task = training.task
-    done = position.epoch * task.steps_per_epoch
+    task, config = training.task, training.config
+    steps = task.steps_per_epoch
+    done = position.epoch * steps
     earlier, start = position.seconds, time.perf_counter()
     training.model.train()
     if training.capabilities.has_modes:
@@ -203,13 +216,14 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         sums = optimizer_step(training, batch)
         position.step_seconds.append(time.perf_counter() - step_start)
         position.step += 1
+        update_average(training.average, training.model, config, done + position.step, steps)
         position.seconds = earlier + time.perf_counter() - start
         _add(position.totals, sums)
         if not math.isfinite(sums["loss"]):
             raise NonFiniteLoss(
                 f"the loss is {sums['loss'] / sums['weight']} at step {done + position.step} "
                 f"(epoch {position.epoch + 1}, learning rate {_rate(training)}); "
-                f"the last good checkpoint stays in {training.directory.path}"
+                f"{_what_stays(training)}"
             )
         progress.step(done + position.step)
         if done + position.step == 1:  # an optimizer makes its state in its first step
@@ -306,7 +320,7 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
         batch = next(iter(task.training_batches(epoch - 1, 0)))
         closure = make_closure(training, batch, [])
         row |= curvature.curvature_error(training.optimizer, closure)
-    with evaluated_weights(model, training.optimizer):
+    with evaluated_weights(model, training.optimizer, training.average):
         return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
 
@@ -320,7 +334,7 @@ def save(training: Training, position: Position) -> None:
         raise NonFiniteLoss(
             f"weights are infinite or not a number after epoch {position.epoch}, step "
             f"{position.step} of the next (learning rate {_rate(training)}); "
-            f"the last good checkpoint stays in {training.directory.path}"
+            f"{_what_stays(training)}"
         )
     training.directory.save_checkpoint(_state(training, position))
 
@@ -329,7 +343,8 @@ def _state(training: Training, position: Position) -> dict[str, Any]:
     """What a checkpoint holds."""
     return {
         "model": training.model.state_dict(),
-        "evaluated": evaluated_state(training.model, training.optimizer),
+        "evaluated": evaluated_state(training.model, training.optimizer, training.average),
+        "averaged": int(training.average.n_averaged) if training.average else 0,
         "optimizer": training.optimizer.state_dict(),
         "random": checkpoint.random_state(),
         "position": asdict(position),
@@ -349,6 +364,9 @@ def restore(training: Training) -> Position:
     data.refuse_other(training.directory.path, state.get(data.KEY), training.data)
     training.model.load_state_dict(state["model"])
     training.optimizer.load_state_dict(state["optimizer"])
+    if training.average and state.get("averaged"):
+        training.average.module.load_state_dict(state["evaluated"])
+        training.average.n_averaged.fill_(state["averaged"])
     checkpoint.restore_random_state(state["random"])
     if training.plateau:
         training.plateau.load_state_dict(state["plateau"])
@@ -366,6 +384,12 @@ def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
 def _model_seed(seed: int) -> int:
     """The seed of initialization and dropout, different from that of any other use of `seed`."""
     return int.from_bytes(hashlib.sha256(f"{seed} model".encode()).digest()[:7], "little")
+
+
+def _what_stays(training: Training) -> str:
+    path = training.directory.path
+    there = checkpoint.stamp(path) is not None
+    return f"the last good checkpoint stays in {path}" if there else "nothing was saved before it"
 
 
 def _rate(training: Training) -> str:

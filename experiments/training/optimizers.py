@@ -11,6 +11,7 @@ from experiments.config.experiment import Config
 from experiments.errors import UserError, nearest
 from experiments.runtime import distributed
 from experiments.runtime.device import build_device
+from experiments.tasks import registry
 from experiments.training import groups
 
 
@@ -69,7 +70,7 @@ def build_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         UserError: the constructor refuses a value, or `after_epochs` or `groups` name something
             that is not an option of its parameter groups.
     """
-    check_optimizer(config)
+    _check_names(config)
     parts = groups.split(config, model)
     if len(parts) == 1 and not parts[0].matches:
         return _construct(config, parts[0].params, {}, "")
@@ -130,6 +131,7 @@ def check(config: Config) -> None:
 
 def check_optimizer(config: Config) -> None:
     """As `check`, where another machine trains: the device is not looked for."""
+    registry.check(config)
     _check_names(config)
     spec, params = config.optimizer, [nn.Parameter(torch.zeros(1, 1))]
     for epoch in sorted(spec.after_epochs):  # a value may be refused then, too

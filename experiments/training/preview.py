@@ -9,7 +9,7 @@ from torch import nn
 from experiments.config.experiment import Config
 from experiments.plots import terminal
 from experiments.tasks.registry import build_task
-from experiments.training import groups, optimizers
+from experiments.training import groups, optimizers, weights
 from experiments.training.schedule import GroupSchedule
 
 
@@ -21,6 +21,7 @@ def preview(config: Config, data_root: Path) -> list[str]:
     """
     task = build_task(config, torch.device("cpu"), data_root)
     model = task.build_model()
+    weights.initialize(config, model)
     groups.freeze(config, model)
     optimizers.build_optimizer(config, model)
     steps = task.steps_per_epoch

@@ -18,6 +18,7 @@ from experiments.runtime.paths import data_root, runs_root
 from experiments.runtime.progress import say
 from experiments.runtime.threads import VARIABLE, threads_per_run
 from experiments.tasks.registry import describe_data
+from experiments.training import weights
 from experiments.training.loop import NonFiniteLoss, train
 
 
@@ -72,7 +73,10 @@ def _check_data(directory: RunDirectory, meta: Mapping[str, Any]) -> None:
         now = describe_data(directory.config, data_root())
     except UserError:  # they are not there or damaged: what is done is done
         return
-    data.refuse_other(directory.path, meta.get(data.KEY), now)
+    known = meta.get(data.KEY)
+    if now and isinstance(known, Mapping) and weights.DIGEST in known:
+        now = {**now, weights.DIGEST: known[weights.DIGEST]}  # a done run needs them no more
+    data.refuse_other(directory.path, known, now)
     if meta and now and data.KEY not in meta and directory.writes:
         directory.complete(now)
 

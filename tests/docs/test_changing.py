@@ -22,8 +22,9 @@ def merged(base, more):
 
 def with_block(block):
     document, more = read_document(DIGITS), read_yaml(block.text)
-    if "schedule" in more:  # a section of another name has other keys
-        document = {key: value for key, value in document.items() if key != "schedule"}
+    sections = ("schedule", "model", "dataset")
+    named = [key for key in sections if {"name", "constructor"} & set(more.get(key, {}))]
+    document = {key: value for key, value in document.items() if key not in named}
     return parse(merged(document, more), PAGE)
 
 

@@ -112,7 +112,9 @@ def cifar100(root: Path) -> tuple[Images, Images]:
 
 def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
     folder, missing = root / dataset.base_folder, _missing_cifar(dataset, root)
-    with _downloading(dataset.url, folder, missing) if missing else _reading(folder):
+    if not missing:
+        _check_md5(dataset, folder)
+    with downloading(dataset.url, folder, missing) if missing else _reading(folder):
         parts = [
             dataset(root, train=train, download=bool(missing)) for train in (True, False)
         ]  # checks the MD5 sum of every file
@@ -125,12 +127,25 @@ def _cifar(dataset: type, root: Path) -> tuple[Images, Images]:
     return train, test
 
 
+def _check_md5(dataset: Any, folder: Path) -> None:
+    """Refuse files other than those that torchvision knows: it says that they are not there."""
+    meta = (dataset.meta["filename"], dataset.meta["md5"])
+    for name, expected in [*dataset.train_list, *dataset.test_list, meta]:
+        with _reading(folder):
+            found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise UserError(
+                f"{folder / name} is not the file that torchvision knows: its MD5 sum is {found}, "
+                f"not {expected}. Put that one there, or set DATA_ROOT to another folder"
+            )
+
+
 def fashion_mnist(root: Path) -> tuple[Images, Images]:
     """Fashion-MNIST from torchvision's folder, from Debian's, or else downloaded."""
     if not (found := _find_fashion_mnist(root)):
         FashionMNIST = datasets().FashionMNIST
         folder = root / "FashionMNIST" / "raw"
-        with _downloading(FashionMNIST.mirrors[0], folder, FASHION_MNIST_FILES):
+        with downloading(FashionMNIST.mirrors[0], folder, FASHION_MNIST_FILES):
             FashionMNIST(root, download=True)
         found = _find_fashion_mnist(root)
     with _reading(found[0].parent):
@@ -180,7 +195,12 @@ def describe(name: str, root: Path) -> dict[str, Any] | None:
     """
     if name in ON_DISK and not ON_DISK[name](root):
         return None
-    digest, parts = hashlib.sha256(), load(name, root)
+    return describe_images(load(name, root))
+
+
+def describe_images(parts: tuple[Images, Images]) -> dict[str, Any]:
+    """What training and test set hold."""
+    digest = hashlib.sha256()
     for images in parts:
         for tensor in (images.pixels, images.labels):
             digest.update(f"{tuple(tensor.shape)}".encode())
@@ -250,11 +270,13 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, RuntimeError) as error:
-        raise UserError(f"the data in {folder} is damaged, remove it: {error}") from error
+        raise UserError(
+            f"the data in {folder} is damaged: {error}; put sound files there, or set DATA_ROOT"
+        ) from error
 
 
 @contextmanager
-def _downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
+def downloading(url: str, folder: Path, files: list[str]) -> Iterator[None]:
     """Download inside the block if the server can be reached, else say what is missing."""
     missing = f"{folder / files[0]} is not there"
     hop = first_hop(url)

@@ -13,7 +13,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +27,15 @@ from torchvision.transforms.v2 import functional as F
 
 from experiments.errors import UserError
 from experiments.runtime import distributed, stopping
-from experiments.tasks.image_classification.config import Dataset as DatasetSettings
+from experiments.tasks.image_classification.augmentation import Transform, with_partners
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out
 from experiments.tasks.image_classification.listing import Listing, read_both
-from experiments.tasks.randomness import draw_seed, generator
+from experiments.tasks.randomness import draw_seed, generator, seeded
 
 EVALUATION_BATCH_SIZE = 256
 MOST_WORKERS = 32
+MEASURED = 500  # images
 # torchvision's defaults, with which the official PyTorch example trains.
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -61,7 +61,7 @@ class ImagesInFolder:
         self, config: ImageClassificationConfig, device: torch.device, data_root: Path
     ) -> None:
         self.config, self.device = config, device
-        root = Path(data_root) / config.dataset.name
+        root = config.dataset.folder(Path(data_root))
         train, test = _read_together(root)
         self.num_classes = len(train.classes)
         self.splits = {"test": test}
@@ -73,7 +73,7 @@ class ImagesInFolder:
         self._requests = _Requests()
         workers = choose_workers() if config.workers is None else config.workers
         self._loader = DataLoader(
-            ImageReader({"train": train, **self.splits}, config.dataset, config.seed),
+            ImageReader({"train": train, **self.splits}, config),
             sampler=self._requests,
             batch_size=None,  # what the sampler asks for is a whole batch
             num_workers=workers,
@@ -90,13 +90,27 @@ class ImagesInFolder:
         order = torch.randperm(
             self.train_size, generator=generator(self.config.seed, epoch, "order")
         )
-        positions = (
-            distributed.shard(torch.arange(start, min(start + size, self.train_size)), parts)
-            for start in range(first_step * size, self.train_size, size)
-        )
-        return self._batches(
-            Request("train", order[chosen].tolist(), epoch, chosen.tolist()) for chosen in positions
-        )
+        mixes = self.config.augmentation.mixes
+
+        def requests() -> Iterator[Request]:
+            for start in range(first_step * size, self.train_size, size):
+                stop = min(start + size, self.train_size)
+                chosen = distributed.shard(torch.arange(start, stop), parts)
+                chosen = with_partners(chosen, start, stop) if mixes else chosen
+                yield Request("train", order[chosen].tolist(), epoch, chosen.tolist())
+
+        return self._batches(requests())
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        """Of `MEASURED` images spread over the training set, cut as for an evaluation."""
+        settings, count = self.config.dataset, min(MEASURED, self.train_size)
+        sums = torch.zeros(2, 3, dtype=torch.float64)
+        for index in torch.linspace(0, self.train_size - 1, count).round().long().tolist():
+            image = read_image(self.train.path(index))
+            crop = evaluation_crop(image, settings.resize_size, settings.image_size).double() / 255
+            sums += torch.stack([crop.mean((1, 2)), crop.square().mean((1, 2))]) / count
+        mean, squares = sums
+        return mean.tolist(), (squares - mean**2).sqrt().tolist()
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = range(len(self.splits[split]))
@@ -167,12 +181,12 @@ class ImageReader(Dataset):
 
     Args:
         listings: by split.
-        settings: sizes and flipping.
-        seed: of the run.
+        config: a resolved configuration.
     """
 
-    def __init__(self, listings: dict[str, Listing], settings: DatasetSettings, seed: int) -> None:
-        self.listings, self.settings, self.seed = listings, settings, seed
+    def __init__(self, listings: dict[str, Listing], config: ImageClassificationConfig) -> None:
+        self.listings, self.settings, self.seed = listings, config.dataset, config.seed
+        self.transform = Transform(config.augmentation, config.seed, 255, config.dataset.mean)
 
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor] | UserError:
         """Pixels `(n, 3, size, size)`, uint8, channels last in memory, and labels `(n,)`.
@@ -192,7 +206,9 @@ class ImageReader(Dataset):
                 else:
                     purpose = f"augmentation {request.positions[place]}"
                     seed = draw_seed(self.seed, request.epoch, purpose)
-                    pixels[place] = training_crop(image, size, self.settings.flip, seed)
+                    crop = training_crop(image, size, self.settings.flip, seed)
+                    at = torch.tensor(request.positions[place : place + 1])
+                    pixels[place] = self.transform(crop[None], request.epoch, at)[0]
         except UserError as error:
             return error
         return pixels, listing.labels[request.indices]
@@ -221,7 +237,7 @@ def read_image(path: str) -> Tensor:
 
 def training_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
     """torchvision's RandomResizedCrop, then RandomHorizontalFlip, drawn from `seed`."""
-    with _seeded(seed):
+    with seeded(seed):
         top, left, height, width = RandomResizedCrop.get_params(image, CROP_SCALE, CROP_RATIO)
         mirrored = flip and bool(torch.rand(()) < 0.5)
     crop = F.resized_crop(image, top, left, height, width, [size, size], antialias=True)
@@ -231,20 +247,6 @@ def training_crop(image: Tensor, size: int, flip: bool, seed: int) -> Tensor:
 def evaluation_crop(image: Tensor, resize_size: int, size: int) -> Tensor:
     """The centre of the image whose shorter side was resized."""
     return F.center_crop(F.resize(image, [resize_size], antialias=True), [size, size])
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generator, from which torchvision draws, and restore it afterwards.
-
-    Only the CPU's: `torch.manual_seed` would touch the GPU's, which a forked process must not.
-    """
-    before = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before)
 
 
 def _obey_the_trainer_alone(worker: int) -> None:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.runtime import distributed
+from experiments.tasks.image_classification import constructed
+from experiments.tasks.image_classification.augmentation import Transform, with_partners
 from experiments.tasks.image_classification.config import ImageClassificationConfig
 from experiments.tasks.image_classification.datasets import hold_out, load
 from experiments.tasks.randomness import generator
@@ -35,7 +37,11 @@ class ImagesInMemory:
         self, config: ImageClassificationConfig, device: torch.device, data_root: Path
     ) -> None:
         self.config, self.device = config, device
-        train, test = load(config.dataset.name, Path(data_root or ""))
+        root = Path(data_root or "")
+        if config.dataset.source:
+            train, test = constructed.load(config.dataset, root)
+        else:
+            train, test = load(config.dataset.name, root)
         self.num_classes = int(train.labels.max()) + 1
         self.in_channels, self.white = train.pixels.shape[1], train.white
         splits = {"test": test}
@@ -46,6 +52,9 @@ class ImagesInMemory:
         self.train_size = len(train)
         self.train = train.to(device)
         self.splits = {name: images.to(device) for name, images in splits.items()}
+        self.transform = Transform(
+            config.augmentation, config.seed, self.white, config.dataset.mean
+        )
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         settings, size = self.config.dataset, self.config.batch_size
@@ -61,10 +70,21 @@ class ImagesInMemory:
         )
         order, draws = order.to(self.device), draws.to(self.device)
         for start in range(first_step * size, len(self.train), size):
-            chosen = distributed.shard(order[start : start + size], parts)
-            draw = distributed.shard(draws[start : start + size], parts)
+            stop = min(start + size, len(self.train))
+            at = distributed.shard(torch.arange(start, stop), parts)
+            at = with_partners(at, start, stop) if self.config.augmentation.mixes else at
+            chosen, draw = order[at.to(self.device)], draws[at.to(self.device)]
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
-            yield pixels, self.train.labels[chosen]
+            yield self.transform(pixels, epoch, at), self.train.labels[chosen]
+
+    def measure(self) -> tuple[list[float], list[float]]:
+        total, squares, count = 0.0, 0.0, 0
+        for pixels in self.train.pixels.split(4096):
+            scaled = pixels.double() / self.white
+            total, squares = total + scaled.sum((0, 2, 3)), squares + scaled.square().sum((0, 2, 3))
+            count += pixels[:, 0].numel()
+        mean = torch.as_tensor(total) / count
+        return mean.tolist(), (torch.as_tensor(squares) / count - mean**2).sqrt().tolist()
 
     def evaluation_batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.splits[split]

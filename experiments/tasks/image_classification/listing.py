@@ -77,8 +77,8 @@ class Listing:
                 skipped += more
         except OSError as error:
             raise UserError(
-                f"{error.filename or folder} cannot be read: {error.strerror}. Put ImageNet there, "
-                f"or set DATA_ROOT; {LAYOUT}"
+                f"{error.filename or folder} cannot be read: {error.strerror}. Put the images "
+                f"there, or set DATA_ROOT; {LAYOUT}"
             ) from None
         if not classes:
             raise UserError(f"{folder} has no folders of classes in it; {LAYOUT}")
@@ -108,7 +108,7 @@ class Listing:
 
 @lru_cache(maxsize=2)
 def _both(root: Path, *stamps: int) -> tuple[Listing, Listing]:
-    train, test = (Listing.read(root / part) for part in ("train", "val"))
+    train, test = (Listing.read(root / part) for part in ("train", second(root)))
     check_same_classes(train, test)
     return train, test
 
@@ -121,8 +121,13 @@ def read_both(root: Path) -> tuple[Listing, Listing]:
     """
     stamps = []
     with suppress(OSError):  # which `Listing.read` names
-        stamps = [os.stat(root / part).st_mtime_ns for part in ("train", "val")]
+        stamps = [os.stat(root / part).st_mtime_ns for part in ("train", second(root))]
     return _both(root.absolute(), *stamps)
+
+
+def second(root: Path) -> str:
+    """The folder that is evaluated: `val`, or `test` where there is only that."""
+    return "test" if (root / "test").is_dir() and not (root / "val").is_dir() else "val"
 
 
 def describe(root: Path) -> dict[str, Any] | None:

@@ -84,8 +84,8 @@ def remove_all(folder, also_folder=True):
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (remove_all, "imagenet/train cannot be read: No such file or directory. Put ImageNet "
-         "there, or set DATA_ROOT; docs/imagenet.md says how"),
+        (remove_all, "imagenet/train cannot be read: No such file or directory. Put the "
+         "images there, or set DATA_ROOT; docs/imagenet.md says how"),
         (lambda f: remove_all(f / "val"), "imagenet/val cannot be read: No such file"),
         (lambda f: remove_all(f / "val", False), "imagenet/val has no folders of classes in it"),
         (lambda f: remove_all(f / "train" / "china", False), "train/china has no images"),

@@ -1,0 +1,97 @@
+"""What a dotted path in a configuration names, and the arguments that it takes."""
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import UserError, nearest
+
+# What the data know and a constructor may ask for, under the names that are in use.
+CLASSES = ("num_classes", "classes", "n_classes", "num_labels")
+CHANNELS = ("in_channels", "in_chans", "channels", "num_channels")
+
+
+def load(path: str, where: str) -> Callable[..., Any]:
+    """Import what a dotted path names.
+
+    Raises:
+        UserError: there is nothing of that name, or it cannot be called.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise UserError(f"{where} '{path}' cannot be imported: {error}") from None
+    if not callable(found):
+        raise UserError(f"{where} '{path}' is neither a class nor a function")
+    return found
+
+
+def names(constructor: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
+    """The arguments that can be given by name, each with whether it must be; whether any can."""
+    parameters = inspect.signature(constructor).parameters.values()
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = {p.name: p.default is p.empty for p in parameters if p.kind in by_name}
+    return found, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def check(
+    path: str, given: Mapping[str, Any], where: str, offered: tuple[tuple[str, ...], ...] = ()
+) -> None:
+    """Refuse arguments that a constructor does not take, as far as its signature says.
+
+    Args:
+        path: of the constructor.
+        given: the arguments.
+        where: the configuration's key, for the message.
+        offered: names of what is given besides, where it is asked for.
+
+    Raises:
+        UserError: naming the argument, and the nearest that there is.
+    """
+    known, open_ended = names(load(path, f"{where}.constructor"))
+    for key in given:
+        if key not in known and not open_ended:
+            raise UserError(
+                f"{where}: unknown key '{key}', no argument of {path}; {nearest(key, known)}"
+            )
+    ours = {name for aliases in offered for name in aliases}
+    for name, needed in known.items():
+        if needed and name not in given and name not in ours:
+            raise UserError(f"{where}.{name} is missing: {path} needs it")
+
+
+def call(
+    path: str, given: Mapping[str, Any], where: str, offered: Mapping[tuple[str, ...], Any]
+) -> Any:
+    """Call a constructor with what is given, and with what it asks for of what is offered.
+
+    One that takes any name, and hands it on, is offered the first of each.
+
+    Raises:
+        UserError: it refuses, in one line with the place.
+    """
+    check(path, given, where, tuple(offered))
+    constructor = load(path, f"{where}.constructor")
+    known, open_ended = names(constructor)
+    asked = dict(given)
+    for aliases, value in offered.items():
+        if not any(name in given for name in aliases):
+            taken = [name for name in aliases if name in known] or list(aliases[:1]) * open_ended
+            asked |= {name: value for name in taken[:1]}
+    try:
+        return constructor(**asked)
+    except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"{where}: {path} refuses {_words(asked)}: {said} "
+            f"({Path(place.filename).name}, line {place.lineno})"
+        ) from error
+
+
+def _words(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"

@@ -1,0 +1,143 @@
+"""Data sets by constructor: torchvision's, and anybody's own `Dataset`, read into memory."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.config import constructors
+from experiments.errors import UserError
+from experiments.tasks.image_classification import datasets
+from experiments.tasks.image_classification.config import Dataset
+from experiments.tasks.image_classification.datasets import Images
+
+# What is given besides, where it is asked for.
+OFFERED = (("root",), ("train",), ("split",), ("download",))
+
+
+def check(settings: Dataset) -> None:
+    """Refuse arguments that the constructor does not take, see `constructors.check`."""
+    constructors.check(settings.source, settings.arguments, "dataset", OFFERED)
+
+
+def load(settings: Dataset, data_root: Path, download: bool = True) -> tuple[Images, Images]:
+    """Training and test set, read once for all runs of a process.
+
+    Raises:
+        UserError: they are neither on disk nor to be had, or are no images of one size.
+    """
+    root = data_root.absolute() / Path(settings.root or "").expanduser()
+    return _load(settings.source, json.dumps(settings.arguments), root, download)
+
+
+def describe(settings: Dataset, data_root: Path) -> dict[str, Any] | None:
+    """As `datasets.describe`: None where the data would have to be downloaded."""
+    try:
+        return datasets.describe_images(load(settings, data_root, download=False))
+    except Missing:
+        return None
+
+
+class Missing(UserError):
+    """Data that are not on disk."""
+
+
+@lru_cache(maxsize=1)
+def _load(source: str, arguments: str, root: Path, download: bool) -> tuple[Images, Images]:
+    train, test = (
+        _collect(_build(source, json.loads(arguments), root, train, download), source)
+        for train in (True, False)
+    )
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        first, second = (tuple(part.pixels.shape[1:]) for part in (train, test))
+        raise UserError(f"dataset: {source} has images of {first} to train, of {second} to test")
+    if (largest := int(test.labels.max())) > int(train.labels.max()):
+        raise UserError(f"dataset: {source} tests a class {largest} that it does not train")
+    return train, test
+
+
+def _build(source: str, given: Mapping[str, Any], root: Path, train: bool, download: bool) -> Any:
+    """One part of a set, downloaded where it is missing and that is wanted."""
+    constructor = constructors.load(source, "dataset.constructor")
+    known, open_ended = constructors.names(constructor)
+    arguments = ({"root": str(root)} if "root" in known else {}) | dict(given)
+    if "train" in known or open_ended and ("split" in given or "split" not in known):
+        arguments["train"] = train
+    elif "split" in known and "split" not in given:
+        arguments["split"] = "train" if train else "test"
+    else:
+        raise UserError(
+            f"dataset.constructor '{source}' takes neither train= nor split=: "
+            "nothing tells its training from its test images"
+        )
+    can_download = "download" in known or (open_ended and source.startswith("torchvision."))
+    try:
+        return constructor(**arguments)
+    except (RuntimeError, FileNotFoundError) as error:
+        if not can_download:
+            raise UserError(f"dataset: {source}: {error}") from error
+        if not download:
+            raise Missing(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"dataset: {source}: {error}") from error
+    with datasets.downloading(_url(constructor), root, [constructor.__name__]):
+        return constructor(**arguments, download=True)
+
+
+def _url(dataset: Any) -> str:
+    """Where torchvision downloads a set from."""
+    for name in ("mirrors", "url", "split_list"):
+        if found := getattr(dataset, name, None):
+            while not isinstance(found, str):
+                found = next(iter(found.values() if isinstance(found, dict) else found))
+            return found
+    return "https://download.pytorch.org"
+
+
+def _collect(dataset: Any, source: str) -> Images:
+    """All images of a set as one tensor."""
+    if type(dataset).__module__.startswith("torchvision.datasets"):
+        pixels = torch.as_tensor(getattr(dataset, "data", ()))
+        labels = getattr(dataset, "targets", getattr(dataset, "labels", ()))
+        if pixels.dtype == torch.uint8 and pixels.ndim in (3, 4) and len(pixels) == len(labels):
+            pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
+            pixels = pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)
+            return Images(pixels.contiguous(), torch.as_tensor(labels).long())
+    found = [dataset[index] for index in range(len(dataset))]
+    if not found:
+        raise UserError(f"dataset: {source} is empty")
+    pixels = [_pixels(image, f"dataset: {source}[{i}]") for i, (image, _) in enumerate(found)]
+    for index, one in enumerate(pixels):
+        if one.shape != pixels[0].shape:
+            raise UserError(
+                f"dataset: {source}[{index}] is {tuple(one.shape)} and the first image "
+                f"{tuple(pixels[0].shape)}: images in memory are of one size, resize them"
+            )
+    labels = torch.tensor([int(label) for _, label in found])
+    if int(labels.min()) < 0:
+        raise UserError(f"dataset: {source} has a label {int(labels.min())}; they begin with 0")
+    return Images(torch.stack(pixels), labels)
+
+
+def _pixels(image: Any, where: str) -> Tensor:
+    """An image as `(channels, height, width)`, uint8."""
+    if not isinstance(image, Tensor):  # of Pillow or numpy, with the channels last
+        image = torch.from_numpy(np.array(image))
+        image = image.permute(2, 0, 1) if image.ndim == 3 else image
+    image = image.unsqueeze(0) if image.ndim == 2 else image
+    if image.is_floating_point():
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise UserError(
+                f"{where} has values from {image.min():g} to {image.max():g}: return uint8, or "
+                "numbers from 0 to 1; mean and std are the harness's"
+            )
+        image = (255 * image).round().to(torch.uint8)
+    if image.dtype != torch.uint8 or image.ndim != 3:
+        shape = tuple(image.shape)
+        raise UserError(f"{where} is no image: {image.dtype} of shape {shape}, not uint8 or float")
+    return image

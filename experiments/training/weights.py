@@ -1,0 +1,77 @@
+"""Weights to begin with: those of another run, or of a file."""
+
+import hashlib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.config.experiment import Config
+from experiments.errors import UserError
+from experiments.runs import checkpoint
+
+# Under which a state dict lies in the files of others.
+INSIDE = ("evaluated", "model", "state_dict", "model_state_dict")
+DIGEST = "initial weights"
+
+
+def initialize(config: Config, model: nn.Module) -> str | None:
+    """Copy the weights that `init_from` names into the model.
+
+    Returns:
+        A hash of them, part of the run's identity; None where it names none.
+
+    Raises:
+        UserError: there are none, or they do not fit.
+    """
+    spec = config.init_from
+    if spec is None:
+        return None
+    found, own = _read(Path(spec.path).expanduser()), model.state_dict()
+    for pattern in spec.skip:
+        if not any(fnmatchcase(name, pattern) for name in own):
+            raise UserError(f"init_from.skip: '{pattern}' matches no tensor of the model")
+    chosen = {n: t for n, t in own.items() if not any(fnmatchcase(n, p) for p in spec.skip)}
+    shapes = {name: (_shape(found.get(name)), tuple(t.shape)) for name, t in chosen.items()}
+    wrong = [f"{name} {there} instead of {here}"
+             for name, (there, here) in shapes.items() if there != here]  # fmt: skip
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"init_from: {spec.path} does not fit the model: it has {', '.join(wrong[:3])}{more}; "
+            "init_from.skip leaves tensors as they are initialized"
+        )
+    digest = hashlib.sha256()
+    with torch.no_grad():
+        for name, tensor in chosen.items():
+            tensor.copy_(found[name])
+            digest.update(name.encode())
+            digest.update(found[name].contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _shape(tensor: Tensor | None) -> Any:
+    return "nothing" if tensor is None else tuple(tensor.shape)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The tensors by name of a run's directory or of a file."""
+    if path.is_dir():
+        state = checkpoint.look(path)
+        if state is None:
+            raise UserError(f"init_from.path: {path} has no checkpoint that can be read")
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch has one for every way in which a file can be none
+            said = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"init_from.path: {path} cannot be read: {said}") from None
+    while isinstance(state, Mapping):
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if tensors:
+            return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        state = next((state[key] for key in INSIDE if state.get(key)), None)
+    raise UserError(f"init_from.path: {path} holds no state dict of a model")
