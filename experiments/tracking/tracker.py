@@ -32,7 +32,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from experiments.config import metrics
 from experiments.config.metrics import Metric
@@ -206,7 +206,7 @@ class Tracker:
             self._send(row)
         self._remove_older_records()
 
-    def _usable_mode(self) -> str:
+    def _usable_mode(self) -> Literal["disabled", "online", "offline"]:
         """The mode that is possible, given the requested one; loads wandb only if it is used."""
         mode = self.requested
         if mode == "disabled":
@@ -249,9 +249,12 @@ class Tracker:
             pass
         return True
 
-    def _start(self, mode: str) -> Any:
+    def _start(self, mode: Literal["online", "offline"]) -> Any:
         import wandb
 
+        known: dict[str, Any] = {
+            key: value for key, value in SETTINGS.items() if key in wandb.Settings.model_fields
+        }
         try:
             run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -259,9 +262,7 @@ class Tracker:
                 mode=mode,
                 # Without `resume`, a second record of an id overwrites the first on the server.
                 resume="allow",
-                settings=wandb.Settings(
-                    **{k: v for k, v in SETTINGS.items() if k in wandb.Settings.model_fields}
-                ),
+                settings=wandb.Settings(**known),
                 **describe(self.directory, self.meta, self.config),
             )
         except Exception as error:
