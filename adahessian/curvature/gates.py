@@ -17,9 +17,9 @@ above autograd, so that a replayed piece is differentiated like any other operat
 inside a C++ function (``nn.RNN(nonlinearity="relu")``, a TorchScript function, a fused margin loss)
 is out of its reach; :class:`HiddenKinks` finds it.
 
-Randomness needs no gates: the finite difference rewinds the generators. What is computed from the
-parameters under ``torch.no_grad`` (spectral normalization's power iteration) is not frozen: double
-backward takes it as constant, the finite difference sees it move.
+Randomness needs no gates: the finite difference rewinds the generators. What autograd takes as
+constant, although it was computed from the parameters, is kept as it was
+(:mod:`adahessian.curvature.constants`).
 """
 
 import warnings
@@ -32,8 +32,15 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.closures import not_repeatable
+from adahessian.curvature.constants import (
+    NUMBERS,
+    Constants,
+    is_data,
+    meets_the_graph,
+    replaced,
+)
 from adahessian.curvature.graph import leaves_below
-from adahessian.curvature.layouts import Layouts
+from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import GATES, Detached
 from adahessian.curvature.torch_calls import name_of
 
@@ -72,11 +79,13 @@ class Gates(TorchFunctionMode):
         self._next: int | None = None  # position on the tape; None while recording
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
+        self._constants = Constants()
 
     def rewind(self) -> None:
         """Replay from the beginning."""
         self._next = 0
         self.losses = []
+        self._constants = Constants()
 
     @property
     def met_pieces(self) -> bool:
@@ -92,11 +101,23 @@ class Gates(TorchFunctionMode):
         kwargs = kwargs or {}
         name = name_of(func)
         if name in _ATTRIBUTES:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if name == "__get__" and is_data(func):
+                self._constants.note(name, out, args, kwargs)
+            return out
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
         if self._next is None:
             self._note(name, args)
+        if self._constants and meets_the_graph(func, args, kwargs):
+            args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
+        out = self._call(name, func, args, kwargs)
+        if name in NUMBERS and self._constants.depend(args, kwargs):
+            return self._number(func, out)
+        self._constants.note(name, args[0] if name == "__setitem__" else out, args, kwargs)
+        return out
+
+    def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         gate = GATES.get(func)
         if gate is not None and _freezes(gate, _tensors(args, kwargs)):
             self.inside = "a gate"
@@ -120,6 +141,22 @@ class Gates(TorchFunctionMode):
                     value, layouts = self._recorded(func)
                     out = layouts.lay_out_outputs(value.clone())
         return out
+
+    def _held_still(self, t: Tensor) -> Tensor:
+        """Return a constant that depends on parameters, as it was in the recorded evaluation."""
+        if not self._constants.holds(t):
+            return t
+        if self._next is not None:
+            return self._recorded(Constants)[0]
+        self._tape.append((name_of(Constants), copy_of(t.detach()), Layouts()))
+        return t
+
+    def _number(self, func: Callable, number: Any) -> Any:
+        """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
+        if self._next is not None:
+            return self._recorded(func)[0]
+        self._tape.append((name_of(func), number, Layouts()))
+        return number
 
     def _record(self, gate, func, args, kwargs) -> Any:
         layouts = Layouts()
@@ -153,6 +190,8 @@ class Gates(TorchFunctionMode):
         engine below it can be called with the mode on.
         """
         tensors = (tensors,) if torch.is_tensor(tensors) else tuple(tensors)
+        if gradient is None and grad_tensors is None and any(t.numel() != 1 for t in tensors):
+            raise RuntimeError("grad can be implicitly created only for scalar outputs")
         grads = gradient if gradient is not None else grad_tensors
         grads = (grads,) if torch.is_tensor(grads) or grads is None else tuple(grads)
         if len(grads) < len(tensors):

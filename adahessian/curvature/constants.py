@@ -1,0 +1,86 @@
+"""What autograd takes as constant although it depends on the parameters, and must not move.
+
+``detach`` is one way to such a value, and has a gate. Others are whatever is computed under
+``torch.no_grad`` (targets of the network itself, samples of a distribution, a power iteration),
+``.data``, ``autograd.grad`` without a graph, and Python numbers (``loss.item()``). A second
+evaluation at other parameters would compute other values. So values that came of a parameter in
+such a way are marked, and where one meets the graph again, its recorded value is used.
+
+Private to :mod:`adahessian.curvature.gates`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from adahessian.curvature.torch_calls import name_of, writes
+
+# They read a tensor's shape, and not its values.
+_BY_SHAPE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "size")
+# They hand a number to Python.
+NUMBERS = frozenset("item __float__ __int__ __index__ __bool__ tolist __complex__".split())
+
+
+class Constants:
+    """Marks the tensors of one evaluation that depend on a parameter, though not for autograd."""
+
+    def __init__(self) -> None:
+        # By identity: tensors compare their elements.
+        self._marked: dict[int, ref[Tensor]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._marked)
+
+    def depend(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether an argument depends on a parameter, in autograd's eyes or not."""
+        return any(t.requires_grad or self.holds(t) for t in tensors_in((args, kwargs)))
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether a tensor is a constant that depends on a parameter."""
+        if not self._marked or t.requires_grad:
+            return False
+        marked = self._marked.get(id(t))
+        return marked is not None and marked() is t
+
+    def note(self, name: str, out: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Mark what a function has computed of a parameter without its graph."""
+        outputs = [t for t in tensors_in(out) if t.is_floating_point() and not t.requires_grad]
+        if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):
+            self._marked |= {id(t): ref(t) for t in outputs}
+
+
+def is_data(func: Callable) -> bool:
+    """Whether a call of ``__get__`` is that of ``Tensor.data``."""
+    return getattr(func, "__self__", None) is Tensor.data
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in an argument or a result: itself, or in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from tensors_in(v)
+    elif isinstance(value, dict):
+        yield from tensors_in(tuple(value.values()))
+
+
+def replaced(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """Return an argument with each of its tensors replaced."""
+    if isinstance(value, Tensor):
+        return replace(value)
+    if type(value) in (list, tuple):
+        return type(value)(replaced(v, replace) for v in value)
+    if type(value) is dict:
+        return {k: replaced(v, replace) for k, v in value.items()}
+    return value
+
+
+def meets_the_graph(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+    """Whether a call brings its arguments into the graph."""
+    if not torch.is_grad_enabled() or name_of(func) == "__set__" or writes(func, kwargs):
+        return False
+    return any(t.requires_grad for t in tensors_in((args, kwargs)))

@@ -1,0 +1,152 @@
+"""What autograd takes as constant is constant: the finite difference is the exact product."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+from torch.nn import functional as F
+
+from adahessian import AdaHessian, CurvatureWarning
+from adahessian.curvature.compare import compare_products
+from adahessian.curvature.hutchinson import Probes
+
+# torch's own advice.
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+
+torch.manual_seed(0)
+STATES, NEXT, ACTIONS = torch.randn(32, 6).double(), torch.randn(32, 6).double(), torch.randn(32, 4)
+
+
+def q_learning(net):
+    """The target is the network's own."""
+    with torch.no_grad():
+        target = 1 + 0.9 * net(NEXT).max(1).values
+    return F.mse_loss(net(STATES)[:, 0], target + 0.1)
+
+
+def divided_by_item(net):
+    loss = net(STATES).square().mean()
+    return loss.exp() / loss.item()
+
+
+def divided_by_float(net):
+    loss = net(STATES).square().mean()
+    return loss.exp() / float(loss)
+
+
+def divided_by_data(net):
+    loss = net(STATES).square().mean()
+    return loss.exp() / loss.data
+
+
+def policy_gradient(net):
+    policy = Normal(net(STATES), net(STATES).exp())
+    actions = policy.sample()
+    return -(policy.log_prob(actions) * actions.square().sum(1, keepdim=True)).mean()
+
+
+def weighted_by_gradient(net):
+    first, second = net(STATES).square().mean(), net(NEXT).exp().mean()
+    (g,) = torch.autograd.grad(second, net[0].weight, retain_graph=True)
+    return first + second / g.norm()
+
+
+def weighted_by_norms(net):
+    with torch.no_grad():
+        weights = torch.stack([p.norm() for p in net.parameters()])
+    return sum(w * p.pow(4).sum() for w, p in zip(weights.unbind(), net.parameters(), strict=True))
+
+
+def written_in_place(net):
+    buffer = torch.zeros(32, 4).double()
+    with torch.no_grad():
+        buffer.add_(net(STATES))
+        buffer[0] = net(NEXT)[0]
+    return (net(STATES) * buffer).exp().mean()
+
+
+def concatenated(net):
+    with torch.no_grad():
+        old = net(NEXT)
+    return torch.cat([net(STATES), old], 1).square().exp().mean()
+
+
+def steered(net):
+    loss = net(STATES).square().mean()
+    return loss * 2 if loss.item() > 1e9 else loss.exp()
+
+
+LOSSES = [
+    q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
+    weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,
+]  # fmt: skip
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_the_product_is_exact(loss):
+    net = network()
+    params = list(net.parameters())
+
+    def closure():
+        for p in params:
+            p.grad = None
+        value = loss(net)
+        value.backward(create_graph=True)
+        return value
+
+    assert compare_products(closure, params, Probes(params, seed=0, step=0)).largest < 1e-4
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda f: f.__name__)
+def test_no_alarm_of_the_check(loss):
+    net = network()
+    optimizer = AdaHessian(net.parameters(), lr=0.0, curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(net)
+        value.backward()
+        return value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CurvatureWarning)
+        optimizer.step(closure)
+        optimizer.step(closure)
+
+
+def test_spectral_normalization_in_training():
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(6, 16)), nn.Tanh(), nn.Linear(16, 4)
+    ).double()
+    params = list(net.parameters())
+
+    def closure():
+        for p in params:
+            p.grad = None
+        value = net(STATES).exp().mean()
+        value.backward(create_graph=True)
+        return value
+
+    assert compare_products(closure, params, Probes(params, seed=0, step=0)).largest < 1e-4
+
+
+def test_backward_of_what_is_no_scalar_is_refused_as_torch_does():
+    net = network()
+    optimizer = AdaHessian(net.parameters(), curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = net(STATES).square()
+        loss.backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match="only for scalar outputs"):
+        optimizer.step(closure)
