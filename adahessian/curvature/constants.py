@@ -10,6 +10,7 @@ Private to :mod:`adahessian.curvature.gates`.
 """
 
 from collections.abc import Callable, Iterator
+from inspect import getattr_static
 from typing import Any
 from weakref import ref
 
@@ -20,6 +21,7 @@ from adahessian.curvature.torch_calls import name_of, writes
 
 # They read a tensor's shape, and not its values.
 _BY_SHAPE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "size")
+_DATA = getattr_static(Tensor, "data")
 # They hand a number to Python.
 NUMBERS = frozenset("item __float__ __int__ __index__ __bool__ tolist __complex__".split())
 
@@ -54,7 +56,7 @@ class Constants:
 
 def is_data(func: Callable) -> bool:
     """Whether a call of ``__get__`` is that of ``Tensor.data``."""
-    return getattr(func, "__self__", None) is Tensor.data
+    return getattr(func, "__self__", None) is _DATA
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

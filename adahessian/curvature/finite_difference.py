@@ -180,8 +180,8 @@ class FiniteDifference:
         small the difference is then often exactly zero, and a step divided by it becomes huge. In
         full precision the resolution, a thousandth of the gradient, does not matter: 0.
         """
-        dtype = self.replay.autocast_dtype
-        if dtype is None:
+        dtype = self.replay.precision(self._params)
+        if not isinstance(dtype, torch.dtype) or torch.finfo(dtype).bits > 16:
             return 0.0
         width = (2 if self._central else 1) * self._step_size(())
         return torch.finfo(dtype).eps / 2 / width

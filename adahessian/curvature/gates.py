@@ -74,6 +74,7 @@ class Gates(TorchFunctionMode):
         self.inside: str | None = None  # the torch function that is running, for HiddenKinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
         self.called: set[str] = set()  # names of the torch functions that it came through
+        self.dtypes: set[torch.dtype] = set()  # of what has a gradient
         self.leaves: dict[Tensor, None] = {}  # whose gradients its backward passes accumulate
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
@@ -114,6 +115,8 @@ class Gates(TorchFunctionMode):
         out = self._call(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return self._number(func, out)
+        if self._next is None and isinstance(out, Tensor) and out.requires_grad:
+            self.dtypes.add(out.dtype)
         self._constants.note(name, args[0] if name == "__setitem__" else out, args, kwargs)
         return out
 

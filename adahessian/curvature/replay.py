@@ -37,7 +37,7 @@ class Earlier:
         is_smooth: whether the coming refresh need not be recorded.
         modules: whose buffers an evaluation may change; None before they are looked for.
         params: theirs.
-        autocast_dtype, called: see :class:`Gates`.
+        autocast_dtype, called, dtypes: see :class:`Gates`.
         verdict: of the last check, where it has not been told.
     """
 
@@ -49,6 +49,7 @@ class Earlier:
         self.params: list[Tensor] = []
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
+        self.dtypes: set[torch.dtype] = set()
         self.verdict: Verdict | None = None
         self._remaining = 0
 
@@ -87,6 +88,7 @@ class Earlier:
         """
         self.modules, self.params = list(modules), list(params)
         self.autocast_dtype, self.called = gates.autocast_dtype, gates.called
+        self.dtypes = gates.dtypes
         # Other leaves of the graph may be new ones in each step, which only a record finds.
         others = gates.leaves.keys() - set(self.params)
         self._remaining = 0 if gates.met_pieces or others else self.LOOK_AGAIN
@@ -255,6 +257,8 @@ class Replay:
         found: set[torch.dtype | str] = {p.dtype for p in params}
         if self.autocast_dtype is not None:
             found.add(self.autocast_dtype)
+        # Parts of a model may be cast by themselves.
+        found |= STEP_SIZES.keys() & self._seen.dtypes
         on_gpu = any(p.is_cuda for p in params)
         if on_gpu and torch.cuda.is_tf32_supported() and rounds_to_tf32(self._seen.called):
             found.add("tf32")
@@ -299,6 +303,11 @@ class Replay:
         params = [p for p in kept if p in self._given]
         if not params:
             return
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise RuntimeError(
+                f"the loss of the first step is {float(value.sum())}: there is no curvature to "
+                "take. Are the data finite, and the initial parameters?"
+            )
         first = [kept[p] for p in params]
         # A closure that is linear in the gradient passes a factor on; one that clips does not.
         factor = 1.0 if self._gates.backward_scale is None else 32.0

@@ -12,6 +12,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from adahessian import AdaHessian, CurvatureWarning
+from adahessian.curvature.compare import compare_products
+from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
 
 
@@ -365,3 +367,49 @@ def test_noise_that_comes_later_is_found_and_left_out():
         torch.testing.assert_close(v_hat(optimizer, p), v)
     noisy.clear()
     optimizer.step(optimizer.closure)
+
+
+def test_a_loss_that_is_no_number_is_called_that():
+    p = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="the loss of the first step is nan"):
+        step([p], lambda: (p * torch.nan).sum())
+
+
+def cast_norm(x):
+    """RMSNorm in float32 within a float64 model."""
+    y = x.float()
+    return (y * y.square().mean(-1, keepdim=True).add(1e-6).rsqrt()).to(x.dtype)
+
+
+def test_a_part_in_lower_precision_decides_the_step():
+    """The step of float64 would be lost in float32's rounding."""
+    model, x, y = network(cast_norm, torch.float64)
+    params = list(model.parameters())
+
+    def closure():
+        for p in params:
+            p.grad = None
+        value = F.cross_entropy(model(x), y)
+        value.backward(create_graph=True)
+        return value
+
+    assert compare_products(closure, params, Probes(params, seed=0, step=0)).largest < 0.02
+    way = FiniteDifference(closure, params)
+    way.evaluate()
+    assert way.replay.precision(params) == torch.float32
+
+
+def test_explicit_casts_to_bfloat16_have_its_resolution():
+    model, x, y = network(lambda h: torch.tanh(h.bfloat16()).float(), torch.float32)
+    params = list(model.parameters())
+
+    def closure():
+        for p in params:
+            p.grad = None
+        value = F.cross_entropy(model(x), y)
+        value.backward()
+        return value
+
+    way = FiniteDifference(closure, params)
+    way.evaluate()
+    assert way.replay.precision(params) == torch.bfloat16 and way.resolution() > 0

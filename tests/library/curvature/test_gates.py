@@ -43,7 +43,8 @@ def compare(loss, params, gates=None, step_size=H):
 
 
 class NoGates(contextlib.nullcontext):
-    autocast_dtype, called, met_pieces, leaves, losses = None, frozenset(), True, {}, ()
+    autocast_dtype, called, met_pieces = None, frozenset(), True
+    leaves, losses, dtypes = {}, (), set()
 
     def rewind(self):
         pass
