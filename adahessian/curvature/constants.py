@@ -19,7 +19,9 @@ from torch import Tensor
 
 from adahessian.curvature.torch_calls import name_of, writes
 
-# They read a tensor's shape, and not its values.
+# They read the type or the shape of their second argument, and not its values.
+_LIKE_SECOND = frozenset("to type_as expand_as view_as reshape_as".split())
+# They do so with all of theirs.
 _BY_SHAPE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "size")
 _DATA = getattr_static(Tensor, "data")
 # They hand a number to Python.
@@ -50,6 +52,8 @@ class Constants:
     def note(self, name: str, out: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Mark what a function has computed of a parameter without its graph."""
         outputs = [t for t in tensors_in(out) if t.is_floating_point() and not t.requires_grad]
+        if name in _LIKE_SECOND:
+            args, kwargs = args[:1], {}
         if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):
             self._marked |= {id(t): ref(t) for t in outputs}
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
@@ -58,6 +59,7 @@ _CUDNN_RNN_RELU = 0  # cuDNN has one kernel for all recurrent layers, and this i
 _ATTRIBUTES = frozenset(
     "__get__ __set__ dim size stride numel is_floating_point is_complex".split()
 )
+_RENORMALIZE = (F.embedding, F.embedding_bag)  # with max_norm as their fourth argument
 # Python functions of torch that guard a division with a clamp which does not act.
 _HARMLESS = ("normalize", "cosine_similarity", "isclose", "allclose")
 
@@ -112,6 +114,8 @@ class Gates(TorchFunctionMode):
             self._note(name, args)
         if self._constants and meets_the_graph(func, args, kwargs):
             args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
+        if func in _RENORMALIZE:
+            args, kwargs = self._renormalized_once(func, args, kwargs)
         out = self._call(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return self._number(func, out)
@@ -145,13 +149,29 @@ class Gates(TorchFunctionMode):
                     out = layouts.lay_out_outputs(value.clone())
         return out
 
+    def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Let an embedding's ``max_norm`` change the parameter in the recorded evaluation only."""
+        given = args[3] if len(args) > 3 else kwargs.get("max_norm")
+        if given is None:
+            return args, kwargs
+        if self._next is None:
+            self._tape.append((name_of(func), True, Layouts()))
+            return args, kwargs
+        self._recorded(func)
+        if len(args) > 3:
+            return (*args[:3], None, *args[4:]), kwargs
+        return args, {**kwargs, "max_norm": None}
+
     def _held_still(self, t: Tensor) -> Tensor:
         """Return a constant that depends on parameters, as it was in the recorded evaluation."""
         if not self._constants.holds(t):
             return t
         if self._next is not None:
-            return self._recorded(Constants)[0]
-        self._tape.append((name_of(Constants), copy_of(t.detach()), Layouts()))
+            value, layouts = self._recorded(Constants)
+            return layouts.lay_out_outputs(value)
+        layouts = Layouts()
+        layouts.note_outputs(t)
+        self._tape.append((name_of(Constants), copy_of(t.detach()), layouts))
         return t
 
     def _number(self, func: Callable, number: Any) -> Any:

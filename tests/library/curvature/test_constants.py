@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from adahessian import AdaHessian, CurvatureWarning
 from adahessian.curvature.compare import compare_products
+from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.gates import Gates
 from adahessian.curvature.hutchinson import Probes
 
 # torch's own advice.
@@ -150,3 +152,59 @@ def test_backward_of_what_is_no_scalar_is_refused_as_torch_does():
 
     with pytest.raises(RuntimeError, match="only for scalar outputs"):
         optimizer.step(closure)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_the_forward_pass_renormalizes(kind):
+    """The gradient is that of the rows as they then are. torch leaves them 1e-7 below the norm:
+    only float32's step is longer. The sum of a bag is that of an embedding, whose product is known.
+    """
+    torch.manual_seed(1)
+    embedding = kind(20, 6, max_norm=1.0, **({"mode": "sum"} if kind is nn.EmbeddingBag else {}))
+    params = list(embedding.parameters())
+    tokens = torch.randint(20, (16, 3))
+
+    def loss(rows):
+        return rows.exp().pow(2).mean()
+
+    def closure():
+        embedding.zero_grad()
+        rows = embedding(tokens)
+        value = loss(rows if kind is nn.EmbeddingBag else rows.sum(1))
+        value.backward()
+        return value
+
+    assert embedding.weight.norm(dim=1).max() > 1.5
+    way = FiniteDifference(closure, params)
+    way.evaluate()
+    (z,) = Probes(params, seed=0, step=0).keep()
+    found = way.product(z)[params[0]]
+    rows = params[0].detach().double().requires_grad_()
+    (g,) = torch.autograd.grad(loss(rows[tokens].sum(1)), rows, create_graph=True)
+    (exact,) = torch.autograd.grad(g, rows, z[params[0]].double())
+    assert rows[tokens.unique()].norm(dim=1).max() < 1 + 1e-6
+    assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+def test_what_takes_a_type_or_a_shape_alone_is_not_recorded():
+    x = torch.ones(3, 4, requires_grad=True)
+    gates = Gates()
+    with gates:
+        y = x * torch.ones(3, 1).to(x) * torch.ones(1).expand_as(x) * torch.zeros_like(x)
+        (y * x.new_ones(4)).sum().backward()
+    assert not gates.met_pieces
+
+
+def test_an_expanded_constant_is_replayed_as_such():
+    """Kernels round by the strides of what they get."""
+    x = torch.ones(3, 4, requires_grad=True)
+    gates, strides = Gates(), []
+    for _ in range(2):
+        with gates:
+            constant = x.data.sum(0).expand(3, 4)
+            frozen = gates._held_still(constant)
+        strides.append(frozen.stride())
+        assert torch.equal(frozen, torch.full((3, 4), 3.0))
+        x.data += 1
+        gates.rewind()
+    assert strides == [(0, 1), (0, 1)]
