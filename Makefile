@@ -145,6 +145,9 @@ jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit
 jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
 	$(PY) -m experiments.benchmarks.jax_step
 
+evaluate: setup ## The metrics of the newest finished run's checkpoint, or of ARGS="RUN_DIR --data FOLDER"
+	@$(PY) -m experiments.evaluate $(ARGS)
+
 figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
 	@$(PY) -m experiments.figures
 
@@ -193,4 +196,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

@@ -87,8 +87,12 @@ def _run(parsed: argparse.Namespace) -> int:
         return _show(todo)
     if len(todo) < 2 or distributed.world_size() > 1:
         _say_what_is_idle(todo)
-        return max([train_unless_done(config, title=title) for config, title in todo], default=0)
-    return _train_in_processes(todo, parsed.jobs)
+        code = max([train_unless_done(config, title=title) for config, title in todo], default=0)
+    else:
+        code = _train_in_processes(todo, parsed.jobs)
+    if todo and code == 0 and distributed.is_main():
+        say(f"done: results are below {runs_root()}; make report shows them, make evaluate one")
+    return code
 
 
 def _show(todo: Sequence[tuple[Config, str]]) -> int:

@@ -25,11 +25,9 @@ from experiments.errors import UserError
 from experiments.plots.spectrum import SpectrumPlot, draw
 from experiments.reports.render import terminal
 from experiments.reports.sections import Grid, Section, Text
-from experiments.runs.layout import find
-from experiments.runtime.paths import runs_root
 from experiments.runtime.progress import Progress
 from experiments.training.curvature import Spectrum, compute_spectrum
-from experiments.training.restore import name_of, restore
+from experiments.training.restore import find_run, name_of, restore
 
 
 class Settings(SpectrumSettings):
@@ -75,27 +73,6 @@ def read_settings(words: Sequence[str]) -> Settings:
             for item in error.errors()
         ]
         raise UserError("\n  ".join(found)) from None
-
-
-def find_run(words: Sequence[str]) -> Path:
-    """The directory that was named, or that of the run that finished last.
-
-    Raises:
-        UserError: there is none, or it has no checkpoint.
-    """
-    if len(words) > 1:
-        raise UserError(f"one run directory at a time, got {' '.join(words)}")
-    if words:
-        directory = Path(words[0])
-        if not (directory / "config.yaml").is_file():
-            raise UserError(f"{directory} is no run's directory: it has no config.yaml")
-    else:
-        root = runs_root()
-        done = find(root, holding="DONE")
-        if not done:
-            raise UserError(f"no finished run below {root}: name a run's directory")
-        directory = max(done, key=lambda run: (run / "DONE").stat().st_mtime)
-    return directory
 
 
 # ---------------------------------------------------------------------------------- computation

@@ -1,5 +1,6 @@
 """From a run's checkpoint back to its model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -7,8 +8,9 @@ from torch import nn
 from experiments.errors import UserError
 from experiments.plans.load import load
 from experiments.runs import checkpoint
+from experiments.runs.layout import find
 from experiments.runtime.device import build_device
-from experiments.runtime.paths import data_root
+from experiments.runtime.paths import data_root, runs_root
 from experiments.tasks.registry import build_task
 from experiments.tasks.task import Task
 from experiments.training import groups
@@ -19,14 +21,46 @@ def name_of(directory: Path) -> str:
     return "/".join(directory.resolve().parts[-4:])
 
 
-def restore(directory: Path, device_name: str) -> tuple[Task, nn.Module, int]:
-    """The task, the model with the weights that the run evaluates, and the epochs trained."""
+def find_run(words: Sequence[str]) -> Path:
+    """The directory that was named, or that of the run that finished last.
+
+    Raises:
+        UserError: there is none, or it has no checkpoint.
+    """
+    if len(words) > 1:
+        raise UserError(f"one run directory at a time, got {' '.join(words)}")
+    if words:
+        directory = Path(words[0])
+        if not (directory / "config.yaml").is_file():
+            raise UserError(f"{directory} is no run's directory: it has no config.yaml")
+    else:
+        root = runs_root()
+        done = find(root, holding="DONE")
+        if not done:
+            raise UserError(f"no finished run below {root}: name a run's directory")
+        directory = max(done, key=lambda run: (run / "DONE").stat().st_mtime)
+    return directory
+
+
+def restore(
+    directory: Path, device_name: str, data: Path | None = None
+) -> tuple[Task, nn.Module, int]:
+    """The task, the model with the weights that the run evaluates, and the epochs trained.
+
+    Args:
+        directory: of the run.
+        device_name: where the model goes, as in a configuration.
+        data: in place of DATA_ROOT.
+
+    Raises:
+        UserError: there is no checkpoint that can be read and fits, or no data.
+    """
     config = load(directory / "config.yaml")
     state = checkpoint.look(directory)
     if state is None:
         raise UserError(f"{directory} has no checkpoint that can be read")
     device = build_device(config.model_copy(update={"device": device_name}))
-    task = build_task(config, device, data_root())
+    task = build_task(config, device, data or data_root())
     model = task.build_model()
     groups.freeze(config, model)
     try:

@@ -13,7 +13,17 @@ GRAPH = import_graph.read()
 
 # Top down. A room may import from its own floor (without a circle) and from those below it.
 FLOORS = (
-    {"run", "report", "paper_table", "export", "figures", "spectrum", "upload", "dashboard"}
+    {
+        "run",
+        "evaluate",
+        "report",
+        "paper_table",
+        "export",
+        "figures",
+        "spectrum",
+        "upload",
+        "dashboard",
+    }
     | {"benchmarks"},
     {"reports", "slurm"},
     {"training", "results"},

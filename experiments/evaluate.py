@@ -1,0 +1,41 @@
+"""Evaluate a checkpoint: `python -m experiments.evaluate [RUN_DIR] [--data FOLDER]`.
+
+Without RUN_DIR it takes the newest finished run below `RUNS_ROOT`. It prints the metrics of every
+split that the run evaluates, at the weights that it evaluates: the averaged ones where there are
+any. Nothing is written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import cli
+from experiments.training.evaluation import evaluate
+from experiments.training.restore import find_run, name_of, restore
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
+    parser.add_argument("run", nargs="*", metavar="RUN_DIR", help="default: the newest done")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="in place of DATA_ROOT")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    return cli.execute(parser, _evaluate, arguments)
+
+
+def _evaluate(parsed: argparse.Namespace) -> None:
+    directory = find_run(parsed.run)
+    task, model, epoch = restore(directory, parsed.device, parsed.data)
+    print(f"{name_of(directory)} after epoch {epoch}")
+    for split in task.evaluation_splits:
+        measured = evaluate(task, model, split)
+        told = [
+            f"{metric.name} {metric.text(measured[metric.name])} {metric.unit}".rstrip()
+            for metric in task.metrics
+        ]
+        print(f"  {split}: {', '.join(told)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
