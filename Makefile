@@ -145,6 +145,13 @@ jax-digits: $(VENV)/.ready-for-tests ## Adam beside AdaHessian in JAX, on scikit
 jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam and beside torch
 	$(PY) -m experiments.benchmarks.jax_step
 
+# In an environment of its own, .venv-keras, with TensorFlow.
+keras-digits: setup ## Adam beside AdaHessian in Keras on each of its backends, on scikit-learn's digits
+	@$(PY) .ci/matrix.py keras --install
+	@for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend .venv-keras/bin/python -m experiments.ports.keras_digits $(ARGS) || exit 1; \
+	done
+
 figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
 	@$(PY) -m experiments.figures
 
@@ -193,4 +200,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
