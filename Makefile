@@ -148,6 +148,13 @@ jax-bench: $(VENV)/.ready-for-tests ## What a JAX step costs, in steps of Adam a
 evaluate: setup ## The metrics of the newest finished run's checkpoint, or of ARGS="RUN_DIR --data FOLDER"
 	@$(PY) -m experiments.evaluate $(ARGS)
 
+# In an environment of its own, .venv-keras, with TensorFlow.
+keras-digits: setup ## Adam beside AdaHessian in Keras on each of its backends, on scikit-learn's digits
+	@$(PY) .ci/matrix.py keras --install
+	@for backend in tensorflow jax torch; do \
+		KERAS_BACKEND=$$backend .venv-keras/bin/python -m experiments.ports.keras_digits $(ARGS) || exit 1; \
+	done
+
 figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
 	@$(PY) -m experiments.figures
 
@@ -196,4 +203,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

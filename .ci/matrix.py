@@ -3,7 +3,7 @@
 Without arguments it lists the entries of `.ci/matrix.yaml`. Each named one is installed into its
 environment, where that is not what it should be, and tested; what they print goes to
 `build/ci/NAME.log`. `--in nightly` runs all of them and writes `.ci/nightly.md`: when it last ran,
-where, and what it found.
+where, and what it found. `--install` makes the environments and tests nothing.
 """
 
 import argparse
@@ -133,6 +133,7 @@ def main() -> int:
     parser.add_argument(
         "--in", dest="when", choices=("run", "nightly"), help="all entries of these"
     )
+    parser.add_argument("--install", action="store_true", help="only make the environments")
     parsed = parser.parse_args()
     if unknown := set(parsed.names) - set(entries):
         parser.error(f"no such entry: {', '.join(unknown)}; known: {', '.join(entries)}")
@@ -146,6 +147,10 @@ def main() -> int:
             what = f"Python {entry.python}, torch {entry.torch or 'pinned'}" if entry.python else ""
             settings = " ".join([*(f"{k}={v}" for k, v in entry.env.items()), *entry.tests])
             print(f"{entry.name:28} {entry.when:8} {what}  {settings}")
+        return 0
+    if parsed.install:
+        for entry in chosen:
+            install(entry, sys.stderr)
         return 0
     begun, failed, lines = time.strftime("%Y-%m-%d %H:%M %Z"), [], []
     for entry in chosen:

@@ -1,7 +1,8 @@
 """AdaHessian, a second-order optimizer for deep learning (arXiv:2006.00719), for PyTorch.
 
-Names are resolved when they are first used (PEP 562), so that ``adahessian.jax`` can be imported
-where torch is not installed. Type checkers see ordinary imports.
+Names are resolved when they are first used (PEP 562), so that ``adahessian.jax`` and
+``adahessian.keras`` can be imported where torch is not installed. Type checkers see ordinary
+imports.
 """
 
 from importlib import import_module
@@ -42,7 +43,16 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        home = import_module(f"{__name__}.{_HOMES[name]}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(
+            f"adahessian.{name} needs torch: pip install 'adahessian[torch]'. On JAX import "
+            "adahessian.jax, with Keras adahessian.keras"
+        ) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,11 @@ import pytest
 from docs.pages import PAGES, ROOT, Block, blocks
 
 # Pages that take long, each with the packages it needs.
-SLOW = {"jax.md": ["flax"], "trainers.md": ["lightning", "accelerate", "timm"]}
+SLOW = {
+    "jax.md": ["flax"],
+    "keras.md": ["keras", "tensorflow"],
+    "trainers.md": ["lightning", "accelerate", "timm"],
+}
 # Of Lightning, about our small data.
 IGNORED = (
     ".*LeafSpec.* is deprecated",

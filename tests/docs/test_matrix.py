@@ -67,6 +67,14 @@ def test_unknown_entry_is_refused(matrix, monkeypatch, capsys):
     assert "no such entry: jaxx" in capsys.readouterr().err
 
 
+def test_install_alone_tests_nothing(matrix, monkeypatch):
+    installed = []
+    monkeypatch.setattr(matrix, "install", lambda entry, log: installed.append(entry.name))
+    monkeypatch.setattr(matrix, "run", None)
+    assert command(matrix, monkeypatch, "keras", "--install") == 0
+    assert installed == ["keras"]
+
+
 def test_python_that_is_not_here_is_said(matrix):
     passed, line = matrix.run(matrix.Entry("x", ["tests"], "run", python="3.99"))
     assert passed and line == "not run: no Python 3.99 here"

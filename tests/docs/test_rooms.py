@@ -88,12 +88,18 @@ def test_package_is_imported_in_one_room(package):
 
 def test_library_imports_torch_and_the_standard_library():
     allowed = {"torch", *sys.stdlib_module_names}
-    extras = {"adahessian.jax": {"jax", "optax", "flax", "numpy"}, "adahessian.keras": {"keras"}}
+    extras = {
+        "adahessian.jax": {"jax", "optax", "flax", "numpy"},
+        "adahessian.keras": {"keras", "numpy"},
+        "adahessian.keras.jax": {"jax"},
+        "adahessian.keras.tensorflow": {"tensorflow"},
+    }
     for module, packages in GRAPH.foreign.items():
         if module.startswith("adahessian"):
             more = {p for root, names in extras.items() if module.startswith(root) for p in names}
             assert packages <= allowed | more, module
-            assert not (more and "torch" in packages), module
+            may_use_torch = not more or module == "adahessian.keras.torch"
+            assert may_use_torch or "torch" not in packages, module
 
 
 class TestGraph:

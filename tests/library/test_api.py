@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
-MODULES = ("adahessian", "adahessian.jax", "adahessian.spectrum")
+# Each with the package that it needs.
+MODULES = {
+    "adahessian": "torch",
+    "adahessian.jax": "optax",
+    "adahessian.keras": "keras",
+    "adahessian.spectrum": "torch",
+}
 
 
 def source(definition):
@@ -63,8 +69,7 @@ def public(module_name):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_public_names_and_signatures(module):
-    if module == "adahessian.jax":
-        pytest.importorskip("optax")
+    pytest.importorskip(MODULES[module])
     sections = dict.fromkeys(MODULES, "")
     if SNAPSHOT.exists():
         for section in SNAPSHOT.read_text().split("\n\n"):

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds the library alone and needs nothing but torch."""
+"""What is shipped: the wheel holds the library alone, and its front ends are extras."""
 
 import contextlib
 import shutil
@@ -56,7 +56,8 @@ def test_wheel_holds_the_library_alone(wheel):
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
     lines = text.decode().splitlines()
     requires = [r for r in lines if r.startswith("Requires-Dist")]
-    assert [r for r in requires if "extra ==" not in r] == ["Requires-Dist: torch>=2.11"]
+    assert [r for r in requires if "extra ==" not in r] == []
+    assert 'Requires-Dist: torch>=2.11; extra == "torch"' in requires
     assert "License-Expression: MIT" in lines and any(n.endswith("LICENSE") for n in names)
 
 
@@ -94,6 +95,32 @@ def test_wheel_alone_takes_a_step(wheel, tmp_path):
                 (site / top).symlink_to(source)
     assert not (site / "yaml").exists() and not (site / "torchvision").exists()
     run(tmp_path / "env/bin/python", "-I", "-c", STEP, cwd=tmp_path)
+
+
+WITHOUT_TORCH = """
+import adahessian
+try:
+    adahessian.AdaHessian
+except ImportError as error:
+    assert "pip install 'adahessian[torch]'" in str(error), error
+else:
+    raise AssertionError("there is torch")
+import adahessian.keras
+try:
+    adahessian.keras.AdaHessian
+except ImportError as error:
+    assert error.name == "keras", error
+else:
+    raise AssertionError("there is Keras")
+"""
+
+
+def test_wheel_without_any_front_end_says_what_to_install(wheel, tmp_path):
+    """In an environment of its own, with nothing else."""
+    venv.create(tmp_path / "env", symlinks=True)
+    site = next((tmp_path / "env").glob("lib/python*/site-packages"))
+    zipfile.ZipFile(wheel).extractall(site)
+    run(tmp_path / "env/bin/python", "-I", "-c", WITHOUT_TORCH, cwd=tmp_path)
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -1,0 +1,191 @@
+"""H·z on JAX: the model's own training step, differentiated in the direction of the probes.
+
+An optimizer of Keras gets gradients without a history there. :func:`second_order` runs
+``model.train_step`` up to the point where it hands the gradient to the optimizer, as a function of
+the weights, forward over reverse: gradient and Hz come out of one pass.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+
+from adahessian.keras.probes import rademacher
+
+_NOT_WRAPPED = (
+    "on the JAX backend AdaHessian needs one line: from adahessian.keras import second_order; "
+    "model = second_order(model), before or after model.compile"
+)
+
+
+def scale_loss(optimizer: Any, loss: jax.Array) -> jax.Array:
+    """Return the loss: :func:`second_order` has the way to H·z."""
+    return loss
+
+
+def number(scalar: Any) -> jax.Array:
+    """Return an integer variable's value."""
+    return jnp.asarray(scalar)
+
+
+def where(condition: Any, this: Any, other: Any) -> jax.Array:
+    """Return ``this`` where the condition holds; Keras' own turns float64 to float32."""
+    return jnp.where(condition, this, other)
+
+
+def samples(
+    optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
+) -> tuple[list[Any], dict[int, jax.Array]]:
+    """Return the gradients, and what the training step has held.
+
+    Raises:
+        RuntimeError: nothing is held.
+    """
+    held = optimizer.held.samples
+    if held is None:
+        raise RuntimeError(_NOT_WRAPPED)
+    return list(grads), held
+
+
+def second_order(model: Any) -> Any:
+    """Let the model's training step hand H·z to AdaHessian."""
+    make_first_order = type(model).make_train_function.__get__(model)
+
+    def make_train_function(force: bool = False) -> Any:
+        optimizer = model.optimizer
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        # By what only AdaHessian has: its module imports this one.
+        if not hasattr(inner, "refresh_is_due"):
+            return make_first_order(force)
+        if model.train_function is None or force:
+            model.train_function = model._make_function(_training_step(model, inner))
+
+    model.make_train_function = make_train_function
+    return model
+
+
+def _training_step(model: Any, inner: Any) -> Callable[[Any, Any], Any]:
+    """Return the training step, (state, data) to (logs, state), compiled as Keras would."""
+    compile_ = _compiler(model)
+    if inner.update_interval == 1:
+        return compile_(partial(_step, model, inner, True))
+    if jax.default_backend() != "cpu":
+        return compile_(partial(_step, model, inner, None))
+    # On CPU XLA runs convolutions inside `cond` up to 100 times slower
+    # (https://github.com/jax-ml/jax/issues/12868), so there are two programs, and the host reads
+    # two scalars of the state before each step: it waits for the step before, which on CPU would
+    # have had the same cores.
+    programs = {due: compile_(partial(_step, model, inner, due)) for due in (True, False)}
+
+    def train_step(state: Any, data: Any) -> Any:
+        with _values(model.optimizer, state[2]):
+            due = bool(inner.refresh_is_due())
+        return programs[due](state, data)
+
+    return train_step
+
+
+def _compiler(model: Any) -> Callable[[Callable], Callable]:
+    if model.run_eagerly or not model.jit_compile:
+        return lambda function: function
+    out_shardings = None
+    if keras.distribution.distribution() is not None:
+        out_shardings = (None, model._get_state_sharding_spec())
+    return partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> Any:
+    """Take a training step; ``due`` says whether it refreshes the curvature, None: by the state."""
+    weights, non_trainable, of_optimizer, metrics = state
+    optimizer = model.optimizer
+    with _values(optimizer, of_optimizer):
+        if due is None:
+            due = inner.refresh_is_due()
+        step = jnp.asarray(inner.iterations)
+        scale = optimizer.scale_loss(jnp.ones(()))
+
+    def gradient(weights: Any) -> Any:
+        with _caught(optimizer) as calls:
+            new = model.train_step((weights, non_trainable, of_optimizer, metrics), data)
+        if len(calls) != 1:
+            raise RuntimeError(
+                "second_order needs a train_step that calls optimizer.stateless_apply once, this "
+                f"one did {len(calls)} times"
+            )
+        logs, (_, new_non_trainable, _, new_metrics) = new
+        return calls[0], (logs, new_non_trainable, new_metrics)
+
+    with_samples = partial(_with_samples, gradient, inner, step, scale)
+    without_samples = partial(_without_samples, gradient, inner)
+    if isinstance(due, bool):
+        results = (with_samples if due else without_samples)(weights)
+    else:
+        results = jax.lax.cond(due, with_samples, without_samples, weights)
+    grads, products, (logs, non_trainable, metrics) = results
+    inner.held.samples, inner.held.due = dict(enumerate(products)), due
+    try:
+        weights, of_optimizer = optimizer.stateless_apply(of_optimizer, grads, weights)
+    finally:
+        inner.held.samples = inner.held.due = None
+    return logs, (weights, non_trainable, of_optimizer, metrics)
+
+
+def _with_samples(gradient: Callable, inner: Any, step: Any, scale: Any, weights: Any) -> Any:
+    """Return (gradient, z · Hz of the unscaled loss for each weight and probe, the rest)."""
+    probes = [
+        rademacher(
+            [w.shape for w in weights],
+            [w.dtype.name for w in weights],
+            seed=inner.seed,
+            step=step,
+            sample=sample,
+            tensor_indices=range(len(weights)),
+        )
+        for sample in range(inner.num_samples)
+    ]
+    # z is scaled, not the product: in float16 the product may be too large.
+    vectors = [[(z / scale).astype(z.dtype) for z in probe] for probe in probes]
+    if len(vectors) == 1:
+        grads, hz, rest = jax.jvp(gradient, (weights,), (vectors[0],), has_aux=True)
+        products = [hz]
+    else:
+        # Unrolled, because of the same slowness inside loops.
+        grads, derivative, rest = jax.linearize(gradient, weights, has_aux=True)
+        products = [derivative(vector) for vector in vectors]
+    drawn = [
+        [z * h for z, h in zip(probe, hz, strict=True)]
+        for probe, hz in zip(probes, products, strict=True)
+    ]
+    return grads, [jnp.stack(of_weight) for of_weight in zip(*drawn, strict=True)], rest
+
+
+def _without_samples(gradient: Callable, inner: Any, weights: Any) -> Any:
+    grads, rest = gradient(weights)
+    zeros = [jnp.zeros((inner.num_samples, *g.shape), g.dtype) for g in grads]
+    return grads, zeros, rest
+
+
+def _values(optimizer: Any, values: Sequence[jax.Array]) -> Any:
+    """Return a context in which the optimizer's variables have these values."""
+    pairs = list(zip(optimizer.variables, values, strict=True))
+    return keras.StatelessScope(state_mapping=pairs)
+
+
+@contextmanager
+def _caught(optimizer: Any) -> Iterator[list[Any]]:
+    """Yield a list that gets the gradients instead of the optimizer, which changes nothing."""
+    calls: list[Any] = []
+
+    def stateless_apply(optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
+        calls.append(list(grads))
+        return trainable_variables, optimizer_variables
+
+    optimizer.stateless_apply = stateless_apply
+    try:
+        yield calls
+    finally:
+        del optimizer.stateless_apply

@@ -1,0 +1,168 @@
+"""H·z on TensorFlow: the gradient's graph is differentiated once more, where it is applied.
+
+``tf.nn.moments`` stops the gradient of the mean within the variance, because it is zero. Its
+derivative is not: H·z through batch, layer and group normalization would be wrong, so the second
+pass lets it through.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+
+from adahessian.keras.probes import rademacher
+
+_EAGER = (
+    "AdaHessian differentiates the gradient's graph, and this is eager TensorFlow: compile without "
+    "run_eagerly=True, or decorate the training step of a loop of your own with @tf.function"
+)
+_NO_GRAPH = (
+    "AdaHessian found no graph from the weights {names} to their gradients: compute the gradient "
+    "and apply it within one tf.function"
+)
+_OPENED = "AdaHessianOpenedStopGradient"
+_GRADIENT_OF = "_gradient_op_type"
+
+
+def scale_loss(optimizer: Any, loss: Any) -> Any:
+    """Return the loss: the graph is still there when its gradient is applied."""
+    return loss
+
+
+def second_order(model: Any) -> Any:
+    """Return the model, which needs nothing."""
+    return model
+
+
+def number(scalar: Any) -> tf.Tensor:
+    """Return an integer variable's value in the graph."""
+    return tf.convert_to_tensor(scalar)
+
+
+def where(condition: Any, this: Any, other: Any) -> tf.Tensor:
+    """Return ``this`` where the condition holds; Keras' own may turn float64 to float32."""
+    return tf.where(condition, this, other)
+
+
+def samples(
+    optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
+) -> tuple[list[Any], dict[int, tf.Tensor]]:
+    """Return the gradients, dense, and z · Hz by number of weight (zeros between refreshes).
+
+    Raises:
+        RuntimeError: there is no graph, or an operation without a second derivative.
+    """
+    if tf.executing_eagerly():
+        raise RuntimeError(_EAGER)
+    grads = [None if g is None else tf.convert_to_tensor(g) for g in grads]
+    members = [
+        (optimizer._get_variable_index(v), v, g)
+        for g, v in zip(grads, variables, strict=True)
+        if g is not None and not optimizer._overwrite_variable_with_gradient(v)
+    ]
+    graphs = _graphs()
+    places = [_places(v, graphs) for _, v, _ in members]
+    if lost := [v.path for (_, v, _), found in zip(members, places, strict=True) if not found]:
+        raise RuntimeError(_NO_GRAPH.format(names=", ".join(lost)))
+    scale = optimizer.loss_scale_factor or 1.0
+    step = number(optimizer.iterations)
+
+    def products() -> list[tf.Tensor]:
+        drawn = []
+        for sample in range(optimizer.num_samples):
+            probe = rademacher(
+                [tuple(g.shape) for _, _, g in members],
+                [g.dtype.name for _, _, g in members],
+                seed=optimizer.seed,
+                step=step,
+                sample=sample,
+                tensor_indices=[index for index, _, _ in members],
+            )
+            hz = _product([g for _, _, g in members], places, probe, scale)
+            drawn.append([z * h for z, h in zip(probe, hz, strict=True)])
+        return [tf.stack(of_weight) for of_weight in zip(*drawn, strict=True)]
+
+    def zeros() -> list[tf.Tensor]:
+        return [tf.zeros((optimizer.num_samples, *g.shape), g.dtype) for _, _, g in members]
+
+    due = optimizer.refresh_is_due()
+    with _open_moments(graphs):
+        found = products() if due is True else tf.cond(due, products, zeros)
+    return grads, {index: s for (index, _, _), s in zip(members, found, strict=True)}
+
+
+def _product(
+    grads: list[tf.Tensor], places: list[list[tf.Tensor]], probe: list[tf.Tensor], scale: float
+) -> list[tf.Tensor]:
+    """Return H·z: the derivative of gradᵀ·z, for a loss that is scaled by ``scale``."""
+    flat = [handle for handles in places for handle in handles]
+    try:
+        # z is scaled, not the product: in float16 the product may be too large.
+        found = iter(tf.gradients(grads, flat, [z / scale for z in probe]))
+    except LookupError as error:
+        raise RuntimeError(
+            f"{error}: TensorFlow has no second derivative of it, which AdaHessian needs. Replace "
+            "this layer, or train with another optimizer"
+        ) from error
+    products = []
+    for handles, g in zip(places, grads, strict=True):
+        parts = [next(found) for _ in handles]
+        parts = [tf.convert_to_tensor(part) for part in parts if part is not None]
+        # None: no gradient depends on the weight, as where the loss is linear in it.
+        products.append(tf.add_n(parts) if parts else tf.zeros_like(g))
+    return products
+
+
+def _graphs() -> list[Any]:
+    """Return the graph that is being made and those around it."""
+    graph, found = tf.compat.v1.get_default_graph(), []
+    while graph is not None:
+        found.append(graph)
+        graph = getattr(graph, "outer_graph", None)
+    return found
+
+
+def _places(variable: Any, graphs: list[Any]) -> list[tf.Tensor]:
+    """Return what stands for a weight in each of the graphs that use it.
+
+    Within ``tf.cond`` a weight itself would be captured anew, and the derivative by that is zero.
+    """
+    handle = variable.handle
+    return [
+        inner
+        for graph in graphs
+        if hasattr(graph, "captures")
+        for outer, inner in graph.captures
+        if outer is handle
+    ]
+
+
+@tf.RegisterGradient(_OPENED)
+def _identity(op: Any, grad: tf.Tensor) -> tf.Tensor:
+    return grad
+
+
+@contextmanager
+def _open_moments(graphs: list[Any]) -> Iterator[None]:
+    """Let derivatives pass where ``tf.nn.moments`` stops them, and only there."""
+    stops = [op for graph in graphs for op in graph.get_operations() if _is_of_moments(op)]
+    for op in stops:
+        op._set_attr(_GRADIENT_OF, attr_value_pb2.AttrValue(s=_OPENED.encode()))
+    try:
+        yield
+    finally:
+        for op in stops:
+            op._clear_attr(_GRADIENT_OF)
+
+
+def _is_of_moments(op: Any) -> bool:
+    """Whether this is the mean that a variance is centred by: stopped, of the same tensor."""
+    if op.type != "StopGradient" or op.inputs[0].op.type != "Mean":
+        return False
+    centred = op.inputs[0].op.inputs[0]
+    return any(
+        user.type == "SquaredDifference" and user.inputs[0] is centred
+        for user in op.outputs[0].consumers()
+    )

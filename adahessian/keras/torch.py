@@ -1,0 +1,127 @@
+"""H·z on torch: by double backward, where Keras' training step scales the loss.
+
+That is the last point at which the graph is there before ``loss.backward()``. The gradient is
+computed with it, and handed out again by the backward pass of what the step gets for its loss.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adahessian.curvature.double_backward import double_backward
+from adahessian.probes import rademacher_like
+
+_NOT_BUILT = (
+    "AdaHessian does not know its weights yet: call optimizer.build(model.trainable_variables) "
+    "before the first optimizer.scale_loss(loss)"
+)
+_NOT_SCALED = (
+    "the curvature is due at this step, but the loss has not come through optimizer.scale_loss. A "
+    "training step of your own calls optimizer.scale_loss(loss).backward(). A LossScaleOptimizer "
+    "(policy mixed_float16) does not call it either: use mixed_bfloat16, or "
+    "AdaHessian(loss_scale_factor=...)"
+)
+
+
+def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
+    """Return the loss; where a refresh is due, one whose gradient is computed already.
+
+    Raises:
+        RuntimeError: the optimizer is not built, or there is no second derivative.
+    """
+    if not optimizer.built:
+        raise RuntimeError(_NOT_BUILT)
+    if not optimizer.refresh_is_due():
+        return loss
+    members = [
+        (index, v.value)
+        for index, v in enumerate(optimizer._trainable_variables)
+        if v.value.requires_grad and not optimizer._overwrite_variable_with_gradient(v)
+    ]
+    params = [p for _, p in members]
+    grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    members = [m for m, g in zip(members, grads, strict=True) if g is not None]
+    params = [p for _, p in members]
+    grads = [g for g in grads if g is not None]
+    optimizer.held.samples = _samples(optimizer, members, grads)
+    return _WithGradient.apply(loss.detach(), [g.detach() for g in grads], *params)
+
+
+def _samples(
+    optimizer: Any, members: list[tuple[int, torch.Tensor]], grads: list[torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """Return z · Hz of the unscaled loss by number of weight, one for each probe."""
+    params = [p for _, p in members]
+    drawn = []
+    for sample in range(optimizer.num_samples):
+        probe = rademacher_like(
+            params,
+            seed=optimizer.seed,
+            step=number(optimizer.iterations),
+            sample=sample,
+            tensor_indices=[index for index, _ in members],
+        )
+        # z is scaled, not the product: in float16 the product may be too large.
+        scale = optimizer.loss_scale_factor or 1.0
+        vectors = probe if scale == 1 else [z / scale for z in probe]
+        more = sample + 1 < optimizer.num_samples
+        try:
+            hz = double_backward(grads, params, vectors, retain_graph=more)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            raise RuntimeError(
+                f"{error}: torch has no second derivative of this kernel. For attention there is a "
+                "slower one: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) "
+                "around model.fit"
+            ) from error
+        drawn.append([z * h for z, h in zip(probe, hz, strict=True)])
+    stacked = [torch.stack(of_weight) for of_weight in zip(*drawn, strict=True)]
+    return {index: s for (index, _), s in zip(members, stacked, strict=True)}
+
+
+class _WithGradient(torch.autograd.Function):
+    """A scalar whose gradient by some tensors is given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, grads: list[torch.Tensor], *params: Any) -> Any:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        (factor,) = outer
+        return None, None, *(g * factor for g in ctx.grads)
+
+
+def second_order(model: Any) -> Any:
+    """Return the model, which needs nothing."""
+    return model
+
+
+def number(scalar: Any) -> int:
+    """Return an integer variable's value."""
+    return int(scalar)
+
+
+def where(condition: Any, this: Any, other: Any) -> Any:
+    """Return ``this`` where the condition holds; Keras' own turns float64 to float32."""
+    if isinstance(condition, bool):
+        return this if condition else other
+    return torch.where(condition, this, other)
+
+
+def samples(
+    optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
+) -> tuple[list[Any], dict[int, torch.Tensor] | None]:
+    """Return the gradients, and what :func:`scale_loss` has held; None between refreshes.
+
+    Raises:
+        RuntimeError: nothing is held.
+    """
+    held, optimizer.held.samples = optimizer.held.samples, None
+    due = optimizer.refresh_is_due()
+    if due and held is None:
+        raise RuntimeError(_NOT_SCALED)
+    return list(grads), held if due else None

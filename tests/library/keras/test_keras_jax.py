@@ -1,0 +1,95 @@
+"""What is JAX's own: the wrapped training step, its programs, distributions."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from library.keras import problems
+from library.keras.problems import compiled, network, weights
+
+from adahessian.keras import AdaHessian, second_order
+
+if keras.backend.backend() != "jax":
+    pytest.skip("of the JAX backend", allow_module_level=True)
+
+import jax
+
+
+def test_forgotten_second_order_is_named():
+    model = network()
+    model.compile(optimizer=AdaHessian(0.1), loss="mse")
+    with pytest.raises(RuntimeError, match="model = second_order\\(model\\)"):
+        model.train_on_batch(*problems.data())
+
+
+def test_other_optimizers_train_as_ever():
+    x, y = problems.data()
+    found = []
+    for wrap in (lambda model: model, second_order):
+        model = wrap(network())
+        model.compile(optimizer=keras.optimizers.Adam(0.1), loss="mse")
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        found.append(weights(model))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Counting(layers.Layer):
+    """Counts how often it is traced."""
+
+    calls = 0
+
+    def call(self, x):
+        type(self).calls += 1
+        return x
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_programs(on_cpu, monkeypatch):
+    """On CPU one for each kind of step, elsewhere one with both; they do the same."""
+    x, y = problems.data(40)
+    if not on_cpu:
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    Counting.calls = 0
+    model = network(layers.Conv2D(4, 3), Counting(), layers.Activation("tanh"))
+    Counting.calls = 0
+    compiled(model, AdaHessian(0.01, update_interval=3, num_samples=2))
+    model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert int(model.optimizer._num_refreshes) == 4  # of 10 steps
+    assert Counting.calls <= 3  # building the optimizer symbolically is one
+    expected = network(layers.Conv2D(4, 3), layers.Activation("tanh"))
+    compiled(expected, AdaHessian(0.01, update_interval=3, num_samples=2), jit_compile=False)
+    expected.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    for a, b in zip(weights(model), weights(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+class TwoSteps(keras.Model):
+    """A training step that calls the optimizer twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
+    def call(self, x):
+        return self.dense(layers.Flatten()(x))
+
+    def train_step(self, state, data):
+        _, state = super().train_step(state, data)
+        return super().train_step(state, data)
+
+
+def test_step_with_two_updates_is_refused():
+    model = TwoSteps()
+    compiled(model, AdaHessian(0.1))
+    with pytest.raises(RuntimeError, match="once, this one did 2 times"):
+        model.train_on_batch(*problems.data())
+
+
+def test_private_names_do_what_we_need():
+    """Trainer._make_function takes a step, (state, data) to (logs, state)."""
+    model = network()
+    model.compile(optimizer="sgd", loss="mse")
+    function = model._make_function(lambda state, data: (data, state))
+    assert function(1, iter([2])) == (2, 1)
+    assert callable(model._get_state_sharding_spec)

@@ -1,0 +1,67 @@
+"""What is torch's own: the gradient computed where the loss is scaled."""
+
+import keras
+import numpy as np
+import pytest
+from library.keras import problems
+from library.keras.problems import compiled, network, weights
+
+from adahessian.keras import AdaHessian
+
+if keras.backend.backend() != "torch":
+    pytest.skip("of the torch backend", allow_module_level=True)
+
+import torch
+from keras import layers
+
+
+def test_loss_scale_optimizer_is_refused():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = compiled(network(), AdaHessian(0.1))
+    with pytest.raises(RuntimeError, match="LossScaleOptimizer"):
+        model.train_on_batch(*problems.data())
+
+
+def test_loop_of_ones_own():
+    x, y = (torch.tensor(a) for a in problems.data())
+    found = []
+    for own in (False, True):
+        model = network(layers.Dense(4, activation="tanh"))
+        optimizer = AdaHessian(0.1, update_interval=2)
+        compiled(model, optimizer)
+        if own:
+            optimizer.build(model.trainable_variables)
+        for _ in range(3):
+            if not own:
+                model.train_on_batch(x, y)
+                continue
+            model.zero_grad()
+            loss = problems.mean_square(y, model(x, training=True)).mean()
+            optimizer.scale_loss(loss).backward()
+            grads = [v.value.grad for v in model.trainable_variables]
+            with torch.no_grad():
+                optimizer.apply(grads, model.trainable_variables)
+        found.append(weights(model))
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizer_that_knows_no_weights_says_so():
+    with pytest.raises(RuntimeError, match=r"optimizer.build\(model.trainable_variables\)"):
+        AdaHessian(0.1).scale_loss(torch.ones(()))
+
+
+def test_two_optimizers_take_turns():
+    """Their products are held apart."""
+    x, y = (torch.tensor(a) for a in problems.data())
+    models = [network(), network(layers.Dense(4))]
+    optimizers = [AdaHessian(0.1), AdaHessian(0.1)]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        optimizer.build(model.trainable_variables)
+        loss = problems.mean_square(y, model(x)).mean()
+        optimizer.scale_loss(loss).backward()
+    for model, optimizer in zip(models, optimizers, strict=True):
+        grads = [v.value.grad for v in model.trainable_variables]
+        with torch.no_grad():
+            optimizer.apply(grads, model.trainable_variables)
+        assert int(optimizer._num_refreshes) == 1
