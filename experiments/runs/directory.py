@@ -201,7 +201,8 @@ class RunDirectory:
         if not self.writes:
             return
         rows = read_metrics(self.metrics_path)
-        best = best_row(rows, f"{self.config.best_epoch_split}/{headline}", direction)
+        key = f"{self.config.best_epoch_split}/{headline}"
+        best = best_row([row for row in rows if key in row], key, direction)
         summary = {
             "last_epoch": without_times(rows[-1]),
             "best_epoch": without_times(best),

@@ -24,6 +24,14 @@ TASKS = {
         f"{_HERE}.image_classification.config.ImageClassificationConfig",
         f"{_HERE}.image_classification.task.ImageClassification",
     ),
+    "translation": (
+        f"{_HERE}.translation.config.TranslationConfig",
+        f"{_HERE}.translation.task.Translation",
+    ),
+    "language_modeling": (
+        f"{_HERE}.language_modeling.config.LanguageModelingConfig",
+        f"{_HERE}.language_modeling.task.LanguageModeling",
+    ),
 }
 
 

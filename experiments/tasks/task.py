@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class Task(ABC):
     """
 
     steps_per_epoch: int
+    final_metrics: ClassVar[tuple[str, ...]] = ()
+    """Of `metrics`, those that cost too much to be measured after every epoch."""
 
     def __init__(self, config: Config, device: torch.device, data_root: Path) -> None:
         self.config, self.device, self.dtype = config, device, getattr(torch, config.dtype)
@@ -143,12 +145,25 @@ class Task(ABC):
         loss, sums = self.loss(model, batch)
         return {**sums, "loss": loss * sums["weight"]}
 
+    def final_is_due(self, epoch: int) -> bool:
+        """Whether `final_metrics` are measured after so many epochs: after the last one."""
+        return epoch == self.config.epochs
+
+    def measure_final(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Sums over a batch of an evaluated split from which `final_metrics` follow."""
+        return {}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a session's entry in `meta.json` is to hold of how the task measures."""
+        return {}
+
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Metrics by name, from sums over batches.
 
         Args:
-            totals: sums of `evaluate` over a split, from which every metric must follow; or, over a
-                training epoch, of `loss` and of `loss` times `weight`: then at least the loss.
+            totals: sums of `evaluate` over a split, from which every metric must follow, those of
+                `final_metrics` where sums of `measure_final` are there; or, over a training epoch,
+                of `loss` and of `loss` times `weight`: then at least the loss.
         """
         return {"loss": totals["loss"] / totals["weight"]}
 

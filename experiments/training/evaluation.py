@@ -96,14 +96,19 @@ def evaluated_state(
 
 
 @torch.no_grad()
-def evaluate(task: Task, model: nn.Module, split: str) -> dict[str, float]:
-    """The task's metrics on a whole split."""
+def evaluate(task: Task, model: nn.Module, split: str, final: bool = False) -> dict[str, float]:
+    """The task's metrics on a whole split; `final`: also its `final_metrics`."""
     model.eval()
     totals: dict[str, float] = {}
     for batch in task.evaluation_batches(split):
-        for key, value in task.evaluate(model, batch).items():
+        sums = task.evaluate(model, batch)
+        if final:
+            sums = sums | task.measure_final(model, batch)
+        for key, value in sums.items():
             totals[key] = totals.get(key, 0) + value.item()
     measured = task.summarize(distributed.sum_over_ranks(totals))
     declared = {metric.name for metric in task.metrics}
+    if not final:
+        declared -= set(task.final_metrics)
     assert measured.keys() == declared, f"{split}: {sorted(measured)}, declared {sorted(declared)}"
     return measured

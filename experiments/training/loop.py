@@ -135,8 +135,9 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     known = distributed.broadcast((directory.meta() or {}).get(data.KEY))
     data.refuse_other(directory.path, known, training.data)
     directory.describe(
-        session(task.device), declared, task.headline.name, parameters, training.data
-    )
+        session(task.device) | task.provenance(), declared, task.headline.name, parameters,
+        training.data,
+    )  # fmt: skip
     position = restore(training)
     if position == Position():
         curvature.record_spectrum(config, directory.path, task, model, epoch=0)
@@ -150,7 +151,8 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             measured = {"train": task.summarize(position.totals)}
             with evaluated_weights(model, training.optimizer, training.average):
                 for split in task.evaluation_splits:
-                    measured[split] = evaluate(task, model, split)
+                    final = task.final_is_due(position.epoch + 1)
+                    measured[split] = evaluate(task, model, split, final)
             position = Position(epoch=position.epoch + 1)
             rate = training.learning_rate
             row = {
@@ -398,7 +400,8 @@ def _rate(training: Training) -> str:
 
 
 def _note(row: dict[str, Any], config: Config) -> str:
-    metric, split = config.headline, config.result_split
+    split = config.result_split
+    metric = next(m for m in (config.headline, *config.metrics) if f"{split}/{m.name}" in row)
     value = f"{metric.text(row[f'{split}/{metric.name}'])} {metric.unit}".rstrip()
     return (
         f"epoch {row['epoch']}/{config.epochs}  train loss {row['train/loss']:.3f}  "

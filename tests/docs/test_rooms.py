@@ -40,6 +40,9 @@ HOMES = {
     "submitit": {"slurm"},
     "torchvision": {"experiments.tasks", "experiments.models", "experiments.benchmarks"},
     "yaml": {"experiments.config"},
+    "sacrebleu": {"experiments.tasks"},
+    "sentencepiece": {"experiments.tasks"},
+    "babel": {"experiments.tasks"},
 }
 
 

@@ -1,0 +1,1 @@
+"""Language modelling: a causal decoder, measured by its perplexity."""

@@ -1,0 +1,74 @@
+"""What the configurations of the tasks on text share."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from experiments.config.experiment import Config, DatasetSection, ModelSection
+from experiments.config.metrics import Metric
+from experiments.config.sections import NotNegative, Positive, refuse
+
+PERPLEXITY = Metric("perplexity", "min", digits=2)
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TextDataset(DatasetSection):
+    """Base of the `dataset` of a task on text."""
+
+    vocabulary: Positive | None
+    """Pieces of words (sentencepiece, BPE); null: what stands between blanks, all of it."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
+    """How the hash of the texts has to begin; null: any texts will do."""
+    steps_per_epoch: NotNegative
+    """Steps from one evaluation to the next, across the ends of passes; 0: a pass."""
+    tokens_per_epoch: NotNegative
+    """The same, in tokens of the training set; 0: not so."""
+
+    @model_validator(mode="after")
+    def _check_epoch(self) -> Self:
+        if self.steps_per_epoch and self.tokens_per_epoch:
+            refuse("steps_per_epoch and tokens_per_epoch: set one of them to 0")
+        return self
+
+
+class TransformerSection(ModelSection):
+    """Base of the `model` of a task on text."""
+
+    width: Positive
+    """Of the embeddings and between the layers."""
+    ffn: Positive
+    """Hidden units of the feed-forward layers."""
+    heads: Positive
+    """Of each attention."""
+    dropout: Share
+    """Of embeddings and of what a layer adds."""
+    attention_dropout: Share
+    """Of the attention's weights."""
+    activation_dropout: Share
+    """Behind the ReLU of the feed-forward layers."""
+    pre_norm: bool
+    """Whether layers normalize their inputs, and the stack its output; else each its output."""
+    fused_attention: bool
+    """Whether torch's kernels compute attention; some have no second derivative."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> Self:
+        if self.width % (2 * self.heads):
+            refuse(f"width {self.width}: must be a multiple of twice the heads, {2 * self.heads}")
+        return self
+
+
+class TextConfig(Config):
+    """An experiment on text; an epoch is what lies between two evaluations."""
+
+    dataset: TextDataset
+    """Which texts."""
+    model: TransformerSection
+    """Which network."""
+    label_smoothing: Share
+    """Share of the target that all tokens have in common."""
+
+    @property
+    def evaluation_splits(self) -> tuple[str, ...]:
+        return ("val", "test")

@@ -1,0 +1,259 @@
+"""Prepared corpora: clean, split, in numbers, and kept beside the data.
+
+A corpus is prepared once for each recipe and version of its source, into a folder of its own below
+`DATA_ROOT/<corpus>/`, which appears complete or not at all: several processes may prepare it at the
+same time, and one that is killed leaves nothing that anybody reads. The folder holds
+
+- `<split>.<language>`: the texts, a line each;
+- `tokens.npz`: the same as numbers;
+- the vocabulary;
+- `meta.json`: source and versions, licence, counts, what was dropped and why, and the sha256 of the
+  texts.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+
+from experiments.errors import UserError, nearest
+from experiments.tasks.text import pipeline
+from experiments.tasks.text.pipeline import SPLITS, Example
+from experiments.tasks.text.sources.source import Raw
+from experiments.tasks.text.vocabulary import (
+    Pieces,
+    Vocabulary,
+    Words,
+    count_words,
+    join_pieces,
+    read_vocabulary,
+    train_pieces,
+)
+
+PIPELINE = 1  # changes with the steps of the pipeline, so that nobody reads what older ones left
+_HERE = "experiments.tasks.text.sources"
+SOURCES = {
+    "cldr": f"{_HERE}.cldr",
+    "kjv": f"{_HERE}.kjv",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is prepared, and how.
+
+    Attributes:
+        corpus: a name in `SOURCES`.
+        languages: of the texts of an example, the source's first; a single one for a corpus of
+            one language.
+        kind: of the vocabulary, which all languages share; "words" also takes texts that are
+            split into pieces already.
+        size: of the vocabulary; None: all words.
+    """
+
+    corpus: str
+    languages: tuple[str, ...]
+    kind: Literal["pieces", "words"]
+    size: int | None
+
+    def folder(self, root: Path) -> Path:
+        """Where it lies, prepared from what is there now.
+
+        Raises:
+            UserError: the source is not there.
+        """
+        made_from = {
+            "pipeline": PIPELINE,
+            "recipe": asdict(self),
+            "versions": _source(self.corpus).versions(root),
+            "sentencepiece": version("sentencepiece") if self.kind == "pieces" else None,
+        }
+        text = json.dumps(made_from, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return root / self.corpus / f"prepared-{digest[:12]}"
+
+
+class Prepared:
+    """A prepared corpus.
+
+    Args:
+        folder: in which it lies.
+
+    Attributes:
+        meta: the content of its `meta.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads(_read(folder / "meta.json"))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.folder)
+
+    def texts(self, split: str, language: str) -> list[str]:
+        """The lines of a split."""
+        return _read(self.folder / f"{split}.{language}").split("\n")[:-1]
+
+    def plain(self, text: str) -> str:
+        """A line of `texts` as people write it: words that are split into pieces are joined."""
+        return text if isinstance(self.vocabulary, Pieces) else join_pieces(text)
+
+    def tokens(self, split: str, language: str) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """All numbers of a split one after the other, int32, and how many each line has, int64."""
+        with numpy.load(self.folder / "tokens.npz") as arrays:
+            return arrays[f"{split}.{language}"], arrays[f"{split}.{language}.lengths"]
+
+
+def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
+    """The corpus of a recipe, prepared where it has not been.
+
+    Args:
+        recipe: what, and how.
+        root: where data sets are.
+        sha256: how that of its texts has to begin; None: any will do.
+
+    Raises:
+        UserError: the source is not there, is damaged, or holds other texts than `sha256` says; or
+            the folder cannot be written.
+    """
+    folder = recipe.folder(root)
+    if not folder.is_dir():
+        _publish(recipe, root, folder)
+    prepared = Prepared(folder)
+    found = prepared.meta["sha256"]
+    if sha256 is not None and not found.startswith(sha256):
+        versions = ", ".join(f"{name} {v}" for name, v in prepared.meta["versions"].items())
+        raise UserError(
+            f"dataset.sha256 = {sha256}: the corpus {recipe.corpus} that is made here ({versions}) "
+            f"has {found[:16]}; install the versions of constraints.txt, or set "
+            f"dataset.sha256={found[:16]} for new runs on this one"
+        )
+    return prepared
+
+
+def find(recipe: Recipe, root: Path) -> Prepared | None:
+    """The corpus of a recipe where it is prepared already."""
+    try:
+        folder = recipe.folder(root)
+    except (UserError, ModuleNotFoundError):
+        return None
+    return Prepared(folder) if folder.is_dir() else None
+
+
+def _source(corpus: str) -> Any:
+    if corpus not in SOURCES:
+        raise UserError(f"dataset.name = {corpus}: no such corpus; {nearest(corpus, SOURCES)}")
+    return importlib.import_module(SOURCES[corpus])
+
+
+# -------------------------------------------------------------------------------------- preparing
+
+
+def _publish(recipe: Recipe, root: Path, folder: Path) -> None:
+    """Prepare a corpus beside its place, and move it there."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+    try:
+        partial.mkdir(parents=True)
+        _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster, with the same result
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; set DATA_ROOT to a folder that can "
+            "be written"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(recipe: Recipe, raw: Raw, folder: Path) -> None:
+    dropped: Counter[str] = Counter()
+    splits = _splits(raw, dropped)
+    for name in SPLITS:
+        if not splits[name]:
+            raise UserError(f"the corpus {recipe.corpus} has no {name} set: nothing was left of it")
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        for place, language in enumerate(recipe.languages):
+            text = "".join(f"{example[place]}\n" for example in splits[name]).encode()
+            (folder / f"{name}.{language}").write_bytes(text)
+            digest.update(text)
+    vocabulary = _make_vocabulary(recipe, splits["train"], folder)
+    counts = _write_tokens(recipe, splits, vocabulary, folder)
+    meta = {
+        "corpus": recipe.corpus,
+        "languages": recipe.languages,
+        "licence": raw.licence,
+        "versions": raw.versions,
+        "sha256": digest.hexdigest(),
+        "examples": {name: len(splits[name]) for name in SPLITS},
+        "tokens": counts,
+        "dropped": dict(sorted(dropped.items())),
+        "vocabulary": {"kind": recipe.kind, "size": vocabulary.size},
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+
+
+def _splits(raw: Raw, dropped: Counter[str]) -> Mapping[str, list[Example]]:
+    splits, rules = raw.splits, raw.rules
+    if not splits:
+        splits = pipeline.split(pipeline.clean(raw.examples, rules, dropped), rules.held_out)
+    if rules.near_duplicates is not None:
+        held_out = [*splits["val"], *splits["test"]]
+        kept = pipeline.drop_near_duplicates(splits["train"], held_out, rules.near_duplicates)
+        dropped["near duplicates"] = len(splits["train"]) - len(kept)
+        splits = {**splits, "train": kept}
+    return splits
+
+
+def _make_vocabulary(recipe: Recipe, training: list[Example], folder: Path) -> Vocabulary:
+    lines = (text for example in training for text in example)
+    if recipe.kind == "pieces":
+        assert recipe.size is not None
+        (folder / Pieces.FILE).write_bytes(train_pieces(lines, recipe.size))
+    else:
+        words = "".join(f"{word}\n" for word in count_words(lines, recipe.size))
+        (folder / Words.FILE).write_text(words, encoding="utf-8")
+    return read_vocabulary(folder)
+
+
+def _write_tokens(
+    recipe: Recipe, splits: Mapping[str, list[Example]], vocabulary: Vocabulary, folder: Path
+) -> dict[str, dict[str, int]]:
+    """Write the numbers; returns how many there are, by split and language."""
+    arrays: dict[str, Any] = {}
+    counts: dict[str, dict[str, int]] = {}
+    for name in SPLITS:
+        for place, language in enumerate(recipe.languages):
+            lines = vocabulary.encode([example[place] for example in splits[name]])
+            lengths = numpy.array([len(line) for line in lines], dtype=numpy.int64)
+            flat = numpy.fromiter((n for line in lines for n in line), numpy.int32, lengths.sum())
+            arrays[f"{name}.{language}"] = flat
+            arrays[f"{name}.{language}.lengths"] = lengths
+            counts.setdefault(name, {})[language] = len(flat)
+    numpy.savez(folder / "tokens.npz", **arrays)
+    return counts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; remove {path.parent}, it is prepared anew"
+        ) from None

@@ -1,0 +1,133 @@
+"""From text to numbers and back: pieces of words (BPE), or what stands between blanks."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from experiments.errors import UserError
+
+PAD, UNKNOWN, BEGIN, END = range(4)
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+JOINT = "@@ "  # ends a piece of a word in texts that are split already (subword-nmt)
+
+
+class Vocabulary(Protocol):
+    """Numbers for texts. `PAD`, `UNKNOWN`, `BEGIN` and `END` are the first ones."""
+
+    size: int
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """The numbers of each line, without `BEGIN` and `END`."""
+        ...
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text; numbers of `SPECIAL` other than `UNKNOWN` are left out."""
+        ...
+
+
+class Pieces:
+    """Pieces of words, from sentencepiece.
+
+    Args:
+        model: the bytes of its model, see `train_pieces`.
+    """
+
+    FILE = "pieces.model"
+
+    def __init__(self, model: bytes) -> None:
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor = SentencePieceProcessor(model_proto=model)
+        self.size = self._processor.vocab_size()
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(lines))
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        return self._processor.decode(
+            [int(n) for n in numbers if n == UNKNOWN or n >= len(SPECIAL)]
+        )
+
+
+def train_pieces(lines: Iterable[str], size: int) -> bytes:
+    """The model of the most frequent pieces, by byte pair encoding; the same bytes each time.
+
+    Args:
+        lines: of the training set.
+        size: of the vocabulary, special ones included.
+
+    Raises:
+        UserError: the text does not have so many pieces.
+    """
+    from sentencepiece import SentencePieceTrainer
+
+    written = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=written,
+            model_type="bpe",
+            vocab_size=size,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # `pipeline.normalize` has done it
+            pad_id=PAD,
+            unk_id=UNKNOWN,
+            bos_id=BEGIN,
+            eos_id=END,
+            num_threads=1,  # the bytes depend on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2].strip() or str(error)
+        raise UserError(f"dataset.vocabulary = {size}: {reason}") from None
+    return written.getvalue()
+
+
+class Words:
+    """What stands between blanks; words that were not in the training set are `UNKNOWN`.
+
+    Args:
+        words: by number, from the one behind `SPECIAL` on.
+    """
+
+    FILE = "words.txt"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = [*SPECIAL, *words]
+        self._numbers = {word: number for number, word in enumerate(self._words)}
+        self.size = len(self._words)
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        return [[self._numbers.get(word, UNKNOWN) for word in line.split()] for line in lines]
+
+    def decode(self, numbers: Sequence[int]) -> str:
+        known = [self._words[n] for n in numbers if n == UNKNOWN or n >= len(SPECIAL)]
+        return join_pieces(" ".join(known))
+
+
+def join_pieces(line: str) -> str:
+    """A text whose words are split (`Hall@@ o`) as it was before."""
+    return f"{line} ".replace(JOINT, "").strip()
+
+
+def count_words(lines: Iterable[str], size: int | None) -> list[str]:
+    """The most frequent words, the most frequent first and equal ones by the alphabet.
+
+    Args:
+        lines: of the training set.
+        size: of the vocabulary, `SPECIAL` included; None: all.
+    """
+    counts = Counter(word for line in lines for word in line.split())
+    for special in SPECIAL:
+        counts.pop(special, None)
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    return words if size is None else words[: size - len(SPECIAL)]
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary that lies in a folder."""
+    if (pieces := folder / Pieces.FILE).is_file():
+        return Pieces(pieces.read_bytes())
+    return Words((folder / Words.FILE).read_text(encoding="utf-8").split("\n")[:-1])

@@ -1,0 +1,1 @@
+"""Translation of sentences: an encoder-decoder, measured by BLEU."""
