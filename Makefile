@@ -79,6 +79,14 @@ quickstart: setup ## Train on real images that need no download (about 5 minutes
 	$(PY) -m experiments.run configs/digits/resnet20.yaml epochs=30 optimizer=sgd,adam,adamw,adahessian seed=1-3
 	$(PY) -m experiments.report --dataset digits
 
+translation: setup ## German to English on CLDR's sentences, no download (about 5 minutes), then report
+	$(PY) -m experiments.run configs/cldr/transformer.yaml optimizer=sgd,adamw,adahessian $(ARGS)
+	$(PY) -m experiments.report --dataset cldr
+
+language-model: setup ## The King James Bible, no download (about 8 minutes), then report
+	$(PY) -m experiments.run configs/kjv/transformer.yaml optimizer=sgd,adamw,adahessian $(ARGS)
+	$(PY) -m experiments.report --dataset kjv
+
 digits-resnet20: ## ResNet-20 on scikit-learn's digits (no download)
 fashion-mnist-resnet20: ## ResNet-20 on Fashion-MNIST
 cifar10-resnet20: ## ResNet-20 on CIFAR-10, the paper's protocol
@@ -203,4 +211,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart translation language-model $(experiments) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

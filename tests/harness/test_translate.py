@@ -1,0 +1,76 @@
+"""`experiments.translate` on finished runs."""
+
+import io
+
+import pytest
+from support.harness import small_config
+from support.text import LANGUAGE_MODELING, TRANSLATION, prepare_small
+from support.training import train_here
+
+from experiments import translate
+from experiments.plans.load import load, resolve
+from experiments.runs.metrics import read_metrics
+from experiments.training import loop
+from experiments.training.restore import restore
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        root = prepare_small(tmp_path_factory.mktemp("data"), monkeypatch)
+        for name, text in (("translation", TRANSLATION), ("language", LANGUAGE_MODELING)):
+            (root / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def trained(home, monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", str(home))
+
+    def trained(name):
+        config = resolve(load(home / f"{name}.yaml", ["epochs=2"]), "sgd", 1)
+        directory = loop.RunDirectory(home / "runs", config)
+        if not directory.done:
+            with directory.locked():
+                loop.train(config, directory, home)
+        return directory
+
+    return trained
+
+
+def test_texts_are_translated_in_their_order(trained, tmp_path, capsys, monkeypatch):
+    directory = str(trained("translation").path)
+    lines = ["ein sehr langer Satz über 5 Tage und 3 Wochen", "5 Tage", "", "Syrien 漢"]
+    task, model, _ = restore(trained("translation").path, "cpu", averaged=True)
+    expected = [task.translate(model.eval(), [line])[0] for line in lines]
+    assert translate.main([directory, *lines, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == expected
+    (tmp_path / "lines.txt").write_text("\n".join(lines[:2]) + "\n", encoding="utf-8")
+    assert translate.main([directory, "--file", str(tmp_path / "lines.txt")]) == 0
+    assert capsys.readouterr().out.split("\n")[:-1] == expected[:2]
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines[1]))
+    assert translate.main([directory, "--file", "-"]) == 0
+    assert capsys.readouterr().out == f"{expected[1]}\n"
+
+
+def test_a_language_models_perplexity_is_printed(trained, home, tmp_path, capsys):
+    directory = trained("language")
+    (prepared,) = (home / "kjv").iterdir()
+    assert translate.main([str(directory.path), "--file", str(prepared / "test.en")]) == 0
+    measured = read_metrics(directory.metrics_path)[-1]["test/perplexity"]
+    assert capsys.readouterr().out.startswith(f"perplexity {measured:.2f} over ")
+
+
+def test_what_cannot_be_translated_is_refused(trained, home, tmp_path, capsys):
+    digits = train_here(tmp_path, small_config("epochs=1", "model.name=convnet", "model.depth=2"))
+    directory = str(trained("translation").path)
+    (tmp_path / "latin").write_bytes(b"\xe4hnlich")
+    for words, message in (
+        ([str(home), "hello"], "is no run's directory"),
+        ([directory], "no text: write it behind the run"),
+        ([directory, "--file", str(tmp_path / "none")], "cannot read"),
+        ([directory, "--file", str(tmp_path / "latin")], "is not UTF-8"),
+        ([str(digits.path), "hello"], "a run of image_classification: there is nothing to read"),
+    ):
+        assert translate.main(words) == 2
+        assert message in capsys.readouterr().err
