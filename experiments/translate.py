@@ -34,7 +34,7 @@ def _translate(parsed: argparse.Namespace) -> None:
     texts = [*parsed.texts, *(_lines(parsed.file) if parsed.file else ())]
     if not texts:
         raise UserError("no text: write it behind the run, in quotes, or name a --file")
-    task, model, epoch = restore(directory, parsed.device, averaged=True)
+    task, model, epoch = restore(directory, parsed.device)
     model.eval()
     if isinstance(task, Translation):
         for line in task.translate(model, texts):

@@ -41,7 +41,7 @@ def trained(home, monkeypatch):
 def test_texts_are_translated_in_their_order(trained, tmp_path, capsys, monkeypatch):
     directory = str(trained("translation").path)
     lines = ["ein sehr langer Satz über 5 Tage und 3 Wochen", "5 Tage", "", "Syrien 漢"]
-    task, model, _ = restore(trained("translation").path, "cpu", averaged=True)
+    task, model, _ = restore(trained("translation").path, "cpu")
     expected = [task.translate(model.eval(), [line])[0] for line in lines]
     assert translate.main([directory, *lines, "--device", "cpu"]) == 0
     assert capsys.readouterr().out.split("\n")[:-1] == expected

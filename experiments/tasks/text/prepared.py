@@ -30,6 +30,7 @@ import numpy
 from experiments.errors import UserError, nearest
 from experiments.tasks.text import pipeline
 from experiments.tasks.text.pipeline import SPLITS, Example
+from experiments.tasks.text.sources import paper
 from experiments.tasks.text.sources.source import Raw
 from experiments.tasks.text.vocabulary import (
     Pieces,
@@ -54,7 +55,7 @@ class Recipe:
     """What is prepared, and how.
 
     Attributes:
-        corpus: a name in `SOURCES`.
+        corpus: a name in `SOURCES`, or a corpus of the paper.
         languages: of the texts of an example, the source's first; a single one for a corpus of
             one language.
         kind: of the vocabulary, which all languages share; "words" also takes texts that are
@@ -153,8 +154,10 @@ def find(recipe: Recipe, root: Path) -> Prepared | None:
 
 
 def _source(corpus: str) -> Any:
+    if corpus in paper.CORPORA:
+        return paper.source(corpus)
     if corpus not in SOURCES:
-        raise UserError(f"dataset.name = {corpus}: no such corpus; {nearest(corpus, SOURCES)}")
+        raise UserError(f"no corpus '{corpus}'; {nearest(corpus, [*SOURCES, *paper.CORPORA])}")
     return importlib.import_module(SOURCES[corpus])
 
 

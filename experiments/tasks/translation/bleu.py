@@ -16,6 +16,7 @@ class Bleu:
     """
 
     def __init__(self, tokenize: str, lowercase: bool) -> None:
+        self.name = f"{tokenize}-{'lower' if lowercase else 'mixed'}"
         self._options = {"tokenize": tokenize, "lowercase": lowercase, "force": True}
 
     @cached_property

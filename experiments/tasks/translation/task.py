@@ -13,10 +13,12 @@ from experiments.errors import UserError
 from experiments.models.beam_search import beam_search
 from experiments.models.text_transformer import EncoderDecoder, Size
 from experiments.runtime import distributed
+from experiments.runtime.progress import say
 from experiments.tasks.text.packs import Sentences, make_packs
 from experiments.tasks.text.prepared import Recipe
 from experiments.tasks.text.task import TextTask
 from experiments.tasks.text.vocabulary import BEGIN, END, PAD
+from experiments.tasks.translation.baselines import baselines
 from experiments.tasks.translation.bleu import Bleu, has_counts
 from experiments.tasks.translation.config import TranslationConfig
 
@@ -217,7 +219,12 @@ class Translation(TextTask):
         return found
 
     def provenance(self) -> dict[str, Any]:
-        return {"bleu_signature": self.bleu.signature}
+        """sacreBLEU's signature, and the test BLEU of what learns nothing, which is also said."""
+        found = baselines(self.corpus, self.bleu)
+        if distributed.is_main():
+            words = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            say(f"test BLEU without learning: {words or 'not computed'}")
+        return {"bleu_signature": self.bleu.signature, "baselines": found}
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         measured = super().summarize(totals)

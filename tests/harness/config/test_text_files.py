@@ -1,0 +1,26 @@
+"""The configurations of text fit their tasks, and say the paper's settings."""
+
+import pytest
+from support.harness import REPOSITORY
+
+from experiments.plans.load import load, resolve
+from experiments.training import optimizers
+
+FILES = ["cldr/transformer", "kjv/transformer", "iwslt14/transformer-small",
+         "wmt14/transformer-base", "ptb/transformer", "wikitext103/transformer"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_optimizer_of_the_file_can_be_made(name):
+    config = load(REPOSITORY / "configs" / f"{name}.yaml")
+    assert list(config.optimizers) == ["sgd", "adamw", "adahessian"]
+    for optimizer in config.optimizers:
+        optimizers.check_optimizer(resolve(config, optimizer, 1))
+
+
+def test_the_papers_rates_are_those_of_its_scripts():
+    config = load(REPOSITORY / "configs/iwslt14/transformer-small.yaml")
+    for optimizer, first, peak in (("adamw", 1e-7, 0.0015), ("adahessian", 3.1333e-6, 0.047)):
+        rate = [config.optimizers[optimizer].lr * config.schedule.relative_rate(step, 1000, 55)
+                for step in (0, 4000, 8000, 32000)]  # fmt: skip
+        assert rate == pytest.approx([first, (first + peak) / 2, peak, peak / 2], rel=1e-3)
