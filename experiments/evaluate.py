@@ -29,7 +29,7 @@ def _evaluate(parsed: argparse.Namespace) -> None:
     task, model, epoch = restore(directory, parsed.device, parsed.data)
     print(f"{name_of(directory)} after epoch {epoch}")
     for split in task.evaluation_splits:
-        measured = evaluate(task, model, split)
+        measured = evaluate(task, model, split, final=True)
         told = [
             f"{metric.name} {metric.text(measured[metric.name])} {metric.unit}".rstrip()
             for metric in task.metrics
