@@ -148,7 +148,8 @@ class Gates(TorchFunctionMode):
         if func in HINGES:
             with self:
                 return HINGES[func](*args, **kwargs)
-        if gate is None and (inner := unfolded(func)) is not None:
+        # An embedding with max_norm changes its parameter inside, which is no part of its pieces.
+        if gate is None and func not in _RENORMALIZE and (inner := unfolded(func)) is not None:
             with self:
                 return inner(*args, **kwargs)
         if self.kernels is not None and not isinstance(gate, ABOVE_AUTOGRAD):
@@ -195,7 +196,10 @@ class Gates(TorchFunctionMode):
             return t
         if self._next is not None:
             value, layouts = self._recorded(Constants)
-            return layouts.lay_out_outputs(value)
+            held = layouts.lay_out_outputs(value)
+            # It may meet the graph again, inside of the function that it is handed to.
+            self._constants.mark([held])
+            return held
         layouts = Layouts()
         layouts.note_outputs(t)
         self._tape.append((name_of(Constants), copy_of(t.detach()), layouts))
