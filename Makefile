@@ -26,7 +26,7 @@ list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 train = $(PY) -m $(if $(CLUSTER),slurm.submit --profile $(CLUSTER),experiments.run)
 
 # What is set on make's command line is one of these, or nobody would notice that it has no effect.
-variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP DATASET
+variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP DATASET FUZZ_MINUTES
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(variables) MAKE% SHELL -%,$(given))
 define explain
@@ -202,6 +202,10 @@ test-all: test browser ## The test suite, and the slow tests after it (35 minute
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py
+
+FUZZ_MINUTES ?= 120
+fuzz: $(VENV)/.ready-for-tests ## Both ways to H·z on networks that nobody wrote, for FUZZ_MINUTES=120
+	FUZZ_MINUTES=$(FUZZ_MINUTES) nice $(PY) -m pytest -s tests/library/curvature/test_fuzz.py
 
 docs: $(VENV)/.ready-for-tests ## Build the documentation's site into build/site (20 seconds)
 	$(PY) -m tools.site

@@ -27,14 +27,18 @@ __all__ = [
     "TorchDispatchMode",
     "below_torch_functions",
     "buffers",
+    "derivative_in_backward",
     "gradients",
     "has_saved_tensor_hooks",
     "in_backward",
     "is_any_autocast_enabled",
     "is_view",
+    "kernel_arguments",
+    "kernel_is_mutable",
     "kernel_name",
     "legacy_reduction",
     "local_shape_and_offset",
+    "norm_except_dim",
     "pytree",
     "run_backward",
     "under_functorch",
@@ -52,6 +56,12 @@ def in_backward() -> bool:
     What runs then in Python is a checkpoint's second forward pass, or a hook.
     """
     return torch._C._current_graph_task_id() >= 0
+
+
+def derivative_in_backward() -> str:
+    """Return the name of the derivative that autograd's engine is computing; "" for none."""
+    node = torch._C._current_autograd_node()
+    return "" if node is None else node.name()
 
 
 def run_backward(
@@ -96,6 +106,11 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:
     return legacy_get_string(size_average, reduce, emit_warning=False)
 
 
+def norm_except_dim(v: Tensor, p: int, dim: int) -> Tensor:
+    """Return the norms over all dims but one: weight_norm's, which no stub declares."""
+    return torch.norm_except_dim(v, p, dim)  # pyrefly: ignore
+
+
 def has_saved_tensor_hooks() -> bool:
     """Whether what autograd saves goes through hooks, as in a checkpoint's forward pass."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
@@ -112,6 +127,18 @@ def below_torch_functions() -> AbstractContextManager[None]:
 def kernel_name(operator: Any) -> str:
     """Return the name of an operator that a dispatch mode sees, one of torch's without "aten::"."""
     return operator._schema.name.removeprefix("aten::")
+
+
+def kernel_arguments(operator: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return an operator's arguments by their names, with its defaults."""
+    schema = operator._schema.arguments
+    given = {a.name: a.default_value for a in schema if a.has_default_value()}
+    return given | {a.name: v for a, v in zip(schema, args, strict=False)} | kwargs
+
+
+def kernel_is_mutable(operator: Any) -> bool:
+    """Whether an operator writes to one of its arguments."""
+    return operator._schema.is_mutable
 
 
 def is_any_autocast_enabled() -> bool:

@@ -33,10 +33,11 @@ def hessian_products(
         closure: see :mod:`adahessian.curvature.closures`.
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order.
-        check, earlier, central, accuracy: see :class:`FiniteDifference`.
+        check: warn of what would be wrong; see both ways.
+        earlier, central, accuracy: see :class:`FiniteDifference`.
     """
     if curvature == "double_backward":
-        return DoubleBackward(closure, params, probes)
+        return DoubleBackward(closure, params, probes, check=check)
     return FiniteDifference(
         closure, params, check=check, earlier=earlier, central=central, accuracy=accuracy
     )

@@ -11,31 +11,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 
 
-class FastBatchNorm(TorchFunctionMode):
-    """While active, ``F.batch_norm`` in training mode has the closed-form second derivative.
-
-    So has weight normalization one that is right.
-
-    Models need no change: their modules call ``F.batch_norm``. Calls that the closed form does not
-    cover (evaluation mode, no weight, reduced precision) go their usual way.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        if func is _torch.weight_norm:
-            return _weight_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _batch_norm(
+def batch_norm(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):  # noqa: A002 (torch's names)
+    """Stand in for ``F.batch_norm``, with the closed-form second derivative in training mode.
+
+    Calls that it does not cover (evaluation mode, no weight, reduced precision) go their usual way.
+    """
     full_precision = input.dtype in (torch.float32, torch.float64)
     # Checkpointing runs the forward again within backward, where this mode is off: what is saved
     # under its hooks must be what torch itself saves.
@@ -46,12 +32,6 @@ def _batch_norm(
     if usual or _torch.under_functorch():  # they need rules of their own
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps)
-
-
-def _weight_norm(v, g, dim=0):
-    if _torch.has_saved_tensor_hooks():  # as above
-        return _torch.weight_norm(v, g, dim)
-    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 class _BatchNorm(Function):

@@ -9,7 +9,7 @@ such a way are marked, and where one meets the graph again, its recorded value i
 Private to :mod:`adahessian.curvature.gates`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from inspect import getattr_static
 from typing import Any
 from weakref import ref
@@ -55,7 +55,11 @@ class Constants:
         if name in _LIKE_SECOND:
             args, kwargs = args[:1], {}
         if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):
-            self._marked |= {id(t): ref(t) for t in outputs}
+            self.mark(outputs)
+
+    def mark(self, tensors: Iterable[Tensor]) -> None:
+        """Mark tensors as constants that depend on a parameter."""
+        self._marked |= {id(t): ref(t) for t in tensors}
 
 
 def is_data(func: Callable) -> bool:

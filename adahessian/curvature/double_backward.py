@@ -1,5 +1,6 @@
 """Exact Hessian-vector products, by differentiating the gradient once more."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,11 +8,11 @@ import torch
 from torch import Tensor
 
 from adahessian import _torch
-from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
+from adahessian.curvature.second_derivatives import SecondDerivatives
 
 
 def double_backward(
@@ -49,6 +50,8 @@ def double_backward(
     ]
 
 
+# A reentrant checkpoint, whose inner backward drops create_graph.
+_REENTRANT_NODE = "CheckpointFunctionBackward"
 _MISSING_GRAPH = (
     "the curvature is due at this step, but no gradient has a graph: call "
     "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
@@ -67,6 +70,11 @@ _REENTRANT = (
     "what is inside would be zero. Use checkpoint(..., use_reentrant=False), or "
     "curvature='finite_difference'."
 )
+_WRONG_SECOND_DERIVATIVE = (
+    "torch's second derivative of weight_norm is wrong, by some tens of per cent: call "
+    "optimizer.step(closure), where it is computed otherwise (not in activation checkpointing), or "
+    "use curvature='finite_difference'."
+)
 _NO_SECOND_DERIVATIVE = (
     "this model uses a kernel whose second derivative torch does not have. Use "
     "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
@@ -74,9 +82,9 @@ _NO_SECOND_DERIVATIVE = (
 )
 
 
-def _runs_again_without_graph(grads: Sequence[Tensor]) -> bool:
-    """Whether a reentrant checkpoint, whose inner backward drops create_graph, is in the graph."""
-    return any(node.name() == "CheckpointFunctionBackward" for node in nodes_below(grads))
+def _has_node(grads: Sequence[Tensor], name: str) -> bool:
+    """Whether a function's derivative, by its name in autograd, is in the gradients' graph."""
+    return any(node.name() == name for node in nodes_below(grads))
 
 
 class DoubleBackward:
@@ -93,6 +101,7 @@ class DoubleBackward:
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order. With the last
             one the graph is freed.
+        check: warn of second derivatives that torch has wrong.
     """
 
     def __init__(
@@ -100,8 +109,10 @@ class DoubleBackward:
         closure: Callable[[], Any] | None,
         params: Sequence[Tensor],
         probes: Probes,
+        check: bool = False,
     ) -> None:
         self._closure = closure
+        self._check = check  # what runs within a closure, and no checkpoint, was replaced
         self._params = params
         self._probes = probes
         # The products with earlier micro-batches, by parameter: one dict for each probe.
@@ -141,6 +152,9 @@ class DoubleBackward:
             if not self._graph_was_asked_for:
                 raise RuntimeError(_MISSING_GRAPH)
             # The loss is linear: its gradient is constant.
+        if self._check and self._num_products == 1:
+            if _has_node(gradients(params), "WeightNormInterfaceBackward0"):
+                warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         last = self._num_products == len(self._probes)
         return {
             p: hz + earlier[p] if p in earlier else hz
@@ -181,8 +195,8 @@ class DoubleBackward:
         return not p.grad.requires_grad and not p.grad.any()
 
 
-class _BeforeBackward(FastBatchNorm):
-    """Calls a function before each backward, beside giving batch normalization its derivative.
+class _BeforeBackward(SecondDerivatives):
+    """Calls a function before each backward, beside giving functions their second derivatives.
 
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
@@ -204,7 +218,7 @@ class _BeforeBackward(FastBatchNorm):
 def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:
     """Return the product by the graph of the gradients; say what to do where there is none."""
     grads = gradients(params)
-    if not all(g.requires_grad for g in grads) and _runs_again_without_graph(grads):
+    if not all(g.requires_grad for g in grads) and _has_node(grads, _REENTRANT_NODE):
         raise RuntimeError(_REENTRANT)
     try:
         return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)

@@ -15,13 +15,15 @@ as torch's own kernels do (:mod:`adahessian.curvature.piecewise`), and lays them
 The interception is a ``TorchFunctionMode``: it sees every call of a torch function from Python,
 above autograd, so that a replayed piece is differentiated like any other operation. What runs
 inside a C++ function (``nn.RNN(nonlinearity="relu")``, a TorchScript function, a fused margin loss)
-is out of its reach; :class:`HiddenKinks` finds it.
+is out of its reach; :class:`HiddenKinks` finds it, and :mod:`adahessian.curvature.kernels` takes
+over.
 
 Randomness needs no gates: the finite difference rewinds the generators. What autograd takes as
 constant, although it was computed from the parameters, is kept as it was
 (:mod:`adahessian.curvature.constants`).
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,27 +43,21 @@ from adahessian.curvature.constants import (
     replaced,
 )
 from adahessian.curvature.graph import leaves_below
+from adahessian.curvature.kernels import UNFROZEN, Kernels, hidden_piece
 from adahessian.curvature.layouts import Layouts, copy_of
-from adahessian.curvature.piecewise import GATES, Detached
+from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
+from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.torch_calls import name_of
+from adahessian.curvature.unfolding import unfolded
 
-# Kernels whose gradient jumps, by their names in ATen. Losses and layers written in C++ end there.
-_KINKED_KERNELS = set(
-    """relu leaky_relu _prelu_kernel rrelu_with_noise hardtanh hardswish hardsigmoid threshold elu
-    softshrink hardshrink clamp clamp_min clamp_max abs max min amax amin maximum minimum fmax fmin
-    median nanmedian kthvalue mode sort topk cummax cummin max_pool2d_with_indices
-    max_pool3d_with_indices adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d
-    fractional_max_pool3d mkldnn_max_pool2d round floor ceil trunc sign sgn multi_margin_loss
-    multilabel_margin_loss_forward rnn_relu _cdist_forward _pdist_forward""".split()
-)
-_CUDNN_RNN_RELU = 0  # cuDNN has one kernel for all recurrent layers, and this is its `mode`
 # What computes nothing: a third of a network's calls, and each comes through here.
 _ATTRIBUTES = frozenset(
     "__get__ __set__ dim size stride numel is_floating_point is_complex".split()
 )
 _RENORMALIZE = (F.embedding, F.embedding_bag)  # with max_norm as their fourth argument
-# Python functions of torch that guard a division with a clamp which does not act.
-_HARMLESS = ("normalize", "cosine_similarity", "isclose", "allclose")
+# Functions of torch whose pieces have no part in the gradient: they guard a division with a clamp,
+# mask what has no number, or say only whether.
+_HARMLESS = frozenset("cosine_similarity isclose allclose scaled_dot_product_attention".split())
 
 
 class Gates(TorchFunctionMode):
@@ -80,25 +76,48 @@ class Gates(TorchFunctionMode):
         self.leaves: dict[Tensor, None] = {}  # whose gradients its backward passes accumulate
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
+        self.kernels: Kernels | None = None  # what takes the place of most gates
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
         self._constants = Constants()
+
+    def record_kernels(self) -> None:
+        """Record anew, and below autograd: there are pieces that no gate can reach."""
+        self._tape.clear()
+        self._next = None
+        self.losses = []
+        self._constants = Constants()
+        self.kernels = Kernels()
+
+    def active(self) -> contextlib.ExitStack:
+        """Return a context in which an evaluation is recorded or replayed."""
+        stack = contextlib.ExitStack()
+        if self.kernels is not None:
+            stack.enter_context(self.kernels)
+        stack.enter_context(self)
+        return stack
 
     def rewind(self) -> None:
         """Replay from the beginning."""
         self._next = 0
         self.losses = []
         self._constants = Constants()
+        if self.kernels is not None:
+            self.kernels.rewind()
 
     @property
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""
+        if self.kernels is not None and self.kernels.met_pieces:
+            return True
         return any(pattern is not None for _, pattern, _ in self._tape)
 
     def check_complete(self) -> None:
         """Raise unless the replayed evaluation came through all the gates of the recorded one."""
         if self._next != len(self._tape):
             raise not_repeatable(f"{self._next} gates instead of {len(self._tape)}")
+        if self.kernels is not None:
+            self.kernels.check_complete()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -126,6 +145,15 @@ class Gates(TorchFunctionMode):
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         gate = GATES.get(func)
+        if func in HINGES:
+            with self:
+                return HINGES[func](*args, **kwargs)
+        # An embedding with max_norm changes its parameter inside, which is no part of its pieces.
+        if gate is None and func not in _RENORMALIZE and (inner := unfolded(func)) is not None:
+            with self:
+                return inner(*args, **kwargs)
+        if self.kernels is not None and not isinstance(gate, ABOVE_AUTOGRAD):
+            return func(*args, **kwargs)
         if gate is not None and _freezes(gate, _tensors(args, kwargs)):
             self.inside = "a gate"
             try:
@@ -168,7 +196,10 @@ class Gates(TorchFunctionMode):
             return t
         if self._next is not None:
             value, layouts = self._recorded(Constants)
-            return layouts.lay_out_outputs(value)
+            held = layouts.lay_out_outputs(value)
+            # It may meet the graph again, inside of the function that it is handed to.
+            self._constants.mark([held])
+            return held
         layouts = Layouts()
         layouts.note_outputs(t)
         self._tape.append((name_of(Constants), copy_of(t.detach()), layouts))
@@ -264,31 +295,39 @@ def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
 
 
 class HiddenKinks(_torch.TorchDispatchMode):
-    """Warns of piecewise operations that run where :class:`Gates` cannot intercept them.
+    """Looks for piecewise operations that run where :class:`Gates` cannot intercept them.
 
-    It sees every operation of a forward pass, which costs a few microseconds each, so it is used
-    for a single evaluation of each optimizer.
+    It sees every operation, which costs a few microseconds each, so it is used for a single
+    evaluation of each optimizer.
+
+    Attributes:
+        found: there are some that :class:`Kernels` can freeze.
     """
 
     def __init__(self, gates: Gates) -> None:
         super().__init__()
         self._gates = gates
-        self._found: dict[str, str] = {}
+        self.found = False
+        self._unfrozen: dict[str, str] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = _torch.kernel_name(func).rstrip("_")
-        if name == "_cudnn_rnn" and args[6] == _CUDNN_RNN_RELU:
-            name = "rnn_relu"
-        if name in _KINKED_KERNELS and not _torch.in_backward():
-            inside = self._gates.inside or "a TorchScript function or an extension"
-            if inside not in ("a gate", *_HARMLESS):
-                self._found.setdefault(name, inside)
+        kwargs = kwargs or {}
+        name = _torch.kernel_name(func)
+        inside = self._gates.inside
         with _torch.below_torch_functions():  # the gates have seen the call that led here
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **kwargs)
+            if inside == "a gate":
+                return out
+            given = _torch.kernel_arguments(func, args, kwargs)
+            if not self.found:
+                self.found = hidden_piece(name, given, out, inside in _HARMLESS)
+            if name in UNFROZEN and UNFROZEN[name](given):
+                self._unfrozen.setdefault(name, inside or "an extension")
+        return out
 
     def warn(self) -> None:
-        """Report what was found."""
-        for name, inside in self._found.items():
+        """Report what cannot be frozen."""
+        for name, inside in self._unfrozen.items():
             warnings.warn(
                 f"the finite difference cannot freeze {name} inside {inside}: where it changes its "
                 "piece between the two evaluations, the curvature is wrong. Write it with "

@@ -24,7 +24,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from adahessian import _torch
-from adahessian.curvature.layouts import copy_of, with_value
+from adahessian.curvature.layouts import with_value
 from adahessian.curvature.pools import GATES as POOLS
 from adahessian.curvature.selections import GATES as SELECTIONS
 from adahessian.curvature.torch_calls import bind, split, writes
@@ -39,8 +39,7 @@ class _Pointwise(NamedTuple):
 
     Where torch computes a piece with a rounding of its own, ``edge`` is given. Then torch's
     function is called, with the elements that have left their piece put back to its edge; behind
-    it they get their piece's value. Their derivative is that of the edge: an error of the order of
-    h, as that of truncation, and none where the piece is straight.
+    it their piece takes the place of what came of that.
     """
 
     parameters: tuple[str, ...]  # what follows the input, in the functions' order
@@ -67,37 +66,34 @@ class _Pointwise(NamedTuple):
         else:
             _, *further = split(args, kwargs)
             out = self.replay_corrected(pattern, x, func, further, options)
-        return x.copy_(out) if in_place else out
+        return x.copy_(out) if in_place and out is not x else out
 
     def replay_corrected(self, pattern, x, func, further, options):
         assert self.edge is not None
         with torch.no_grad():
             moved = self.pattern(x, **options) != pattern
-            given = {k: _per_element(v, x) for k, v in options.items()}
-        inside = _corrected(x, moved, self.edge, pattern, x, given)
         args, kwargs = further
-        return _corrected(func(inside, *args, **kwargs), moved, self.piece, pattern, x, given)
+        given = {k: _per_element(v, x) for k, v in options.items()}
+        if _can_look(x) and x.ndim:
+            few = moved.nonzero(as_tuple=True)
+            if len(few[0]) == 0:
+                return func(x, *args, **kwargs)
+            given = {k: v[few] if torch.is_tensor(v) else v for k, v in given.items()}
+            beyond, on = x[few], pattern[few]
+            out = func(x.index_put(few, self.edge(on, beyond.detach(), **given)), *args, **kwargs)
+            return out.index_put(few, self.piece(on, beyond, **given).to(out.dtype))
+        inside = torch.where(moved, self.edge(pattern, x.detach(), **given), x)
+        out = func(inside, *args, **kwargs)
+        return torch.where(moved, self.piece(pattern, x, **given).to(out.dtype), out)
 
 
 def _per_element(option: Any, x: Tensor) -> Any:
     """Return an option of prelu, which can have one for each channel, in the shape of x."""
     if not torch.is_tensor(option):
         return option
-    return option.view(-1, *[1] * (x.ndim - 2 if option.numel() > 1 else 0)).expand(x.shape)
-
-
-def _corrected(
-    graph: Tensor, moved: Tensor, right: Callable[..., Tensor], pattern: Tensor, x: Tensor, options
-) -> Tensor:
-    """Return ``graph`` with the right values where elements have moved, and its own derivative."""
-    out = copy_of(graph)
-    with torch.no_grad():
-        if not _can_look(out):
-            return out.copy_(torch.where(moved, right(pattern, x, **options), out))
-        few = moved.nonzero(as_tuple=True)
-        options = {k: v[few] if torch.is_tensor(v) else v for k, v in options.items()}
-        out[few] = right(pattern[few], x[few], **options).to(out.dtype)
-    return out
+    if option.numel() == 1:
+        return option.reshape(()).expand(x.shape)
+    return option.view(-1, *[1] * (x.ndim - 2)).expand(x.shape)
 
 
 def _can_look(t: Tensor) -> bool:
@@ -151,17 +147,27 @@ def _bounded_piece(region, x, low, high):
     return y
 
 
+def _sign(x, **_):
+    return x.sign().to(torch.int8)
+
+
 def _prelu_piece(positive, x, weight):
     return torch.where(positive > 0, x, weight * x)
 
 
-def _exponential_piece(positive, x, alpha=1.0, scale=1.0, width=1.0):
-    return torch.where(positive > 0, scale * x, scale * alpha * torch.expm1(x / width))
+# At zero torch has the slope of the negative piece, and takes it for constant.
+def _exponential_piece(sign, x, alpha=1.0, scale=1.0, width=1.0):
+    below = torch.where(sign < 0, torch.expm1(x / width), x / width)
+    return torch.where(sign > 0, scale * x, scale * alpha * below)
 
 
 # Edges lie within their piece: which one has the kink itself is not ours to know.
-def _edge_at_zero(positive, x, **_):
-    return (2 * positive.to(x.dtype) - 1) * torch.finfo(x.dtype).tiny
+def _edge_at_zero(sign, x, **_):
+    return sign.to(x.dtype) * torch.finfo(x.dtype).tiny
+
+
+def _edge_of_sign(positive, x, **_):
+    return _edge_at_zero(2 * positive.to(torch.int8) - 1, x)
 
 
 def _edge_at(kink, region, x):
@@ -184,17 +190,17 @@ _POINTWISE = {
         _positive,
         lambda on, x, negative_slope=0.01: _aten.leaky_relu_backward(x, on, negative_slope, False),
     ),
-    ("prelu",): _Pointwise(("weight",), _positive, _prelu_piece, _edge_at_zero),
-    ("elu",): _Pointwise(("alpha", "inplace"), _positive, _exponential_piece, _edge_at_zero),
+    ("prelu",): _Pointwise(("weight",), _positive, _prelu_piece, _edge_of_sign),
+    ("elu",): _Pointwise(("alpha", "inplace"), _sign, _exponential_piece, _edge_at_zero),
     ("celu",): _Pointwise(
         ("alpha", "inplace"),
-        _positive,
+        _sign,
         lambda on, x, alpha=1.0: _exponential_piece(on, x, alpha, width=alpha),
         _edge_at_zero,
     ),
     ("selu",): _Pointwise(
         ("inplace",),
-        _positive,
+        _sign,
         lambda on, x: _exponential_piece(on, x, 1.6732632423543772, 1.0507009873554805),
         _edge_at_zero,
     ),
@@ -205,7 +211,9 @@ _POINTWISE = {
     ),
     ("hardtanh",): _Pointwise(
         ("min_val", "max_val", "inplace"),
-        lambda x, min_val=-1.0, max_val=1.0: _region(x, x >= max_val, x <= min_val),
+        lambda x, min_val=-1.0, max_val=1.0: _region(
+            x, x >= max_val, x <= min_val if min_val < max_val else x < min_val
+        ),
         lambda r, x, min_val=-1.0, max_val=1.0: _bounded_piece(r, x, min_val, max_val),
     ),
     ("relu6",): _Pointwise(
@@ -236,9 +244,7 @@ _POINTWISE = {
         lambda x, lambd=0.5: (x.abs() > lambd).view(torch.uint8),
         lambda on, x, lambd=0.5: _aten.hardshrink_backward(x, on, 0.5),
     ),
-    ("abs", "absolute"): _Pointwise(
-        (), lambda x: x.sign().to(torch.int8), lambda sign, x: x * sign
-    ),
+    ("abs", "absolute"): _Pointwise((), _sign, lambda sign, x: x * sign),
 }
 
 
@@ -345,3 +351,6 @@ def _build_table() -> dict[Callable, Any]:
 
 
 GATES = _build_table()
+
+# Those that freeze no piece: they are needed beside the kernels' records, too.
+ABOVE_AUTOGRAD = (Detached, FirstLayers)

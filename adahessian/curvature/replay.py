@@ -39,6 +39,7 @@ class Earlier:
         params: theirs.
         autocast_dtype, called, dtypes: see :class:`Gates`.
         verdict: of the last check, where it has not been told.
+        has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
     """
 
     LOOK_AGAIN = 64
@@ -51,6 +52,7 @@ class Earlier:
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
         self.verdict: Verdict | None = None
+        self.has_hidden_pieces = self.has_looked = False
         self._remaining = 0
 
     def begin_refresh(self, *, look: bool = False) -> None:
@@ -125,6 +127,8 @@ class Replay:
         if earlier is None:
             self._earlier.modules = []
         self.is_smooth = self._earlier.is_smooth
+        if self._earlier.has_hidden_pieces:
+            self._gates.record_kernels()
         self._given = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -156,7 +160,7 @@ class Replay:
         hook = register_module_forward_pre_hook(self._note_module)
         kinks = HiddenKinks(self._gates)
         try:
-            with kinks if check else contextlib.nullcontext():
+            with kinks if check or not self._earlier.has_looked else contextlib.nullcontext():
                 value = self._evaluate()
         finally:
             hook.remove()
@@ -164,8 +168,14 @@ class Replay:
             kinks.warn()
             self._warn_of_tf32()
         self._after = Snapshot(self._devices, self._before.modules)
-        self._earlier.learn(self._gates, self._before.modules, self._params)
         self._params |= self._gates.leaves
+        self._earlier.has_looked = True
+        if kinks.found:
+            self._earlier.has_hidden_pieces = True
+            self._gates.record_kernels()
+            with self.rewound():
+                self._evaluate()
+        self._earlier.learn(self._gates, self._before.modules, self._params)
         if check:
             self._check_repeatable(value)
         return value
@@ -275,7 +285,7 @@ class Replay:
         with (
             torch.compiler.set_stance("force_eager"),
             set_checkpoint_early_stop(False),
-            self._gates,
+            self._gates.active(),
         ):
             return call(self._closure)
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from adahessian import _torch
 from adahessian._torch import pytree
 from adahessian.curvature import CURVATURES
-from adahessian.curvature.batch_norm import FastBatchNorm
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.second_derivatives import SecondDerivatives
 from adahessian.curvature.snapshot import RandomStates, set_random_states
 from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
@@ -244,7 +244,7 @@ class Hessian(_BatchedMatvec):
 
     def _exact(self, arguments: tuple) -> tuple[float, Product]:
         params = self.params
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), FastBatchNorm():
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
             loss = _check_loss(self._loss(*arguments))
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
         _check_dense(grads)
@@ -326,7 +326,7 @@ class GaussNewton(_BatchedMatvec):
 
     def _exact(self, batch: Any) -> tuple[Tensor, Callable[[list[Tensor]], Tensor]]:
         # u -> Jᵀu is linear: differentiating its product with v by u gives J·v.
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), FastBatchNorm():
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
             outputs = _check_depends(self._outputs(batch), "the outputs")
             u = torch.zeros_like(outputs, requires_grad=True)
             pulled = torch.autograd.grad(

@@ -138,6 +138,42 @@ def test_kernels_below_functions():
     assert not [f for f in functions.functions if "aten" in str(f)]
 
 
+def test_the_derivative_that_is_being_computed():
+    x = torch.ones(2, requires_grad=True)
+    names = []
+
+    class Derivatives(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            names.append(_torch.derivative_in_backward())
+            return func(*args, **(kwargs or {}))
+
+    y = x.prod()
+    with Derivatives():
+        y.backward()
+    assert "ProdBackward0" in names and _torch.derivative_in_backward() == ""
+
+
+class Arguments(_torch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.given = _torch.kernel_arguments(func, args, kwargs or {})
+        self.is_mutable = _torch.kernel_is_mutable(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_arguments_of_kernels():
+    x = torch.ones(4)
+    with Arguments() as kernels:
+        torch.clamp(x, max=3)
+        assert kernels.given == {"self": x, "min": None, "max": 3} and not kernels.is_mutable
+        x.clamp_(0)
+        assert kernels.given["min"] == 0 and kernels.is_mutable
+
+
+def test_norms_over_all_dims_but_one():
+    v = torch.randn(3, 2)
+    torch.testing.assert_close(_torch.norm_except_dim(v, 2, 0), v.norm(dim=1, keepdim=True))
+
+
 def test_views_and_versions():
     x = torch.ones(4)
     assert _torch.is_view(x[:2]) and not _torch.is_view(x)

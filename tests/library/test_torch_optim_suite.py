@@ -13,6 +13,7 @@ import warnings
 import pytest
 import torch
 from support.device import on_gpu
+from support.torch_test_suite import common_optimizers
 from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler, swa_utils
@@ -24,16 +25,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from adahessian import AdaHessian
 
-# Whoever imports torch's test suite can set no flag of torch.backends in that process any more:
-# the commands that set some would fail in every test that runs after this file is collected.
-with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
-    from torch.testing._internal.common_optimizers import (
-        OptimizerErrorEnum,
-        OptimizerInfo,
-        OptimizerInput,
-        get_error_inputs_for_all_optims,
-    )
+OptimizerErrorEnum = common_optimizers.OptimizerErrorEnum
+OptimizerInfo, OptimizerInput = common_optimizers.OptimizerInfo, common_optimizers.OptimizerInput
+get_error_inputs_for_all_optims = common_optimizers.get_error_inputs_for_all_optims
 
 
 def inputs(device="cpu", dtype=None):

@@ -133,7 +133,7 @@ def _check_md5(dataset: Any, folder: Path) -> None:
     for name, expected in [*dataset.train_list, *dataset.test_list, meta]:
         with _reading(folder):
             found = hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()
-        if found != expected:
+        if expected not in (None, found):  # None: a class of its own knows no sums
             raise UserError(
                 f"{folder / name} is not the file that torchvision knows: its MD5 sum is {found}, "
                 f"not {expected}. Put that one there, or set DATA_ROOT to another folder"

@@ -77,7 +77,7 @@ def test_cifar_is_read_from_its_own_format(name, depth, key, tmp_path, monkeypat
 
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     written = write_cifar(dataset, tmp_path, key, monkeypatch)
-    config = load(REPOSITORY / "configs" / name / f"resnet{depth}.yaml")
+    config = load(REPOSITORY / "configs" / name / f"resnet{depth}.yaml", ["batch_size=32"])
     task = ImageClassification(resolve(config, "sgd", 1), CPU, tmp_path)
     *train, (test_data, test_labels) = written
     pixels = np.concatenate([data for data, _ in train]).reshape(-1, 3, 32, 32)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian import AdaHessian, probes
-from adahessian.curvature.batch_norm import FastBatchNorm
+from adahessian.curvature.second_derivatives import SecondDerivatives
 
 SHAPES = [(6, 3), (4, 3, 7), (5, 3, 4, 2), (3, 3, 2, 3, 2)]
 
@@ -21,7 +21,7 @@ def inputs(shape):
 
 
 def fast(x, weight, bias, *statistics, **options):
-    with FastBatchNorm():
+    with SecondDerivatives():
         return F.batch_norm(
             x, *(statistics or (None, None)), weight, bias, training=True, **options
         )
@@ -103,7 +103,7 @@ def test_running_statistics_and_memory_format():
 )
 def test_what_the_closed_form_does_not_cover_goes_the_usual_way(layer):
     x = torch.randn(4, 3, 5, 5, dtype=next(iter(layer.buffers())).dtype, requires_grad=True)
-    with FastBatchNorm():
+    with SecondDerivatives():
         y = layer(x)
     assert type(y.grad_fn).__name__.startswith(("NativeBatchNorm", "CudnnBatchNorm"))
 

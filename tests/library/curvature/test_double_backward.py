@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian import AdaHessian, probes
+from adahessian.curvature.double_backward import DoubleBackward
+from adahessian.curvature.hutchinson import Probes
 
 NUM_PARTS = 4
 
@@ -214,3 +216,66 @@ def test_a_gradient_of_zero_is_no_cleared_one(order, set_to_none):
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
         assert (expected > 0).any()
+
+
+# --- where torch's own second derivative is wrong, or missing -------------------------------------
+
+
+def chunked_cross_entropy(y):
+    options = pytest.importorskip("torch.nn.modules.linear_cross_entropy_options")
+    weight = torch.linspace(-1, 1, 12, dtype=y.dtype).view(3, 4)
+    return F.linear_cross_entropy(
+        y.view(5, 4), weight, torch.arange(5) % 3, options=options.LinearCrossEntropyOptions()
+    )
+
+
+FUNCTIONS = {
+    "weight_norm": lambda y: torch._weight_norm(y.view(5, 4), 1 + y.view(5, 4)[:, :1] ** 2, 0),
+    "weight_norm, last dim": lambda y: torch._weight_norm(y.view(5, 4), 1 + y[None, :4] ** 2, 1),
+    "chunked cross-entropy": chunked_cross_entropy,
+    "hardsigmoid": lambda y: F.hardsigmoid(3 * y) * y,
+    "hardsigmoid in place": lambda y: F.hardsigmoid(3 * y, inplace=True) * y,
+    "prelu": lambda y: F.prelu(y.view(5, 4), y[:4] ** 2),
+    "multi_margin_loss": lambda y: F.multi_margin_loss(y.view(5, 4) * y[0], torch.arange(5) % 4),
+    "squared": lambda y: F.multi_margin_loss(
+        y.view(5, 4), torch.arange(5) % 4, p=2, weight=torch.arange(4.0).to(y), reduction="sum"
+    ),
+    "multilabel_margin_loss": lambda y: F.multilabel_margin_loss(
+        y.view(5, 4) * y[0], torch.tensor([[0, 2, -1, 1]]).expand(5, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS.keys())
+def test_second_derivatives_are_differences_of_gradients(function):
+    w = torch.linspace(-1.3, 1.4, 20, dtype=torch.float64, requires_grad=True)
+
+    def closure():
+        w.grad = None
+        value = function(w).square().sum()
+        value.backward(create_graph=True)
+        return value
+
+    probes = Probes([w], seed=0, step=0, num_samples=1)
+    z = probes.keep()[0][w]
+    products = DoubleBackward(closure, [w], probes)
+    products.evaluate()
+    found = products.product({w: z})[w]
+    sides = []
+    for sign in (1, -1):
+        shifted = (w.detach() + sign * 1e-6 * z).requires_grad_()
+        sides.append(torch.autograd.grad(function(shifted).square().sum(), shifted)[0])
+    torch.testing.assert_close(found, (sides[0] - sides[1]) / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+def test_without_a_closure_a_wrong_second_derivative_is_named():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    optimizer = AdaHessian(layer.parameters())
+    for step in range(2):
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward(create_graph=True)
+        if step == 0:
+            with pytest.warns(UserWarning, match="weight_norm is wrong"):
+                optimizer.step()
+        else:
+            optimizer.step()

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from adahessian.curvature import gates
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.finite_difference import FiniteDifference
+from adahessian.curvature.replay import Earlier
+from adahessian.curvature.second_derivatives import SecondDerivatives
 from adahessian.probes import rademacher_like
 
 H = 1e-3  # large enough that many elements cross a kink
@@ -32,7 +34,8 @@ def compare(loss, params, gates=None, step_size=H):
         return value
 
     z = rademacher_like(params, seed=0, step=0)
-    closure(create_graph=True)
+    with SecondDerivatives():
+        closure(create_graph=True)
     exact = double_backward([p.grad for p in params], params, z)
     difference = FiniteDifference(closure, params, step_size=step_size, gates=gates)
     difference.evaluate()
@@ -44,7 +47,10 @@ def compare(loss, params, gates=None, step_size=H):
 
 class NoGates(contextlib.nullcontext):
     autocast_dtype, called, met_pieces = None, frozenset(), True
-    leaves, losses, dtypes = {}, (), set()
+    leaves, losses, dtypes, inside = {}, (), set(), "a gate"
+
+    def active(self):
+        return self
 
     def rewind(self):
         pass
@@ -72,15 +78,6 @@ def in_place(function):
     return lambda y: function(y * 1.0)
 
 
-MODES = torch._C._len_torch_function_stack()  # a default device is one
-
-
-def hardsigmoid(y):
-    """torch has no second derivative of it: double backward takes the same function spelled out."""
-    gates = torch._C._len_torch_function_stack() > MODES
-    return F.hardsigmoid(y) if gates else F.relu6(y + 3) / 6
-
-
 POINTWISE = {
     "F.relu": F.relu,
     "torch.relu": torch.relu,
@@ -106,7 +103,7 @@ POINTWISE = {
     "hardtanh in place": in_place(nn.Hardtanh(inplace=True)),
     "hardswish": F.hardswish,
     "hardswish in place": in_place(nn.Hardswish(inplace=True)),
-    "hardsigmoid": hardsigmoid,
+    "hardsigmoid": F.hardsigmoid,
     "threshold": nn.Threshold(0.5, 2.0),
     "elu": lambda y: F.elu(y, 2.0),
     "selu": F.selu,
@@ -350,7 +347,7 @@ def test_activation_checkpointing(reentrant):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-# --- what cannot be frozen is reported ------------------------------------------------------------
+# --- what no gate can reach is frozen below autograd, or reported ---------------------------------
 
 
 def relu(y):
@@ -362,27 +359,127 @@ with warnings.catch_warnings():
     scripted = torch.jit.script(relu)
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        (lambda y: nn.RNN(1, 4, nonlinearity="relu").double()(y.view(-1, 1, 1))[0], "rnn_relu"),
-        (scripted, "TorchScript"),
-        (lambda y: F.margin_ranking_loss(y, -y, torch.ones_like(y)), "margin_ranking_loss"),
-        (lambda y: F.multi_margin_loss(y.view(2, -1), torch.zeros(2).long()), "multi_margin_loss"),
-    ],
-)
-def test_hidden_kinks_are_reported_once_with_their_name(layer, name):
-    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+def recurrent(y):
+    torch.manual_seed(0)
+    return nn.RNN(1, 4, nonlinearity="relu").double()(y.view(-1, 1, 1))[0]
+
+
+ROWS = torch.tensor([2, 0, 1, 1, 0])
+HIDDEN = {
+    "nn.RNN": recurrent,
+    "TorchScript": scripted,
+    "below torch's functions": lambda y: torch.ops.aten.relu(y),
+    "L1 penalty with zeros": lambda y: torch.norm(y.round(decimals=0) * 0 + y[15] * y, 1),
+    "linalg.vector_norm": lambda y: torch.linalg.vector_norm(y.view(4, -1), 1, dim=1),
+    "largest element": lambda y: y.view(4, -1).norm(torch.inf, dim=1),
+    "pairwise_distance": lambda y: F.pairwise_distance(y.view(5, -1), y.view(5, -1) ** 2, p=1),
+    "normalize": lambda y: F.normalize(y.view(5, -1), p=1),
+    "cdist": lambda y: torch.cdist(y.view(5, -1), y.view(5, -1) ** 2, p=1),
+    "cdist, largest": lambda y: torch.cdist(y.view(5, -1), y.view(5, -1) ** 2, p=torch.inf),
+    "dist": lambda y: torch.dist(y, y**2, 1),
+    "aminmax": lambda y: torch.stack(torch.aminmax(y.view(5, -1), dim=1)),
+    "scatter_reduce": lambda y: y.new_zeros(3, 4).scatter_reduce(
+        0, ROWS[:, None].expand(5, 4), y.view(5, 4), "amax", include_self=False
+    ),
+    "index_reduce": lambda y: y.new_zeros(3, 4).index_reduce(0, ROWS, y.view(5, 4), "amin"),
+    "remainder": lambda y: y % 1.0,
+    "fmod": lambda y: torch.fmod(y, 0.7),
+    "frac": lambda y: y.frac(),
+    "rounded division": lambda y: y * torch.div(y, 0.3, rounding_mode="floor"),
+    "quantile": lambda y: torch.quantile(y.view(5, -1), 0.3, dim=1),
+    "product with zeros beside them": lambda y: y.view(5, -1).prod(1) + y.norm(1),
+    "cumulative product beside them": lambda y: y.view(5, -1).cumprod(1).sum() + y.norm(1),
+    "nan_to_num": lambda y: torch.nan_to_num(y.abs(), posinf=1.0),
+    "straight-through Gumbel": lambda y: F.gumbel_softmax(y.view(5, -1), hard=True) * y.view(5, -1),
+    "softsign": F.softsign,
+    "gaussian_nll": lambda y: F.gaussian_nll_loss(y, y * 2, y**2 + 0.01),
+    "LPPool": lambda y: F.lp_pool1d(y.view(1, 1, -1), 1, 3),
+    "corrcoef": lambda y: torch.corrcoef(torch.stack([y, y**2])),
+    "smooth L1": lambda y: F.smooth_l1_loss(y, torch.zeros_like(y), beta=0.3),
+    "Huber": lambda y: F.huber_loss(y, torch.zeros_like(y), delta=0.3),
+    "margin_ranking_loss": lambda y: F.margin_ranking_loss(y, -y, torch.ones_like(y)),
+    "multi_margin_loss": lambda y: F.multi_margin_loss(y.view(2, -1), torch.zeros(2).long()),
+    "multilabel_margin_loss": lambda y: F.multilabel_margin_loss(
+        y.view(2, -1), torch.arange(10).expand(2, 10)
+    ),
+    "triplet_margin_loss": lambda y: F.triplet_margin_loss(
+        y.view(5, -1), y.view(5, -1) ** 2, 0.5 * y.view(5, -1), p=1
+    ),
+    "hinge_embedding_loss": lambda y: F.hinge_embedding_loss(y, y.detach().sign().sign()),
+}
+
+
+@pytest.mark.filterwarnings("error", "ignore:index_reduce")
+@pytest.mark.parametrize("function", HIDDEN.values(), ids=HIDDEN.keys())
+def test_what_no_gate_can_reach_is_frozen_below_autograd(function):
+    """Elements that lie on a kink, or change their piece within the step of the difference."""
+    scale = torch.ones(20, dtype=torch.float64, requires_grad=True)
+    values = torch.linspace(-1.5, 1.6, 20, dtype=torch.float64)
+    values[::4] = torch.tensor([0.0, 0.3, -1.0, 0.0, 1.0], dtype=torch.float64)
+
+    def loss():
+        return smooth(function(scale * values))
 
     def closure():
         scale.grad = None
-        torch.manual_seed(0)
-        value = smooth(layer(scale * x[:20]))
+        torch.manual_seed(1)
+        value = loss()
         value.backward()
         return value
 
-    with pytest.warns(UserWarning, match=name) as caught:
-        FiniteDifference(closure, [scale], check=True).evaluate()
+    with SecondDerivatives():
+        torch.manual_seed(1)
+        (grad,) = torch.autograd.grad(loss(), scale, create_graph=True)
+    (z,) = rademacher_like([scale], seed=0, step=0)
+    (exact,) = torch.autograd.grad(grad, scale, z)
+    difference = FiniteDifference(closure, [scale], check=True, step_size=1e-7)
+    difference.evaluate()
+    product = difference.product({scale: z})[scale]
+    torch.testing.assert_close(scale.grad, grad.detach())
+    torch.testing.assert_close(product, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["elu", "selu", "celu", "prelu", "hardswish"])
+def test_activations_that_are_exactly_zero(name):
+    """A layer that starts at zero puts all of them on the kink."""
+    w = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    assert compare(lambda: smooth(POINTWISE[name](w * x + 0.0)), [w], step_size=1e-7) < 1e-5
+
+
+def test_kernels_are_recorded_again_at_the_next_refresh():
+    """What the first one has found is known from then on, without another look."""
+    p = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    earlier = Earlier()
+
+    def closure():
+        p.grad = None
+        value = p.norm(1) ** 2
+        value.backward()
+        return value
+
+    z = torch.ones_like(p)
+    for check in (True, False, False):
+        earlier.begin_refresh()
+        difference = FiniteDifference(closure, [p], check=check, earlier=earlier)
+        difference.evaluate()
+        expected = 2 * p.detach().sign() * (p.detach().sign() * z).sum()
+        torch.testing.assert_close(difference.product({p: z})[p], expected)
+        assert earlier.has_hidden_pieces and not earlier.is_smooth
+
+
+def test_what_cannot_be_frozen_is_reported_once_with_its_name():
+    grid = torch.zeros(1, 3, 3, 2, requires_grad=True)
+
+    def closure():
+        grid.grad = None
+        value = F.grid_sample(torch.randn(1, 1, 4, 4), grid, align_corners=True).sum()
+        value = value + F.grid_sample(torch.randn(1, 1, 4, 4), grid, align_corners=True).sum()
+        value.backward()
+        return value
+
+    with pytest.warns(UserWarning, match="grid_sampler_2d inside grid_sampler") as caught:
+        FiniteDifference(closure, [grid], check=True).evaluate()
     assert len(caught) == 1
 
 

@@ -1,0 +1,117 @@
+"""torch functions whose second derivative is missing, wrong or slow, in a form with a good one.
+
+Which ones are missing or wrong, a comparison with differences of gradients over torch's registry
+has shown (``tests/library/curvature/test_operators.py``). Private to double backward; the finite
+difference takes the margin losses from here, whose kernels it could not freeze.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from adahessian import _torch
+from adahessian.curvature.batch_norm import batch_norm
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """v · g / ‖v‖. The fused kernel's second derivative is off by some tens of per cent."""
+    return v * (g / _torch.norm_except_dim(v, 2, dim))
+
+
+def _prelu(input: Tensor, weight: Tensor) -> Tensor:  # noqa: A002
+    """At zero the kernel's first derivative is of one piece, and its second of the other."""
+    shape = [-1] + [1] * (input.ndim - 2) if weight.numel() > 1 else []
+    return torch.where(input > 0, input, weight.reshape(shape) * input)
+
+
+class _PiecewiseLinear(Function):
+    """A function whose slope is constant near each element."""
+
+    @staticmethod
+    def forward(ctx, x, function, slope):
+        ctx.save_for_backward(slope(x))
+        return function(x)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (grad,) = grads
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: A002 (torch's name)
+    backward = torch.ops.aten.hardsigmoid_backward
+    if _torch.under_functorch():
+        return F.hardsigmoid(input, inplace)
+    out = _PiecewiseLinear.apply(input, F.hardsigmoid, lambda x: backward(torch.ones_like(x), x))
+    return input.copy_(out) if inplace else out
+
+
+def _linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
+    """In one piece: computed by chunks, its gradient is a constant to autograd."""
+    return F.linear_cross_entropy(*args, **kwargs)
+
+
+def _reduced(loss: Tensor, reduction: str, legacy: tuple[Any, Any]) -> Tensor:
+    if legacy != (None, None):
+        reduction = _torch.legacy_reduction(*legacy)
+    return loss if reduction == "none" else getattr(loss, reduction)()
+
+
+def _multi_margin_loss(
+    input, target, p=1, margin=1.0, weight=None, size_average=None, reduce=None, reduction="mean"
+):  # noqa: A002
+    """Σ_{i ≠ y} max(0, margin − x_y + x_i)^p / C."""
+    x = input.reshape(-1, input.shape[-1] if input.ndim else 1)
+    y = target.reshape(-1, 1)
+    gaps = F.relu(margin - x.gather(1, y) + x) ** p
+    if weight is not None:
+        gaps = gaps * weight[y]
+    others = torch.arange(x.shape[1], device=x.device) != y
+    loss = (gaps * others).sum(1) / x.shape[1]
+    return _reduced(loss.view(target.shape), reduction, (size_average, reduce))
+
+
+def _multilabel_margin_loss(input, target, size_average=None, reduce=None, reduction="mean"):  # noqa: A002
+    """Σ_{j in the labels} Σ_{i not in them} max(0, 1 − x_j + x_i) / C; −1 ends the labels."""
+    x = input.reshape(-1, input.shape[-1] if input.ndim else 1)
+    y = target.reshape(x.shape)
+    given = (y >= 0).cumprod(1).bool()
+    labels = y.clamp(min=0)
+    is_label = torch.zeros_like(y).scatter_add(1, labels, given.to(y)) > 0
+    gaps = F.relu(1 - x.gather(1, labels).unsqueeze(2) + x.unsqueeze(1))
+    loss = (gaps * (given.unsqueeze(2) & ~is_label.unsqueeze(1))).sum((1, 2)) / x.shape[1]
+    return _reduced(loss.view(target.shape[:-1]), reduction, (size_average, reduce))
+
+
+# Hinges that torch has in one kernel each, backward too.
+HINGES: dict[Callable, Callable] = {
+    F.multi_margin_loss: _multi_margin_loss,
+    F.multilabel_margin_loss: _multilabel_margin_loss,
+}
+
+_STAND_INS: dict[Callable, Callable] = {
+    **HINGES,
+    F.batch_norm: batch_norm,
+    F.hardsigmoid: _hardsigmoid,
+    **dict.fromkeys((F.prelu, torch.prelu, Tensor.prelu), _prelu),
+    _torch.weight_norm: _weight_norm,
+}
+if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
+    _STAND_INS[F.linear_cross_entropy] = _linear_cross_entropy
+
+
+class SecondDerivatives(TorchFunctionMode):
+    """While active, these functions have their second derivative. Models need no change."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        # Checkpointing runs the forward again within backward, where this mode is off: what is
+        # saved under its hooks must be what torch itself saves.
+        if func not in _STAND_INS or _torch.has_saved_tensor_hooks():
+            return func(*args, **(kwargs or {}))
+        return _STAND_INS.get(func, func)(*args, **(kwargs or {}))
