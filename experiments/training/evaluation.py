@@ -60,21 +60,21 @@ def evaluated_weights(
     They are others than those trained where there is an average, and for optimizers with modes,
     the schedule-free ones.
     """
-    modes = Capabilities.of(optimizer).has_modes
+    with_modes: Any = optimizer if Capabilities.of(optimizer).has_modes else None
     averaged = average is not None and bool(average.n_averaged > 0)
-    if not modes and not averaged:
+    if not with_modes and not averaged:
         yield
         return
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    if modes:
-        optimizer.eval()
+    if with_modes:
+        with_modes.eval()
     if averaged:
         _copy(average.module.state_dict(), model)
     try:
         yield
     finally:
-        if modes:
-            optimizer.train()  # comes back up to rounding
+        if with_modes:
+            with_modes.train()  # comes back up to rounding
         _copy(trained, model)
 
 

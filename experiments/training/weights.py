@@ -49,7 +49,8 @@ def initialize(config: Config, model: nn.Module) -> str | None:
         for name, tensor in chosen.items():
             tensor.copy_(found[name])
             digest.update(name.encode())
-            digest.update(found[name].contiguous().view(-1).view(torch.uint8).numpy())
+            data = found[name].contiguous().view(-1).view(torch.uint8).numpy()
+            digest.update(memoryview(data))
     return digest.hexdigest()[:16]
 
 
