@@ -40,7 +40,7 @@ class Transform:
         elif settings.policy == "trivialaugment":
             steps.append(v2.TrivialAugmentWide())
         if settings.erasing:
-            value = [255 * channel for channel in mean] if mean else 127
+            value: Any = [255 * channel for channel in mean] if mean else 127
             steps.append(v2.RandomErasing(settings.erasing, value=value))
         self.apply = v2.Compose(steps)
 
