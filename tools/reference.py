@@ -26,6 +26,7 @@ LIBRARY = {
     "adahessian.md": ("adahessian", ["adahessian"]),
     "spectrum.md": ("adahessian.spectrum", ["adahessian.spectrum"]),
     "jax.md": ("adahessian.jax", ["adahessian.jax", "adahessian.jax.train_state"]),
+    "conformance.md": ("adahessian.conformance", ["adahessian.conformance"]),
 }
 COMMANDS = ("experiments", "experiments/benchmarks", "experiments/ports", "slurm")
 

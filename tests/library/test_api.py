@@ -18,6 +18,7 @@ SNAPSHOT = Path(__file__).with_name("api.txt")
 # Each with the package that it needs.
 MODULES = {
     "adahessian": "torch",
+    "adahessian.conformance": "json",
     "adahessian.jax": "optax",
     "adahessian.keras": "keras",
     "adahessian.spectrum": "torch",

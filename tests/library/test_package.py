@@ -53,6 +53,8 @@ def test_wheel_holds_the_library_alone(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert top == {"adahessian"} and "adahessian/py.typed" in names
+    vectors = {str(path.relative_to(ROOT)) for path in (ROOT / "adahessian").rglob("*.json")}
+    assert len(vectors) > 2 and vectors <= set(names)
     text = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA")))
     lines = text.decode().splitlines()
     requires = [r for r in lines if r.startswith("Requires-Dist")]

@@ -38,9 +38,12 @@ class ReferenceAdaHessian:
         if self.num_steps % self.options[0].get("update_interval", 1) == 0:
             self._refresh(loss_function, params)
         self.num_steps += 1
+        norm = math.sqrt(sum((g**2).sum().item() for g in grads))
         new_params = []
         for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
             o = self.options[i]
+            if o.get("max_grad_norm") is not None:
+                g = g * min(1.0, o["max_grad_norm"] / (norm + 1e-6))
             beta1, beta2 = o.get("betas", (0.9, 0.999))
             lr, eps = o.get("lr", 0.15), o.get("eps", 1e-4)
             if o.get("maximize", False):
@@ -75,7 +78,7 @@ class ReferenceAdaHessian:
                 of_tensor = [s.abs() for s in of_tensor]
             mean = sum(of_tensor) / num_samples
             d = torch.zeros_like(mean)
-            for block in blocks(tuple(p.shape), o.get("block_size", "kernel")):
+            for block in blocks(tuple(p.shape), o.get("block_size", "kernel"), o.get("axes")):
                 d[block] = sum(mean[j] for j in block) / len(block)
             d = d.view(p.shape)
             self.exp_hessian_diag_sq[i] = beta2 * self.exp_hessian_diag_sq[i] + (1 - beta2) * d * d
@@ -92,9 +95,18 @@ def dense_hessian(loss_function, params):
     )
 
 
-def blocks(shape, block_size):
-    """Return the blocks as lists of flat indices."""
+def blocks(shape, block_size, axes=None):
+    """Return the blocks as lists of flat indices.
+
+    ``axes`` are the dims in the order (out, in, kernel) of another layout than torch's.
+    """
     numel = math.prod(shape)
+    if axes is not None:
+        flat = torch.arange(numel).view(shape).permute(axes)
+        order = flat.reshape(-1).tolist()
+        return [[order[j] for j in block] for block in blocks(tuple(flat.shape), block_size)]
+    if block_size is None:
+        return [[j] for j in range(numel)]
     if isinstance(block_size, int):
         return [list(range(s, min(s + block_size, numel))) for s in range(0, numel, block_size)]
     kept = len(shape)  # how many leading dims tell blocks apart
