@@ -148,6 +148,7 @@ def _check(run: Run) -> None:
             raise TypeError(f"meta.json: {key} is {run.meta[key]!r}")
     if type(run.meta["seed"]) is not int:
         raise TypeError(f"meta.json: seed is {run.meta['seed']!r}")
+    [int(epoch) for epoch in run.optimizer.get("after_epochs", {})]
     run.optimizer.items(), run.headline, run.config["dataset"].items()
     if run.config["best_epoch_split"] not in ("test", "val"):
         raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
