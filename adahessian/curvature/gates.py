@@ -138,7 +138,8 @@ class Gates(TorchFunctionMode):
         out = self._call(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return self._number(func, out)
-        if self._next is None and isinstance(out, Tensor) and out.requires_grad:
+        # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
+        if self._next is None and isinstance(out, Tensor) and out.requires_grad and out.numel():
             self.dtypes.add(out.dtype)
         self._constants.note(name, args[0] if name == "__setitem__" else out, args, kwargs)
         return out

@@ -174,7 +174,8 @@ def test_a_sweep_in_the_foreground(tmp_path):
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
-    assert {line.partition(":")[0] for line in lines[1:]} == {
+    assert lines[-1].startswith("done: ")
+    assert {line.partition(":")[0] for line in lines[1:-1]} == {
         "digits resnet8 sgd lr=0.1 seed 1",
         "digits resnet8 sgd lr=0.3 seed 1",
     }
