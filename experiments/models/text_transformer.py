@@ -27,7 +27,7 @@ class Size:
         dropout: of embeddings and of what a layer adds.
         attention_dropout, activation_dropout: of attention weights, and behind the ReLU.
         pre_norm: whether a layer normalizes its input (and the stack its output) or its output.
-        fused: whether torch's kernels compute attention, some of which have no second derivative.
+        fused_attention: whether torch's kernels compute it; some have no second derivative.
     """
 
     width: int
@@ -37,7 +37,7 @@ class Size:
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     pre_norm: bool = True
-    fused: bool = False
+    fused_attention: bool = False
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         """
         queries, size = self._heads(self.query(x)), self.size
         dropout = size.attention_dropout if self.training else 0.0
-        if size.fused:
+        if size.fused_attention:
             seen = None if hidden is None else ~hidden
             mixed = F.scaled_dot_product_attention(queries, keys, values, seen, dropout)
         else:

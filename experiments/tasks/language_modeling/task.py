@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.errors import UserError
-from experiments.models.text_transformer import LanguageModel, Size
+from experiments.models.text_transformer import LanguageModel
 from experiments.runtime import distributed
 from experiments.tasks.language_modeling.config import LanguageModelingConfig
-from experiments.tasks.text.prepared import Recipe
 from experiments.tasks.text.task import TextTask
 from experiments.tasks.text.vocabulary import END, Vocabulary
 
@@ -64,26 +63,14 @@ class LanguageModeling(TextTask):
         )
 
     @classmethod
-    def recipe(cls, config: Any) -> Recipe:
-        settings = config.dataset
-        kind = "pieces" if settings.vocabulary else "words"
-        return Recipe(settings.name, (LANGUAGE,), kind, settings.vocabulary)
+    def languages(cls, config: Any) -> tuple[str, ...]:
+        return (LANGUAGE,)
 
     def build_model(self) -> nn.Module:
         settings = self.config.model
-        size = Size(
-            settings.width,
-            settings.ffn,
-            settings.heads,
-            settings.dropout,
-            settings.attention_dropout,
-            settings.activation_dropout,
-            settings.pre_norm,
-            settings.fused_attention,
-        )
         cutoffs = tuple(settings.adaptive_cutoffs)
         try:
-            model = LanguageModel(self.vocabulary.size, size, settings.layers, cutoffs)
+            model = LanguageModel(self.vocabulary.size, self.size, settings.layers, cutoffs)
         except ValueError as error:
             raise UserError(
                 f"model.adaptive_cutoffs = {list(cutoffs)} for {self.vocabulary.size} tokens: "

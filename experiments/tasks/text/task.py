@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.models.text_transformer import Size
 from experiments.tasks.randomness import generator
 from experiments.tasks.task import Task
 from experiments.tasks.text.config import TextConfig
@@ -37,7 +39,21 @@ class TextTask(Task):
     @classmethod
     def recipe(cls, config: Any) -> Recipe:
         """The corpus that a configuration needs."""
+        settings = config.dataset
+        kind = "pieces" if settings.vocabulary else "words"
+        return Recipe(settings.name, cls.languages(config), kind, settings.vocabulary)
+
+    @classmethod
+    def languages(cls, config: Any) -> tuple[str, ...]:
+        """Of the corpus: one, or source and target."""
         raise NotImplementedError
+
+    @property
+    def size(self) -> Size:
+        """Of the network, as the configuration's section `model` has it."""
+        return Size(
+            **{field.name: getattr(self.config.model, field.name) for field in fields(Size)}
+        )
 
     @classmethod
     def describe_data(cls, config: Any, data_root: Path) -> dict[str, Any] | None:

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from experiments.errors import UserError
 from experiments.models.beam_search import beam_search
-from experiments.models.text_transformer import EncoderDecoder, Size
+from experiments.models.text_transformer import EncoderDecoder
 from experiments.runtime import distributed
 from experiments.runtime.progress import say
 from experiments.tasks.text.packs import Sentences, make_packs
-from experiments.tasks.text.prepared import Recipe
 from experiments.tasks.text.task import TextTask
 from experiments.tasks.text.vocabulary import BEGIN, END, PAD
 from experiments.tasks.translation.baselines import baselines
@@ -85,25 +84,13 @@ class Translation(TextTask):
         )
 
     @classmethod
-    def recipe(cls, config: Any) -> Recipe:
-        settings = config.dataset
-        kind = "pieces" if settings.vocabulary else "words"
-        return Recipe(settings.name, (settings.source, settings.target), kind, settings.vocabulary)
+    def languages(cls, config: Any) -> tuple[str, ...]:
+        return config.dataset.source, config.dataset.target
 
     def build_model(self) -> nn.Module:
         settings = self.config.model
-        size = Size(
-            settings.width,
-            settings.ffn,
-            settings.heads,
-            settings.dropout,
-            settings.attention_dropout,
-            settings.activation_dropout,
-            settings.pre_norm,
-            settings.fused_attention,
-        )
         layers = settings.encoder_layers, settings.decoder_layers
-        return self.place(EncoderDecoder(self.vocabulary.size, size, *layers, pad=PAD))
+        return self.place(EncoderDecoder(self.vocabulary.size, self.size, *layers, pad=PAD))
 
     # ------------------------------------------------------------------------------------ batches
 

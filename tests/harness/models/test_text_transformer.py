@@ -20,7 +20,7 @@ def language_model(cutoffs=(), seed=0, **size):
     return LanguageModel(12, size, 2, cutoffs).double()
 
 
-@pytest.mark.parametrize("options", [{}, {"pre_norm": False}, {"fused": True}])
+@pytest.mark.parametrize("options", [{}, {"pre_norm": False}, {"fused_attention": True}])
 class TestWhatAPositionSees:
     def test_a_target_sees_no_later_one(self, options):
         model = tiny_translator(layers=2, **options)
@@ -52,7 +52,7 @@ class TestWhatAPositionSees:
 
 
 def test_the_kernel_computes_the_written_attention():
-    written, fused = tiny_translator(layers=2), tiny_translator(layers=2, fused=True)
+    written, fused = tiny_translator(layers=2), tiny_translator(layers=2, fused_attention=True)
     torch.testing.assert_close(written(SOURCE, TARGET), fused(SOURCE, TARGET))
 
 
