@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian
 from adahessian.curvature.double_backward import DoubleBackward
@@ -29,6 +27,14 @@ from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.precision import STEP_SIZES
 from experiments.benchmarks import zoo
+from experiments.benchmarks.precisions import (
+    FLOAT32,
+    FLOAT64,
+    PRECISIONS,
+    EmulatedTF32,
+    Precision,
+    computing_in,
+)
 from experiments.models.transformer import Transformer
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
@@ -38,89 +44,6 @@ from experiments.reports.sections import Grid
 NO_CURVATURE = 1e-9
 
 
-@dataclass(frozen=True)
-class Precision:
-    """In what numbers a network computes: its parameters', or autocast's."""
-
-    name: str
-    params: torch.dtype
-    autocast: torch.dtype | None = None
-    tf32: bool = False  # on a CPU emulated
-
-    @property
-    def key(self) -> torch.dtype | str:
-        """Its name in `STEP_SIZES`."""
-        return "tf32" if self.tf32 else self.autocast or self.params
-
-
-class _Rounded(torch.autograd.Function):
-    """Rounds to the 10 bits after the binary point that a tensor core reads; passes gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        shifted = x * (2**13 + 1)  # Veltkamp: its lowest bits are beyond those to be kept
-        return shifted - (shifted - x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad
-
-
-class _RoundedGradient(torch.autograd.Function):
-    """The identity, whose gradient is rounded: it is the input of the backward pass's products."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Rounded.apply(grad)
-
-
-class EmulatedTF32(TorchFunctionMode):
-    """Convolutions and matrix products as NVIDIA's tensor cores compute them in float32.
-
-    Both factors are rounded to 10 bits, products are summed in float32: in the forward pass, the
-    backward pass, and the derivative of the backward pass. So TF32 can be looked at without a GPU.
-    """
-
-    products = {torch.conv1d, torch.conv2d, torch.conv3d, F.linear, torch.matmul, Tensor.matmul}
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.products:
-            x, weight, *rest = args
-            product = func(_Rounded.apply(x), _Rounded.apply(weight), *rest, **(kwargs or {}))
-            return _RoundedGradient.apply(product)
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def computing_in(precision: Precision, device: str) -> Iterator[None]:
-    """Have a GPU read float32 as TF32 or not, in convolutions and matrix products alike.
-
-    Without it torch does so in convolutions.
-    """
-    if device == "cpu":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision.tf32 else "highest")
-    try:
-        with torch.backends.cudnn.flags(allow_tf32=precision.tf32):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-FLOAT64 = Precision("float64", torch.float64)
-FLOAT32 = Precision("float32", torch.float32)
-PRECISIONS = (
-    FLOAT64,
-    FLOAT32,
-    Precision("TF32", torch.float32, tf32=True),
-    Precision("bfloat16", torch.float32, torch.bfloat16),
-)
 SWEEPS = {
     "float64": (1e-9, 1e-8, 1e-7),
     "float32": (1e-5, 2e-5, 4e-5, 1e-4, 2e-4),
