@@ -11,6 +11,9 @@ class UserError(Exception):
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown word: the nearest known one, or all of them."""
     known = [str(name) for name in known]
+    key, colon, value = word.partition(":")
+    if colon and value and key in known:
+        return f"did you mean '{key}: {value}'? YAML wants a space behind the colon"
     close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
 

@@ -84,6 +84,8 @@ def _entry(run: Run) -> dict[str, Any]:
     rows = [row for row in run.rows if row.get("epoch", 0) > 0]
     split = f"{run.config['best_epoch_split']}/{run.headline.name}"
     keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
+    if run.series("time/waited_share"):  # runs of earlier versions have none
+        keys["time/waited_share"] = None
     entry: dict[str, Any] = {
         "state": run.state,
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],

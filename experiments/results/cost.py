@@ -3,7 +3,8 @@
 A step is the mean step of an epoch, so that refreshes of the curvature count in their proportion,
 loading included and the epochs before the last change of settings (`after_epochs`) left out. Over
 epochs and seeds the fastest tenth counts: other load on the machine only adds. Where half of the
-epochs took much longer than that, the machine was not quiet, and no cost is given.
+epochs took much longer than that, the machine was not quiet, and no cost is given; nor of epochs
+that shared their processor, which steady load would hide (`time/waited_share`).
 """
 
 import math
@@ -16,7 +17,8 @@ from experiments.runs.reading import Run
 QUIET = 1.3  # the median epoch may take this much longer than the fastest tenth
 NOTE = (
     "Steps: an epoch's mean step, the 10 % quantile over epochs and seeds, because other load on "
-    f"the machine only adds; none where half of the epochs took more than {QUIET:g} times that."
+    f"the machine only adds; none where half of the epochs took more than {QUIET:g} times that, or "
+    "where they shared their processor."
 )
 
 

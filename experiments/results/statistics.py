@@ -16,6 +16,7 @@ from experiments.results.tables import ComparisonTable
 from experiments.runs.reading import Run
 
 CONFIDENCE = 0.95
+FEW = 4  # evaluations, of which a plot shows all
 
 
 @dataclass
@@ -273,7 +274,7 @@ def late_limits(metric: Metric, runs: Iterable[Run]) -> tuple[float, float]:
     late = [
         metric.scale * row[run.test_key]
         for run in runs
-        for row in run.evaluated[len(run.evaluated) // 2 :]
+        for row in run.evaluated[len(run.evaluated) // 2 if len(run.evaluated) > FEW else 0 :]
         if math.isfinite(row[run.test_key])
     ]
     low, high = min(late), max(late)

@@ -14,6 +14,8 @@ from experiments.runs.jsonlines import read_rows
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.states import State, read_state
 
+WAITED = 0.1  # the share of a step without a processor from which it says nothing of its cost
+
 
 @dataclass
 class Run:
@@ -86,14 +88,19 @@ class Run:
         """Seconds of the mean step of each epoch, the data's loading included.
 
         Steps that refresh the curvature are in them in their proportion. Epochs count from the last
-        change of the optimizer's settings on (`after_epochs`).
+        change of the optimizer's settings on (`after_epochs`), and on a CPU only those in which the
+        training had a processor for itself.
         """
         start = max(map(int, self.optimizer.get("after_epochs", {})), default=0)
         steps = {0: 0, **self.series("step")}
+        on_cpu = all(session.get("device") == "cpu" for session in self.meta["sessions"])
+        waited = self.series("time/waited_share") if on_cpu else {}
         return [
             seconds / (steps[epoch] - steps[epoch - 1])
             for epoch, seconds in self.series("time/epoch_seconds").items()
-            if epoch > start and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
+            if waited.get(epoch, 0) <= WAITED
+            and epoch > start
+            and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
         ]
 
     def training_seconds(self) -> float:

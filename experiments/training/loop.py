@@ -50,6 +50,7 @@ class Position:
         step: steps of the next one; all of them where only its evaluation is missing.
         totals, seconds: sums and time of these steps.
         step_seconds: the time of each of these steps that was measured.
+        waited: seconds of these times in which the main thread had no processor.
     """
 
     epoch: int = 0
@@ -57,6 +58,7 @@ class Position:
     totals: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
+    waited: float = 0.0
 
 
 @dataclass
@@ -202,8 +204,9 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     What was trained is saved before it is evaluated: an evaluation that fails costs no training.
 
     Returns:
-        `time/epoch_seconds`, interrupted sessions included, and `time/step_seconds`, the median
-        time of an optimizer step without the making of its batch.
+        `time/epoch_seconds`, interrupted sessions included, `time/step_seconds`, the median time
+        of an optimizer step without the making of its batch, and `time/waited_share`, the share of
+        the steps' time in which the main thread had no processor: on a CPU, what other load took.
     """
     task, config = training.task, training.config
     steps = task.steps_per_epoch
@@ -214,9 +217,11 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         training.optimizer.train()
     for batch in task.training_batches(position.epoch, position.step):
         training.set_options(done + position.step)
-        step_start = time.perf_counter()
+        step_start, processor_start = time.perf_counter(), time.thread_time()
         sums = optimizer_step(training, batch)
         position.step_seconds.append(time.perf_counter() - step_start)
+        processor_seconds = time.thread_time() - processor_start
+        position.waited += max(0.0, position.step_seconds[-1] - processor_seconds)
         position.step += 1
         update_average(training.average, training.model, config, done + position.step, steps)
         position.seconds = earlier + time.perf_counter() - start
@@ -239,6 +244,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     times = {"time/epoch_seconds": position.seconds}
     if position.step_seconds:
         times["time/step_seconds"] = statistics.median(position.step_seconds)
+        times["time/waited_share"] = position.waited / math.fsum(position.step_seconds)
     return times
 
 

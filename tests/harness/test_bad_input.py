@@ -47,6 +47,7 @@ def nothing_is_written(tmp_path, monkeypatch):
             "--lr=0.1: a setting has no dashes, write lr=0.1 (in a sweep of wandb: ",
         ),
         (["--optimizers.sgd.lr=1"], "a setting has no dashes, write optimizers.sgd.lr=1"),
+        (["schedule={name:cosine}"], "did you mean 'name: cosine'? YAML wants a space behind"),
         (["--drry-run"], "unknown option --drry-run; did you mean '--dry-run'?"),
         (
             ["--jobs", "many"],

@@ -12,6 +12,7 @@ which come from files, are escaped here.
 import html
 import math
 import statistics
+from itertools import accumulate
 from typing import Any
 
 from experiments.plots.curves import Curve
@@ -182,11 +183,11 @@ def headline_by_time(table: ComparisonTable) -> Any:
     for place, (name, runs) in enumerate(table.groups.items()):
         mean = curve(runs, table.result_key, table.metric.scale)
         seconds = curve(runs, "time/epoch_seconds")
-        passed, times = 0.0, []
-        spent = dict(zip(seconds.x, seconds.means, strict=True))
-        for epoch in mean.x:
-            passed += spent.get(epoch, 0) / seconds_each
-            times.append(passed)
+        spent = dict(zip(seconds.x, accumulate(seconds.means), strict=True))
+        times, passed = [], 0.0
+        for epoch in mean.x:  # the metric may be measured every few epochs only
+            passed = spent.get(epoch, passed)
+            times.append(passed / seconds_each)
         add_line(plot, place, name, times, mean)
     declutter(plot, table)
     plot.update_yaxes(range=late_limits(table.metric, table.runs))

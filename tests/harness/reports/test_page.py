@@ -126,6 +126,17 @@ def test_the_page_holds(text, shown):
     assert text in shown.text
 
 
+def test_time_passes_in_epochs_without_the_metric_too(tmp_path):
+    run = finish_run(tmp_path, small_config("epochs=4"), [0.1, 0.2, 0.3, 0.4], step_seconds=0.6)
+    rows = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    for row in (rows[0], rows[2]):
+        del row["test/accuracy"]
+    run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (table,) = read_results(tmp_path).tables
+    (line,) = figures.headline_by_time(table).data
+    assert list(line.x) == [2.0, 4.0], "minutes, of which each epoch took one"
+
+
 def test_groups_without_curvature_have_no_curvature_plots(shown, tmp_path):
     assert "Spectral density: adam" not in shown.text
     finish_run(tmp_path, small_config(), [0.5])

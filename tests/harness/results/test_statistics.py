@@ -141,6 +141,15 @@ def test_rows_tell_seeds_times_and_hours(tmp_path):
     assert sgd.hours == pytest.approx(8 / 3600)
 
 
+def test_steps_that_shared_their_processor_have_no_cost(tmp_path):
+    """Steady load makes all epochs slow alike; only the processor's time tells."""
+    finish_run(tmp_path, small_config(), [0.5, 0.9], 0.01, **{"time/waited_share": 0.01})
+    finish_run(tmp_path, small_config(optimizer="adam"), [0.5, 0.9], **{"time/waited_share": 0.4})
+    sgd, adam = summarize(read_results(tmp_path).tables[0])
+    assert (sgd.step_seconds, sgd.ratio) == (0.01, 1)
+    assert math.isnan(adam.step_seconds) and adam.ratio is None
+
+
 def test_without_times_there_is_no_ratio():
     (row,) = summarize(read := _without_times())
     assert read.metric.name == "accuracy"

@@ -50,7 +50,7 @@ def test_the_command_trains_it_and_says_its_metric(path, tmp_path, capsys):
         assert (meta["headline"], meta["result_split"]) == ("mae", "test")
         assert meta["parameters"] == 4
         parts = ["train/loss", "val/loss", "val/mae", "test/loss", "test/mae"]
-        times = ["time/epoch_seconds", "time/step_seconds"]
+        times = ["time/epoch_seconds", "time/step_seconds", "time/waited_share"]
         assert list(rows[0]) == ["step", "epoch", "learning_rate", *parts, *times]
         assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24]
         assert [row["learning_rate"] for row in rows] == pytest.approx([0.1] * 3 + [0.01] * 3)

@@ -59,7 +59,7 @@ def test_rows_hold_what_the_schema_says(tmp_path):
     config = small_config("dataset.validation_size=100", "checkpoint_every_steps=4")
     rows = read_metrics(run(tmp_path, config).metrics_path)
     parts = [f"{split}/{key}" for split in ("train", "val", "test") for key in ("loss", "accuracy")]
-    times = ["time/epoch_seconds", "time/step_seconds"]
+    times = ["time/epoch_seconds", "time/step_seconds", "time/waited_share"]
     assert [list(row) for row in rows] == [["step", "epoch", "learning_rate", *parts, *times]] * 2
     assert [(row["epoch"], row["step"]) for row in rows] == [(1, 10), (2, 20)]
     assert all(0 < row["time/step_seconds"] < row["time/epoch_seconds"] for row in rows)
