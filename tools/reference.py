@@ -301,7 +301,7 @@ KEYS = {
     "time/curvature_share": "part of the steps' time that the curvature takes",
     "time/spectrum_seconds": "what the spectrum took",
     "time/epoch_seconds": "the epoch's training, without evaluation",
-    "time/waited_share": "share of the steps' time in which the main thread had no processor",
+    "time/waited_share": "share of the steps' time in which the process had no processor",
     "time/step_seconds": "median of the epoch's steps",
 }
 

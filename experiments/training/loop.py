@@ -50,7 +50,8 @@ class Position:
         step: steps of the next one; all of them where only its evaluation is missing.
         totals, seconds: sums and time of these steps.
         step_seconds: the time of each of these steps that was measured.
-        waited: seconds of these times in which the main thread had no processor.
+        waited: seconds of these times in which the process had no processor (autograd may have a
+            thread of its own).
     """
 
     epoch: int = 0
@@ -206,7 +207,7 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     Returns:
         `time/epoch_seconds`, interrupted sessions included, `time/step_seconds`, the median time
         of an optimizer step without the making of its batch, and `time/waited_share`, the share of
-        the steps' time in which the main thread had no processor: on a CPU, what other load took.
+        the steps' time in which the process had no processor: on a CPU, what other load took.
     """
     task, config = training.task, training.config
     steps = task.steps_per_epoch
@@ -217,10 +218,10 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
         training.optimizer.train()
     for batch in task.training_batches(position.epoch, position.step):
         training.set_options(done + position.step)
-        step_start, processor_start = time.perf_counter(), time.thread_time()
+        step_start, processor_start = time.perf_counter(), time.process_time()
         sums = optimizer_step(training, batch)
         position.step_seconds.append(time.perf_counter() - step_start)
-        processor_seconds = time.thread_time() - processor_start
+        processor_seconds = time.process_time() - processor_start
         position.waited += max(0.0, position.step_seconds[-1] - processor_seconds)
         position.step += 1
         update_average(training.average, training.model, config, done + position.step, steps)
