@@ -47,7 +47,7 @@ def root(metric, tmp_path, monkeypatch):
         for seed, last in enumerate(values, 1):
             config = small_config(optimizer=optimizer, seed=seed)
             start = 40.0 if metric.direction == "min" else 0.01
-            finish_run(root, config, [start, start, (last + 1) / 2, last], metric=metric)
+            finish_run(root, config, [start] * 3 + [(last + 1) / 2] * 2 + [last], metric=metric)
     return root
 
 
