@@ -159,7 +159,10 @@ def _check(run: Run) -> None:
     run.optimizer.items(), run.headline, run.config["dataset"].items()
     if run.config["best_epoch_split"] not in ("test", "val"):
         raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
-    [session.items() for session in run.meta["sessions"]]
+    for session in run.meta["sessions"]:
+        for key, value in session.items():
+            if isinstance(value, list | dict):
+                raise TypeError(f"meta.json: a session's {key} is {value!r}")
     for place, row in enumerate(run.rows, 1):
         row.setdefault("epoch", place)
         for key, value in row.items():
