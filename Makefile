@@ -188,8 +188,9 @@ dashboard: setup ## The runs side by side: on wandb with a key, else in the term
 	@$(PY) -m experiments.dashboard
 
 # What depends on clusters, signals and servers gets a second chance; -ra names what took it.
-test: $(VENV)/.ready-for-tests ## The test suite (at most 12 minutes on 2 cores)
-	$(PY) -m pytest -m 'not slow' --reruns 2 --reruns-delay 2
+PYTEST = $(PY) -m pytest -n auto --maxprocesses 4 --reruns 2
+test: $(VENV)/.ready-for-tests ## The test suite (at most 15 minutes on 2 cores)
+	$(PYTEST) -m 'not slow' --reruns-delay 2
 
 # The report page's tests look at it in a browser. On other systems than Debian's: install one.
 browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing where there is one
@@ -198,7 +199,7 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 		echo 'No Chromium: the tests that need a browser will say so.'
 
 test-all: test browser ## The test suite, and the slow tests after it (35 minutes more)
-	$(PY) -m pytest -m slow --reruns 2 --reruns-delay 5
+	$(PYTEST) -m slow --reruns-delay 5
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py

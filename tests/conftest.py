@@ -45,6 +45,19 @@ def pytest_configure(config):
     torch.Generator = Generator
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests share a worker, and all that need the Slurm cluster do: there is one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "cluster" if file.startswith("tests/cluster/") else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     """JAX compiles every problem anew: minutes, which `make test` leaves to `make test-all`."""
     on_gpu = config.getoption("--device") != "cpu"

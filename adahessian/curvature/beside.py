@@ -74,7 +74,7 @@ def filling_gradients(
 
 
 class Beside:
-    """While active, evaluations leave gradients, buffers of modules and random states alone.
+    """While active, evaluations leave gradients, random states and what modules keep alone.
 
     In the end these are what they were, bit for bit, also if something raises. Evaluations start
     without gradients.
@@ -96,7 +96,7 @@ class Beside:
             p.grad = None
         modules = self._earlier.known_modules(self._params)
         devices = {p.device for p in self._params if p.device.type != "cpu"}
-        self._before = Snapshot(devices, modules)
+        self._before = Snapshot(devices, modules, dict.fromkeys(self._params), self._earlier.places)
         self._stack = contextlib.ExitStack()
         if self._earlier.is_smooth and not any(map(_normalizes_batches, modules)):
             for module in modules:

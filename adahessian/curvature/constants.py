@@ -16,6 +16,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from adahessian.curvature.torch_calls import name_of, writes
 
@@ -28,12 +29,49 @@ _DATA = getattr_static(Tensor, "data")
 NUMBERS = frozenset("item __float__ __int__ __index__ __bool__ tolist __complex__".split())
 
 
+class Storages:
+    """A set of tensors. Whatever shares its memory with one of them belongs to it.
+
+    For a tensor is written through its ``.data``, ``detach()`` and views, too.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor] = ()) -> None:
+        self._storages: dict[int, StorageWeakRef] = {}
+        # What has no storage, by identity: tensors compare their elements.
+        self._others: dict[int, ref[Tensor]] = {}
+        self.add(tensors)
+
+    def __bool__(self) -> bool:
+        return bool(self._storages or self._others)
+
+    def __contains__(self, t: Tensor) -> bool:
+        if not self:
+            return False
+        if (storage := _storage(t)) is not None:
+            return storage.cdata in self._storages
+        other = self._others.get(id(t))
+        return other is not None and other() is t
+
+    def add(self, tensors: Iterable[Tensor]) -> None:
+        for t in tensors:
+            if (storage := _storage(t)) is None:
+                self._others[id(t)] = ref(t)
+            else:  # while this is held, no other storage has its number
+                self._storages[storage.cdata] = storage
+
+
+def _storage(t: Tensor) -> StorageWeakRef | None:
+    try:
+        return StorageWeakRef(t.untyped_storage())
+    except (NotImplementedError, RuntimeError):  # a sparse tensor, or one of torch.func
+        return None
+
+
 class Constants:
     """Marks the tensors of one evaluation that depend on a parameter, though not for autograd."""
 
     def __init__(self) -> None:
-        # By identity: tensors compare their elements.
-        self._marked: dict[int, ref[Tensor]] = {}
+        self._marked = Storages()
 
     def __bool__(self) -> bool:
         return bool(self._marked)
@@ -44,10 +82,7 @@ class Constants:
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that depends on a parameter."""
-        if not self._marked or t.requires_grad:
-            return False
-        marked = self._marked.get(id(t))
-        return marked is not None and marked() is t
+        return not t.requires_grad and t in self._marked
 
     def note(self, name: str, out: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Mark what a function has computed of a parameter without its graph."""
@@ -59,11 +94,11 @@ class Constants:
 
     def mark(self, tensors: Iterable[Tensor]) -> None:
         """Mark tensors as constants that depend on a parameter."""
-        self._marked |= {id(t): ref(t) for t in tensors}
+        self._marked.add(tensors)
 
 
 def is_data(func: Callable) -> bool:
-    """Whether a call of ``__get__`` is that of ``Tensor.data``."""
+    """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.data``."""
     return getattr(func, "__self__", None) is _DATA
 
 

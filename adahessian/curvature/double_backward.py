@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients
+from adahessian.curvature.constants import tensors_in
 from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
@@ -75,16 +76,18 @@ _WRONG_SECOND_DERIVATIVE = (
     "optimizer.step(closure), where it is computed otherwise (not in activation checkpointing), or "
     "use curvature='finite_difference'."
 )
+# What torch and torchvision say of it.
+_LACKS_ONE = ("is not implemented", "not supported", "is not differentiable")
 _NO_SECOND_DERIVATIVE = (
-    "this model uses a kernel whose second derivative torch does not have. Use "
+    "this model uses a kernel without a second derivative. Use "
     "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
     "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) around the forward pass."
 )
 
 
-def _has_node(grads: Sequence[Tensor], name: str) -> bool:
-    """Whether a function's derivative, by its name in autograd, is in the gradients' graph."""
-    return any(node.name() == name for node in nodes_below(grads))
+def _has_node(tensors: Sequence[Tensor], name: str) -> bool:
+    """Whether a function's derivative, by its name in autograd, is in the tensors' graph."""
+    return any(node.name() == name for node in nodes_below(tensors))
 
 
 class DoubleBackward:
@@ -120,6 +123,8 @@ class DoubleBackward:
         # The gradients that we left without their graph, and how often each was changed in place.
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
         self._num_products = 0
+        self._graph_was_asked_for = False
+        self._losses: list[Tensor] = []  # what it was asked of
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns.
@@ -135,9 +140,11 @@ class DoubleBackward:
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
+                if mode.graph_was_asked_for and _lacks_a_second_derivative(error):
+                    raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
                 raise
             finally:
-                self._graph_was_asked_for = mode.graph_was_asked_for
+                self._graph_was_asked_for, self._losses = mode.graph_was_asked_for, mode.last
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -151,7 +158,10 @@ class DoubleBackward:
         if not earlier and not any(g.requires_grad for g in gradients(params)):
             if not self._graph_was_asked_for:
                 raise RuntimeError(_MISSING_GRAPH)
+            if _has_node(self._losses, _REENTRANT_NODE):
+                raise RuntimeError(_REENTRANT)
             # The loss is linear: its gradient is constant.
+        self._losses = []
         if self._check and self._num_products == 1:
             if _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
@@ -200,18 +210,23 @@ class _BeforeBackward(SecondDerivatives):
 
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
+        last: the tensors from which that one was called.
     """
 
     def __init__(self, before_backward: Callable[[], None]) -> None:
         super().__init__()
         self._before_backward = before_backward
         self.graph_was_asked_for = False
+        self.last: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is Tensor.backward or func is torch.autograd.backward:
+            self.last = []  # it holds its graph
             self._before_backward()
             create_graph = args[3] if len(args) > 3 else (kwargs or {}).get("create_graph")
-            self.graph_was_asked_for |= bool(create_graph)
+            if create_graph:
+                self.graph_was_asked_for = True
+                self.last = list(tensors_in(args[0] if args else (kwargs or {})["tensors"]))
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -223,6 +238,10 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
     try:
         return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)
     except RuntimeError as error:
-        if "is not implemented" in str(error):
+        if _lacks_a_second_derivative(error):
             raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
         raise
+
+
+def _lacks_a_second_derivative(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in _LACKS_ONE)

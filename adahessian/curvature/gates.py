@@ -25,7 +25,7 @@ constant, although it was computed from the parameters, is kept as it was
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -38,22 +38,27 @@ from adahessian.curvature.closures import not_repeatable
 from adahessian.curvature.constants import (
     NUMBERS,
     Constants,
+    Storages,
     is_data,
     meets_the_graph,
     replaced,
+    tensors_in,
 )
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.kernels import UNFROZEN, Kernels, hidden_piece
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
 from adahessian.curvature.second_derivatives import HINGES
-from adahessian.curvature.torch_calls import name_of
+from adahessian.curvature.torch_calls import name_of, writes, written_by
 from adahessian.curvature.unfolding import unfolded
+from adahessian.replicas import local
 
 # What computes nothing: a third of a network's calls, and each comes through here.
 _ATTRIBUTES = frozenset(
     "__get__ __set__ dim size stride numel is_floating_point is_complex".split()
 )
+_ONCE = "not to be repeated"
+_WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding, F.embedding_bag)  # with max_norm as their fourth argument
 # Functions of torch whose pieces have no part in the gradient: they guard a division with a clamp,
 # mask what has no number, or say only whether.
@@ -69,6 +74,7 @@ class Gates(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.params: Collection[Tensor] = ()  # what the evaluations differ by
         self.inside: str | None = None  # the torch function that is running, for HiddenKinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
         self.called: set[str] = set()  # names of the torch functions that it came through
@@ -79,7 +85,9 @@ class Gates(TorchFunctionMode):
         self.kernels: Kernels | None = None  # what takes the place of most gates
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
+        self.written = Storages()  # what the recorded evaluation has changed in place
         self._constants = Constants()
+        self._ours: Storages | None = None
 
     def record_kernels(self) -> None:
         """Record anew, and below autograd: there are pieces that no gate can reach."""
@@ -122,7 +130,9 @@ class Gates(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = name_of(func)
-        if name in _ATTRIBUTES:
+        is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
+        is_write = is_write or name == "__set__" and is_data(func)
+        if name in _ATTRIBUTES and not is_write:
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
@@ -135,13 +145,13 @@ class Gates(TorchFunctionMode):
             args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
         if func in _RENORMALIZE:
             args, kwargs = self._renormalized_once(func, args, kwargs)
-        out = self._call(name, func, args, kwargs)
+        out = (self._write if is_write else self._call)(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return self._number(func, out)
         # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
         if self._next is None and isinstance(out, Tensor) and out.requires_grad and out.numel():
             self.dtypes.add(out.dtype)
-        self._constants.note(name, args[0] if name == "__setitem__" else out, args, kwargs)
+        self._constants.note(name, written_by(args, kwargs) if is_write else out, args, kwargs)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -177,6 +187,41 @@ class Gates(TorchFunctionMode):
                     value, layouts = self._recorded(func)
                     out = layouts.lay_out_outputs(value.clone())
         return out
+
+    def _write(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call what writes to tensors in place; to parameters, in the recorded evaluation only.
+
+        One that constrains their norm, say. The Hessian is that at the parameters as they then are.
+        """
+        # Of what requires a gradient, autograd lets nobody write to a parameter.
+        target = written_by(args, kwargs)
+        targets = [t for t in tensors_in(target) if not t.requires_grad or t.is_leaf]
+        self.written.add(targets)
+        if self._next is not None:  # there a detached parameter is one that was recorded
+            coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
+            is_once = coming[0] == name and coming[1] is _ONCE
+        else:
+            is_once = any(t in self._memory_of_params() for t in targets)
+        if not is_once:
+            out = self._call(name, func, args, kwargs)
+        elif self._next is None:
+            self._tape.append((name, _ONCE, Layouts()))
+            self.inside = "a gate"
+            with self.kernels.paused() if self.kernels is not None else contextlib.nullcontext():
+                out = func(*args, **kwargs)
+            self.inside = None
+        else:
+            self._recorded(func)
+            out = target
+        if name == "__set__":  # ``.data = `` brings another storage
+            self.written.add(targets)
+            self._ours = None
+        return out
+
+    def _memory_of_params(self) -> Storages:
+        if self._ours is None:
+            self._ours = Storages(local(p.detach()) for p in self.params)
+        return self._ours
 
     def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Let an embedding's ``max_norm`` change the parameter in the recorded evaluation only."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.kernel_reductions import REDUCTIONS
+from adahessian.curvature.snapshot import generator_state, set_generator_state
 
 Given = dict[str, Any]  # an operator's arguments by name
 
@@ -39,6 +40,23 @@ class Pointwise(NamedTuple):
         if torch.is_tensor(out):
             return torch.where(moved, values, out)
         return [torch.where(moved, v, o) for v, o in zip(values, out, strict=True)]
+
+
+class RandomSlopes:
+    """rrelu's forward pass, which draws for negative elements only, and saves what."""
+
+    def freezes(self, a: Given) -> bool:
+        return True
+
+    def pattern(self, a: Given, out: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _positive(a), a["noise"].clone(), generator_state(out.device)
+
+    def fix(self, pattern: tuple[Tensor, Tensor, Tensor], a: Given, out: Any) -> Tensor:
+        on, noise, drawn = pattern
+        if a["training"]:
+            a["noise"].copy_(noise)
+            set_generator_state(out.device, drawn)
+        return torch.where(on, a["self"], _rrelu_slope(a) * a["self"])
 
 
 class Loss(NamedTuple):
@@ -280,9 +298,7 @@ _POINTWISE = {
     "leaky_relu_backward": Pointwise(
         _positive, lambda on, a: torch.where(on, _grad(a), a["negative_slope"] * _grad(a))
     ),
-    "rrelu_with_noise": Pointwise(
-        _positive, lambda on, a: torch.where(on, a["self"], _rrelu_slope(a) * a["self"])
-    ),
+    "rrelu_with_noise": RandomSlopes(),
     "rrelu_with_noise_backward": Pointwise(
         _positive, lambda on, a: torch.where(on, _grad(a), _rrelu_slope(a) * _grad(a))
     ),

@@ -13,7 +13,8 @@ this work wherever they can, and the kernels take their place for a loss in whic
 found, from its first evaluation on.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -73,10 +74,20 @@ class Kernels(_torch.TorchDispatchMode):
         # Each device has a thread of its own in a backward pass, and its own order.
         self._tapes: dict[torch.device, list[tuple[str, Any]]] = {}
         self._next: dict[torch.device, int] | None = None  # None while recording
+        self._is_paused = False
 
     def rewind(self) -> None:
         """Replay from the beginning."""
         self._next = dict.fromkeys(self._tapes, 0)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let operators pass that will not run again."""
+        self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     @property
     def met_pieces(self) -> bool:
@@ -95,6 +106,8 @@ class Kernels(_torch.TorchDispatchMode):
         with _torch.below_torch_functions():  # the gates have seen the call that led here
             name = _torch.kernel_name(func)
             pieces = PIECES.get(name) or PIECES.get(name.rstrip("_"))
+            if self._is_paused:
+                return func(*args, **kwargs)
             if pieces is None:
                 out = func(*args, **kwargs)
                 if not _is_step(out, args) or _is_formula_of_smooth():

@@ -27,6 +27,7 @@ from adahessian import _torch
 from adahessian.curvature.layouts import with_value
 from adahessian.curvature.pools import GATES as POOLS
 from adahessian.curvature.selections import GATES as SELECTIONS
+from adahessian.curvature.snapshot import generator_state, set_generator_state
 from adahessian.curvature.torch_calls import bind, split, writes
 from adahessian.curvature.weight_gradients import FirstLayers
 
@@ -249,7 +250,10 @@ _POINTWISE = {
 
 
 class _RandomLeakyReLU:
-    """rrelu draws its slopes only for negative elements: the drawn slopes are the pattern."""
+    """rrelu draws its slopes only for negative elements: the drawn slopes are the pattern.
+
+    What is drawn next must not depend on how many there were.
+    """
 
     def bind(self, func, args, kwargs):
         given = bind(("lower", "upper", "training", "inplace"), args, kwargs)
@@ -264,15 +268,17 @@ class _RandomLeakyReLU:
         slopes = x.new_empty(x.shape)
         draw = _aten.rrelu_with_noise_ if in_place else _aten.rrelu_with_noise
         out = draw(x, slopes, low, high, True)
+        drawn = generator_state(x.device)
         if x.dtype in _REDUCED:  # slopes are rounded for the backward pass, but not the forward one
             unrounded = out.detach().float() / before
-            return out, (slopes, torch.where(unrounded.isfinite(), unrounded, slopes))
-        return out, (slopes, slopes)
+            return out, (slopes, torch.where(unrounded.isfinite(), unrounded, slopes), drawn)
+        return out, (slopes, slopes, drawn)
 
     def replay(self, pattern, func, args, kwargs):
         x, low, high, training, in_place = self.bind(func, args, kwargs)
         if training:
-            slopes, unrounded = pattern
+            slopes, unrounded, drawn = pattern
+            set_generator_state(x.device, drawn)
             out = x * slopes
             if unrounded is not slopes:
                 out = with_value(out, x.detach() * unrounded)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from adahessian import _torch
+from adahessian.curvature.attributes import Places
 from adahessian.curvature.check import Verdict
 from adahessian.curvature.closures import call, gradients, not_repeatable
 from adahessian.curvature.gates import Gates, HiddenKinks
@@ -37,6 +38,7 @@ class Earlier:
         is_smooth: whether the coming refresh need not be recorded.
         modules: whose buffers an evaluation may change; None before they are looked for.
         params: theirs.
+        places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
         verdict: of the last check, where it has not been told.
         has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
@@ -48,6 +50,7 @@ class Earlier:
         self.is_smooth = False
         self.modules: list[nn.Module] | None = None
         self.params: list[Tensor] = []
+        self.places: Places | None = None
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
@@ -129,7 +132,7 @@ class Replay:
         self.is_smooth = self._earlier.is_smooth
         if self._earlier.has_hidden_pieces:
             self._gates.record_kernels()
-        self._given = dict.fromkeys(params)
+        self._given = self._gates.params = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
         self._devices = {p.device for p in params if p.device.type != "cpu"}
@@ -167,7 +170,8 @@ class Replay:
         if check:
             kinks.warn()
             self._warn_of_tf32()
-        self._after = Snapshot(self._devices, self._before.modules)
+        self._earlier.places = self._before.settle(self._gates.written)
+        self._after = self._snapshot(self._before.modules)
         self._params |= self._gates.leaves
         self._earlier.has_looked = True
         if kinks.found:
@@ -296,8 +300,10 @@ class Replay:
             self._gates.check_complete()
         return value
 
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(self._devices, self._earlier.known_modules(self._given))
+    def _snapshot(self, modules: Iterable[nn.Module] | None = None) -> Snapshot:
+        if modules is None:
+            modules = self._earlier.known_modules(self._given)
+        return Snapshot(self._devices, modules, self._given, self._earlier.places)
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if self._before.add(module):
@@ -315,8 +321,8 @@ class Replay:
             return
         if isinstance(value, Tensor) and not value.isfinite().all():
             raise RuntimeError(
-                f"the loss of the first step is {float(value.sum())}: there is no curvature to "
-                "take. Are the data finite, and the initial parameters?"
+                f"the loss of the first step is {float(value.detach().sum())}: there is no "
+                "curvature to take. Are the data finite, and the initial parameters?"
             )
         first = [kept[p] for p in params]
         # A closure that is linear in the gradient passes a factor on; one that clips does not.
@@ -334,7 +340,8 @@ class Replay:
         changes = torch._foreach_norm([local(a - b) for a, b in zip(second, first, strict=True)])
         scale, change = torch.stack(norms).norm(), torch.stack(changes).norm()
         if isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6):
-            raise not_repeatable(f"the loss is {float(again)} instead of {float(value)}")
+            losses = f"{float(again.detach())} instead of {float(value.detach())}"
+            raise not_repeatable(f"the loss is {losses}")
         if change > 0.01 * scale:
             raise not_repeatable(
                 f"its gradient differs by {float(change):.2g} of {float(scale):.2g} (does the "

@@ -1,15 +1,17 @@
-"""What an evaluation changes beside gradients: buffers of modules, and random states."""
+"""What an evaluation changes beside gradients: what modules keep, and random states."""
 
 import gc
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from adahessian import _torch
+from adahessian.curvature.attributes import Attributes, Places, may_change
+from adahessian.curvature.constants import Storages
 
 
 class RandomStates(NamedTuple):
@@ -28,8 +30,7 @@ class RandomStates(NamedTuple):
 
 def random_states(devices: Iterable[torch.device]) -> RandomStates:
     """Return the states of Python's and numpy's generators, and torch's: the CPU's and others."""
-    states = {torch.device("cpu"): torch.get_rng_state()}
-    states |= {d: torch.get_device_module(d).get_rng_state(d) for d in devices}
+    states = {d: generator_state(d) for d in (torch.device("cpu"), *devices)}
     numpy = _numpy_random()
     return RandomStates(states, random.getstate(), None if numpy is None else numpy.get_state())
 
@@ -37,13 +38,25 @@ def random_states(devices: Iterable[torch.device]) -> RandomStates:
 def set_random_states(states: RandomStates) -> None:
     """Go back to what :func:`random_states` returned."""
     for device, state in states.torch.items():
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, device)
+        set_generator_state(device, state)
     random.setstate(states.python)
     if states.numpy is not None:
         _numpy_random().set_state(states.numpy)
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """Return the state of torch's generator of a device."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.get_device_module(device).get_rng_state(device)
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Go back to what :func:`generator_state` returned."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _numpy_random() -> Any:
@@ -52,15 +65,24 @@ def _numpy_random() -> Any:
 
 
 class Snapshot:
-    """Random states, and the buffers of modules, at one moment.
+    """Random states, and the buffers and attributes of modules, at one moment.
 
     Args:
         devices: whose random states belong to it, beside the CPU's.
         modules: those that are known; others join by :meth:`add` before they run.
+        params: those that are optimized.
+        places: which attributes are known to change; see :class:`Attributes`.
     """
 
-    def __init__(self, devices: Iterable[torch.device], modules: Iterable[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        devices: Iterable[torch.device],
+        modules: Iterable[nn.Module],
+        params: Collection[Tensor],
+        places: Places | None,
+    ) -> None:
         self._random = random_states(devices)
+        self._attributes = Attributes(params, places)
         self._modules: dict[nn.Module, list[tuple[str, Tensor | None]]] = {}
         self._values: dict[Tensor, Tensor] = {}
         self._take(modules)
@@ -77,9 +99,14 @@ class Snapshot:
             self._take([module])
         return True
 
+    def settle(self, written: Storages) -> Places:
+        """Keep of attributes what has changed since, or was written to; return which they are."""
+        return self._attributes.settle(written)
+
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back: the same buffers, with their values."""
+        """Put everything back: the same buffers and attributes, with their values."""
+        self._attributes.restore()
         for module, buffers in self._modules.items():
             for name, buffer in buffers:
                 _torch.buffers(module)[name] = buffer
@@ -91,10 +118,12 @@ class Snapshot:
     @torch.no_grad()
     def _take(self, modules: Iterable[nn.Module]) -> None:
         taken: dict[Tensor, Tensor] = {}
+        modules = list(modules)
+        self._attributes.take(modules)
         for module in modules:
             self._modules[module] = list(_torch.buffers(module).items())
             found = (b for _, b in self._modules[module] if b is not None)
-            new = (b for b in found if b not in self._values and _may_change(b))
+            new = (b for b in found if b not in self._values and may_change(b))
             taken |= {b: torch.empty_like(b) for b in new}
         # All at once: on a GPU a small network waits for launches, and for nothing else.
         for buffers, values in _alike(taken.items()):
@@ -118,15 +147,6 @@ def modules_around(params: Iterable[Tensor]) -> list[nn.Module]:
         if "_parameters" in vars(module) and any(id(p) in ours for p in module.parameters()):
             found |= dict.fromkeys(module.modules())
     return list(found)
-
-
-def _may_change(buffer: Tensor) -> bool:
-    """Whether torch lets anybody write to a buffer: not if it is expanded, or of inference mode."""
-    if buffer.is_inference():
-        return False
-    if buffer.layout is not torch.strided:
-        return True
-    return not any(s == 0 and n > 1 for s, n in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def _alike(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:

@@ -30,3 +30,8 @@ def writes(func: Callable, arguments: dict[str, Any]) -> bool:
     """Whether a call changes its input in place."""
     name = name_of(func)
     return arguments.get("inplace", False) or name.endswith("_") and not name.endswith("__")
+
+
+def written_by(args: tuple, kwargs: dict[str, Any]) -> Any:
+    """Return what a call that writes in place writes to, by whatever name its argument has."""
+    return args[0] if args else next(iter(kwargs.values()), None)

@@ -217,7 +217,9 @@ def products(description):
     return found, exact, gradient
 
 
-@pytest.mark.filterwarnings("ignore:Using a non-tuple", "ignore:dropout", "ignore:.*Lazy")
+@pytest.mark.filterwarnings(
+    "ignore:Using a non-tuple", "ignore:.*searchsorted", "ignore:dropout", "ignore:.*Lazy"
+)
 def check(description):
     found, exact, gradient = products(description)
     norm = sum(float(t.square().sum()) for t in (*exact.values(), *gradient.values())) ** 0.5
@@ -245,6 +247,19 @@ def test_both_ways_agree_on_any_network(description):
     check(description)
 
 
+P = "plain"
+FOUND = [  # by long runs
+    ([("RReLU", P), ("Dropout", P)], "mse", 861),
+    ([("RReLU", "residual"), ("AlphaDropout", "checkpointed"), ("RNN relu", P)], "bce", 614),
+    ([("RReLU", P), ("remainder", P), ("RReLU", P), ("FractionalMaxPool2d", P)], "L1 penalty", 3),
+]
+
+
+@pytest.mark.parametrize("description", FOUND, ids=lambda found: found[0][1][0])
+def test_what_was_wrong_once(description):
+    check(description)
+
+
 def test_torchs_instance_norm_still_needs_contiguous_gradients():
     """When this fails, torch has mended it: then ``_InstanceNorm`` and the docs' note go."""
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
@@ -258,23 +273,21 @@ def test_torchs_instance_norm_still_needs_contiguous_gradients():
 @pytest.mark.skipif("FUZZ_MINUTES" not in os.environ, reason="`make fuzz` runs it")
 def test_both_ways_agree_for_as_long_as_it_takes(capsys):
     end = time.monotonic() + 60 * float(os.environ["FUZZ_MINUTES"])
-    wrong = []
+    wrong = {}  # all of them, each as it is: no search for a smaller one
 
-    @settings(
-        max_examples=50, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=50, **OPTIONS)
     @given(networks)
     def some(description):
         if time.monotonic() < end:
-            check(description)
+            try:
+                check(description)
+            except (AssertionError, RuntimeError, Warning) as error:
+                wrong[repr(description)] = " ".join(str(error).split())[:300]
 
     while time.monotonic() < end:
-        try:
-            some()
-        except AssertionError as error:
-            wrong.append(error)
+        some()
     networks_tried = tried.pop("networks", 0)
     with capsys.disabled():
         print(f"\n{networks_tried} networks, {len(tried)} kinds of layers, wrappers and losses, "
-              f"{len(wrong)} errors above {ALLOWED:.0%}")  # fmt: skip
-    assert not wrong, wrong[0]
+              f"{len(wrong)} errors above {ALLOWED:.0%} or messages")  # fmt: skip
+    assert not wrong, "\n".join(f"{network}: {error}" for network, error in wrong.items())

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian.curvature import gates
+from adahessian.curvature.constants import Storages
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.replay import Earlier
@@ -47,7 +48,7 @@ def compare(loss, params, gates=None, step_size=H):
 
 class NoGates(contextlib.nullcontext):
     autocast_dtype, called, met_pieces = None, frozenset(), True
-    leaves, losses, dtypes, inside = {}, (), set(), "a gate"
+    leaves, losses, dtypes, inside, written = {}, (), set(), "a gate", Storages()
 
     def active(self):
         return self

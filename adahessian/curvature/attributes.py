@@ -1,0 +1,142 @@
+"""What a model keeps elsewhere than in buffers: attributes, and parameters that nobody optimizes.
+
+A closure may move a momentum encoder, count its calls to anneal a weight, or add to a list of
+features. Its second evaluation has to find them as the first did, and to leave them as that left
+them. Which they are is found by comparison, once.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adahessian.curvature.constants import Storages
+
+Places = dict[nn.Module, set[str]]
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple)
+_CONTAINERS = (list, dict, set, deque, OrderedDict)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
+
+
+class _Entry(NamedTuple):
+    """One attribute: the object, and what to fill it with again, where that can change."""
+
+    module: nn.Module
+    name: str
+    value: Any
+    contents: Any
+
+    def now(self) -> Any:
+        if isinstance(self.value, nn.Parameter):
+            return self.value
+        return vars(self.module).get(self.name)
+
+    def has_changed(self, written: Storages) -> bool:
+        now, value = self.now(), self.value
+        if isinstance(value, _PLAIN):
+            return type(now) is not type(value) or now != value
+        if now is not value:
+            return True
+        if isinstance(value, Tensor):
+            if self.contents is None:
+                return False
+            # A slow copy may happen to have moved by nothing yet.
+            return value in written or not torch.equal(value, self.contents)
+        before, after = _elements(self.contents), _elements(value)
+        return len(before) != len(after) or any(
+            a is not b for a, b in zip(before, after, strict=True)
+        )
+
+    def restore(self) -> None:
+        if not isinstance(self.value, nn.Parameter):
+            vars(self.module)[self.name] = self.value
+        if self.contents is None:
+            return
+        if isinstance(self.value, Tensor):
+            self.value.copy_(self.contents)
+        else:
+            self.value.clear()
+            add = self.value.extend if isinstance(self.value, list | deque) else self.value.update
+            add(self.contents)
+
+
+class Attributes:
+    """The values of modules' attributes at one moment.
+
+    Args:
+        ours: the parameters that are optimized, which are somebody else's business.
+        places: the attributes that are known to change; None to look at all, of tensors as many
+            as fit into twice the parameters' size.
+    """
+
+    def __init__(self, ours: Collection[Tensor], places: Places | None) -> None:
+        self._ours, self._places = ours, places
+        self._entries: list[_Entry] = []
+        self._room = 2 * sum(p.numel() for p in ours) + 2**20  # numbers
+
+    @torch.no_grad()
+    def take(self, modules: Iterable[nn.Module]) -> None:
+        """Add the attributes of further modules."""
+        for module in modules:
+            names = None if self._places is None else self._places.get(module, ())
+            for name, value in _candidates(module) if names is None or names else ():
+                if (names is None or name in names) and not self._is_ours(value):
+                    self._entries.append(_Entry(module, name, value, self._copy(value)))
+
+    def settle(self, written: Storages) -> Places:
+        """Keep those that have changed since, or were written to; return which they are."""
+        self._entries = [entry for entry in self._entries if entry.has_changed(written)]
+        self._places = {}
+        for entry in self._entries:
+            self._places.setdefault(entry.module, set()).add(entry.name)
+        return self._places
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the values back."""
+        if self._places is None:
+            self.settle(Storages())
+        for entry in self._entries:
+            entry.restore()
+
+    def _is_ours(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.requires_grad and value in self._ours
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, _CONTAINERS):
+            return value.copy()
+        if not isinstance(value, Tensor) or value.grad_fn is not None or not may_change(value):
+            return None
+        if self._places is None:
+            self._room -= value.numel()
+        return value.detach().clone() if self._room >= 0 else None
+
+
+def may_change(tensor: Tensor) -> bool:
+    """Whether torch lets anybody write to a tensor: not if expanded, or of inference mode."""
+    if tensor.is_inference() or tensor.is_meta:
+        return False
+    if tensor.layout is not torch.strided:
+        return True
+    return not any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, p in module.named_parameters(recurse=False):
+        if type(p) is nn.Parameter:
+            yield name, p
+    if type(module).__module__.partition(".")[0] == "torch":  # its layers have buffers
+        return
+    for name, value in vars(module).items():
+        kinds = (*_PLAIN, *_CONTAINERS, Tensor)
+        if name not in _OF_EVERY_MODULE and type(value) in kinds:
+            yield name, value
+
+
+def _elements(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        return [part for item in container.items() for part in item]
+    return list(container)

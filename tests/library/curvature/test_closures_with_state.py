@@ -1,0 +1,211 @@
+"""Closures that change more than buffers: both ways train alike, and each call counts once."""
+
+import copy
+from collections import deque
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from adahessian import AdaHessian
+
+X, Y = torch.randn(2, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) % 4
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+class Annealed(Model):
+    """A weight of the loss that grows with the number of calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = 0, []
+
+    def loss(self):
+        self.calls += 1
+        out = self.net(X)
+        self.seen.append(self.calls)
+        return F.cross_entropy(out, LABELS) + self.calls * out.square().mean()
+
+
+class Momentum(Model):
+    """The target is a slow copy of the network, moved before each use."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow = copy.deepcopy(self.net).requires_grad_(False)
+
+    def loss(self):
+        with torch.no_grad():
+            self.move(list(self.net.parameters()), list(self.slow.parameters()))
+            target = F.normalize(self.slow(Y), dim=1)
+        return -(F.normalize(self.net(X), dim=1) * target).exp().sum(1).mean()
+
+
+class ByData(Momentum):
+    def move(self, fast, slow):
+        for p, q in zip(fast, slow, strict=True):
+            q.data = q.data * 0.6 + p.data * 0.4
+
+
+class InPlace(Momentum):
+    def move(self, fast, slow):
+        for p, q in zip(fast, slow, strict=True):
+            q.data.mul_(0.6).add_(0.4 * p.detach())
+
+
+class ByForeach(Momentum):
+    def move(self, fast, slow):
+        torch._foreach_lerp_(slow, fast, 0.4)
+
+
+class WithGradient(ByData):
+    """Nobody said that the slow one's parameters take none."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow.requires_grad_(True)
+
+
+class Bank(Model):
+    """Features of earlier batches, in a tensor and in a queue that are no buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.queue, self.last = torch.zeros(5, 4).double(), deque(maxlen=3), None
+
+    def loss(self):
+        out = self.net(X)
+        old = self.rows.sum(0) + sum(self.queue, start=torch.zeros(4).double())
+        if self.last is not None:
+            old = old + self.last
+        with torch.no_grad():
+            self.rows.copy_(self.rows.roll(1, 0))
+            self.rows[0] = out.mean(0)
+        self.queue.append(out.mean(0).detach())
+        self.last = out.mean(0).detach() + 1
+        return F.cross_entropy(out, LABELS) + (out * old).exp().mean()
+
+
+class Constrained(Model):
+    """Rows of norm one."""
+
+    def loss(self):
+        with torch.no_grad():
+            self.net[2].weight.copy_(F.normalize(self.net[2].weight, dim=1))
+        return F.cross_entropy(self.net(X), LABELS)
+
+
+class ConstrainedByData(Model):
+    def loss(self):
+        self.net[2].weight.data = F.normalize(self.net[2].weight.data, dim=1)
+        self.net[0].weight.data.clamp_(-0.2, 0.2)
+        torch._foreach_mul_([self.net[0].bias.detach(), self.net[2].bias.detach()], 0.7)
+        return F.cross_entropy(self.net(X), LABELS)
+
+
+KINDS = [
+    Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Constrained, ConstrainedByData,
+]  # fmt: skip
+
+
+def attributes(model):
+    """All that is no module: numbers, lists and tensors, and the parameters."""
+    plain = {k: v for k, v in vars(model).items() if not k.startswith("_")}
+    for name, value in plain.items():
+        plain[name] = list(value) if isinstance(value, list | deque) else value
+    return plain | dict(model.named_parameters())
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_both_ways_train_alike(kind):
+    left = []
+    for way in ("double_backward", "finite_difference"):
+        torch.manual_seed(1)
+        model = kind().double()
+        optimizer = AdaHessian(model.net.parameters(), lr=0.1, curvature=way)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model.loss()
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        for _ in range(4):
+            optimizer.step(closure)
+        left.append(attributes(model))
+    exact, found = left
+    assert_close(found, exact)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_step_leaves_what_one_evaluation_leaves(kind):
+    """Bit for bit: the learning rate is zero, and so is nothing of what the closure does itself."""
+    models = []
+    for step in (True, False):
+        torch.manual_seed(1)
+        model = kind().double()
+        optimizer = AdaHessian(model.net.parameters(), lr=0.0, curvature="finite_difference")
+
+        def closure(model=model):
+            model.zero_grad()
+            loss = model.loss()
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            optimizer.step(closure) if step else closure()
+        models.append(attributes(model))
+    torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+def test_large_frozen_weights_are_not_copied():
+    """As a language model's under an adapter; what is small beside the parameters may be."""
+    model = nn.ModuleDict({"net": nn.Linear(2, 2), "frozen": nn.Linear(2000, 2000)})
+    model["frozen"].requires_grad_(False)
+    optimizer = AdaHessian(model["net"].parameters(), lr=0.0, curvature="finite_difference")
+    largest = []
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if func in (torch.clone, torch.Tensor.clone):
+                largest.append(out.numel())
+            return out
+
+    def closure():
+        model.zero_grad()
+        loss = model["net"](torch.ones(3, 2)).exp().sum()
+        loss.backward()
+        return loss
+
+    with Watch():
+        optimizer.step(closure)
+    assert largest and max(largest) < 2000**2
+
+
+def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
+    """Not one gradient has a graph then, and the loss is not linear for all that."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    optimizer = AdaHessian(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        x = X.clone().requires_grad_()
+        out = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=True)
+        loss = F.cross_entropy(out, LABELS)
+        loss.backward(create_graph=True)
+        return loss
+
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        optimizer.step(closure)
