@@ -17,16 +17,18 @@ ARGS ?=
 # Where they run: here, or as jobs of a profile of slurm/profiles/.
 CLUSTER ?=
 SWEEP ?= configs/sweeps/digits-lr.yaml
+BENCHMARK ?= smoke
 DATASET ?= cifar10
 
 empty :=
 comma := ,
 list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 # `FILE... [key=value ...]`, the same here and on a cluster.
+benchmark_file = $(if $(wildcard $(BENCHMARK)),$(BENCHMARK),configs/benchmarks/$(BENCHMARK).yaml)
 train = $(PY) -m $(if $(CLUSTER),slurm.submit --profile $(CLUSTER),experiments.run)
 
 # What is set on make's command line is one of these, or nobody would notice that it has no effect.
-variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP DATASET FUZZ_MINUTES
+variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP BENCHMARK DATASET FUZZ_MINUTES
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(variables) MAKE% SHELL -%,$(given))
 define explain
@@ -110,6 +112,10 @@ $(experiments) $(texts): setup
 
 sweep: setup ## All runs of SWEEP=configs/sweeps/NAME.yaml
 	@$(train) $(SWEEP) $(ARGS)
+
+benchmark: $(VENV)/.ready-for-tests ## Optimizers to a target, equally tuned: BENCHMARK=NAME of configs/benchmarks/, or a file
+	@$(train) $(benchmark_file) $(ARGS); trained=$$?; \
+	$(if $(CLUSTER),,$(PY) -m experiments.report --benchmark $(benchmark_file) &&) exit $$trained
 
 # Made of what has run and of what is committed below results/; CLUSTER trains what is missing.
 table2: ## Test accuracy of four optimizers beside the paper's (DATASET=digits: on other data)

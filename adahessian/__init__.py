@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from adahessian.functional import grad_and_hessian, value_grad_and_hessian
     from adahessian.optimizer import AdaHessian, Adahessian
     from adahessian.probes import rademacher_like
+    from adahessian.rules import SophiaH
 
 __all__ = [
     "AdaHessian",
     "Adahessian",
     "CurvatureStatistics",
     "CurvatureWarning",
+    "SophiaH",
     "block_average",
     "grad_and_hessian",
     "rademacher_like",
@@ -33,6 +35,7 @@ _HOMES = {
     "Adahessian": "optimizer",
     "CurvatureStatistics": "curvature_statistics",
     "CurvatureWarning": "curvature.check",
+    "SophiaH": "rules",
     "block_average": "averaging",
     "grad_and_hessian": "functional",
     "rademacher_like": "probes",

@@ -83,7 +83,7 @@ class AdaHessian(Optimizer):
         weight_decay: decoupled: each step shrinks the parameters by lr · weight_decay. The
             released training script passes its weight decay divided by the initial lr.
         hessian_power: the paper's k in [0, 1]; 0 leaves momentum SGD, 0.5 was used for language
-            models.
+            models. May be changed in ``param_groups`` during training, as may ``update_clip``.
         block_size: what the curvature is averaged over, see :mod:`adahessian.averaging`.
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
@@ -108,6 +108,15 @@ class AdaHessian(Optimizer):
         max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
             place here because the curvature must not be clipped: within a closure it would
             scale the second gradient of a finite difference as well.
+        second_moment: what v averages, and the denominator with it; the rules that others published
+            on the same curvature (docs/rules.md). "rms": d², as above. "mean_abs": \|d\|, with
+            v̂^hessian_power + eps (Sassha). "signed": d with its sign, with max(v̂, 0)^hessian_power
+            and at least eps (Sophia); needs ``averaging="signed"`` and nearly always
+            ``update_clip``. Cannot be changed during training.
+        bias_correction: of the averages: "refreshes", as above; "steps", where v̂ = v / (1 − β₂ˢ)
+            with the s steps until the last refresh (Sassha); None, m̂ = m and v̂ = v (Sophia).
+        update_clip: bound of each element of m̂ / denominator; None for none. An element then moves
+            by at most lr · update_clip, besides the weight decay.
         process_group: average gradient and H·z over these processes, each of which has computed
             them on its own part of the batch with a bare module (DistributedDataParallel does
             not support double backward). Not with DistributedDataParallel or fully_shard, which
@@ -119,12 +128,13 @@ class AdaHessian(Optimizer):
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
 
     State of a parameter: ``step``, ``num_refreshes``, ``last_refresh``, ``exp_avg``,
-    ``exp_hessian_diag_sq``, and with a ``curvature_fraction`` below 1 ``exp_signal_sq`` and
-    ``exp_noise_sq``. It begins with a refresh at which the parameter has a gradient and a finite
-    curvature. One that has its first gradient between refreshes (unfrozen, a new group, a head that
-    is trained at some steps only) keeps its value then, and the steps that follow refresh it, too,
-    until it has begun. So do they where it has missed the refreshes for four intervals of its own
-    steps.
+    ``exp_hessian_diag_sq`` (``exp_hessian_diag_abs``, ``exp_hessian_diag`` with another
+    ``second_moment``), and with a ``curvature_fraction`` below 1 ``exp_signal_sq`` and
+    ``exp_noise_sq``, unless signed. It begins with a refresh at which the parameter has a gradient
+    and a finite curvature. One that has its first gradient between refreshes (unfrozen, a new
+    group, a head that is trained at some steps only) keeps its value then, and the steps that
+    follow refresh it, too, until it has begun. So do they where it has missed the refreshes for
+    four intervals of its own steps.
 
     A curvature that is not finite although the gradient is (the norm of a zero vector) is left out:
     that tensor's v̂ stays what it is at this refresh. A warning names the tensor.
@@ -163,6 +173,9 @@ class AdaHessian(Optimizer):
         seed: int = 0,
         check_interval: int = 500,
         max_grad_norm: float | None = None,
+        second_moment: str = "rms",
+        bias_correction: str | None = "refreshes",
+        update_clip: float | None = None,
         process_group: Any = None,
         foreach: bool | None = None,
         maximize: bool = False,
@@ -411,7 +424,7 @@ class AdaHessian(Optimizer):
         members = [m for m in members if m.param.grad is not None]
         for m in members:
             check_parameter(m.param, m.name)
-            check_fits(self.state.get(m.param, {}), m.param, m.name)
+            check_fits(self.state.get(m.param, {}), m.param, m.name, m.group["second_moment"])
         return members
 
 

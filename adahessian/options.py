@@ -14,6 +14,14 @@ from adahessian.averaging import check_block_size
 from adahessian.curvature import CURVATURES
 
 _AVERAGINGS = ("abs", "signed")
+# What the running average of the curvature is of, and its name in a parameter's state: three, so
+# that no average can be taken for another.
+SECOND_MOMENTS = {
+    "rms": "exp_hessian_diag_sq",
+    "mean_abs": "exp_hessian_diag_abs",
+    "signed": "exp_hessian_diag",
+}
+_BIAS_CORRECTIONS = ("refreshes", "steps", None)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ def check_options(group: dict[str, Any]) -> None:
     curvature = group["curvature"]
     require("curvature", curvature, curvature in CURVATURES, f"one of {CURVATURES}")
     require("averaging", averaging, averaging in _AVERAGINGS, f"one of {_AVERAGINGS}")
+    _check_rule(group, require)
     fraction = group["curvature_fraction"]
     valid = _is_number(fraction) and 0 < fraction <= 1
     require("curvature_fraction", fraction, valid, "above 0 and at most 1")
@@ -96,11 +105,28 @@ def check_options(group: dict[str, Any]) -> None:
         require(name, value, _is_int(value) and value >= 1, "an int of at least 1")
     interval = group["check_interval"]
     require("check_interval", interval, _is_int(interval) and interval >= 0, "an int, 0 or more")
-    norm = group["max_grad_norm"]
-    valid = norm is None or _is_number(norm) and 0 < norm < math.inf
-    require("max_grad_norm", norm, valid, "None or finite and above 0")
+    for name in ("max_grad_norm", "update_clip"):
+        bound = group[name]
+        valid = bound is None or _is_number(bound) and 0 < bound < math.inf
+        require(name, bound, valid, "None or finite and above 0")
     seed = group["seed"]
     require("seed", seed, _is_int(seed) and 0 <= seed < 2**63, "an int from 0 to 2**63 - 1")
+
+
+def _check_rule(group: dict[str, Any], require: Callable[[str, Any, bool, str], None]) -> None:
+    """Raise ValueError unless the update rule's options are known and fit together."""
+    moment, correction = group["second_moment"], group["bias_correction"]
+    known = tuple(SECOND_MOMENTS)
+    require("second_moment", moment, moment in known, f"one of {known}")
+    valid = correction in _BIAS_CORRECTIONS
+    require("bias_correction", correction, valid, f"one of {_BIAS_CORRECTIONS}")
+    if moment != "signed":
+        return
+    averaging, eps = group["averaging"], group["eps"]
+    with_it = "with second_moment='signed', which averages z · Hz with its sign"
+    require("averaging", averaging, averaging == "signed", f"'signed' {with_it}")
+    with_it = "with second_moment='signed', where it is all that is left of a negative average"
+    require("eps", eps, eps > 0, f"above 0 {with_it}")
 
 
 def _is_int(value: Any) -> bool:

@@ -261,7 +261,8 @@ class PartOfBatch(Refresh):
                 "the docstring of AdaHessian.step"
             )
         params = [m.param for m in members]
-        halves = fraction < 1 and takes_halves([self._states.get(p, {}) for p in params])
+        inflated = [self._states.get(m.param, {}) for m in members if _is_inflated(m)]
+        halves = fraction < 1 and bool(inflated) and takes_halves(inflated)
         bounds = (0.0, fraction / 2, fraction) if halves else (0.0, fraction)
         pieces: list[list[list[Tensor]]] = []
         missing: NoPart | None = None
@@ -285,10 +286,10 @@ class PartOfBatch(Refresh):
                 torch._foreach_add_(sample, second)
                 torch._foreach_mul_([*sample, *noise], 0.5)
             self._remember(members, samples, noises)
-        factors = self._factors(members) if fraction < 1 else None
+        factors = self._factors(members) if fraction < 1 else {}
         for sample in samples:
-            for s, factor in zip(sample, factors or (), strict=False):
-                s.mul_(factor)
+            for i, factor in factors.items():
+                sample[i].mul_(factor)
             yield sample
 
     def _piece(
@@ -335,20 +336,30 @@ class PartOfBatch(Refresh):
                 beta2=members[places[0]].group["betas"][1],
             )
 
-    def _factors(self, members: Sequence[Member]) -> list[Tensor]:
-        """Return the factor of each member's curvature."""
+    def _factors(self, members: Sequence[Member]) -> dict[int, Tensor]:
+        """Return the factor of a member's curvature by its place; those without need none."""
         factors: dict[int, Tensor] = {}
         for places in _alike(members):
             states = [self._states[members[i].param] for i in places]
             found = scale_factors(states, self._options.curvature_fraction)
             factors |= zip(places, found, strict=True)
-        return [factors[i] for i in range(len(members))]
+        return factors
+
+
+def _is_inflated(member: Member) -> bool:
+    """Whether a part's sampling noise makes a member's average larger: magnitudes and squares."""
+    return member.group["second_moment"] != "signed"
 
 
 def _alike(members: Sequence[Member]) -> Iterable[list[int]]:
-    """Return the places of members whose sums can be stacked: of one device, type and β₂."""
+    """Return the places of members whose sums can be stacked: of one device, type and β₂.
+
+    Without those that need no factor.
+    """
     places: dict[tuple, list[int]] = {}
     for place, m in enumerate(members):
+        if not _is_inflated(m):
+            continue
         kind = m.param.device, m.param.dtype, m.group["betas"][1]
         places.setdefault(kind, []).append(place)
     return places.values()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adahessian.options import check_options
+from adahessian.options import SECOND_MOMENTS, check_options
 from adahessian.part_correction import SUMS
 from adahessian.replicas import local
 
@@ -28,7 +28,6 @@ COUNTERS: dict[str, Any] = {
 
 # A parameter's counters: steps with a gradient, refreshes, and the step of the last of these.
 _COUNTS = ("step", "num_refreshes", "last_refresh")
-_AVERAGES = ("exp_avg", "exp_hessian_diag_sq")
 # What a published AdaHessian keeps that is of no use to a later step.
 _NOT_NEEDED = ("hessian", "hessian step")
 # Its options that we have not: the value that is our rule.
@@ -51,18 +50,21 @@ def is_starved(state: Mapping[str, Any], update_interval: int) -> bool:
     return state["step"].item() - state["last_refresh"].item() >= 4 * update_interval
 
 
-def init_state(state: dict[str, Any], p: Tensor, *, with_sums: bool = False) -> None:
+def init_state(
+    state: dict[str, Any], p: Tensor, hessian_average: str, *, with_sums: bool = False
+) -> None:
     """Begin the state of a parameter, where it has not begun.
 
     Args:
         state: of the parameter, changed in place.
         p: the parameter.
+        hessian_average: the name of that of the curvature, one of ``SECOND_MOMENTS``'s.
         with_sums: begin those of :mod:`adahessian.part_correction`, too.
     """
     if "step" not in state:
         for name in _COUNTS:
             state[name] = torch.tensor(0.0, dtype=torch.float32)
-        for name in _AVERAGES:
+        for name in ("exp_avg", hessian_average):
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
     for name in SUMS if with_sums else ():
         state.setdefault(name, p.new_zeros(()))
@@ -82,7 +84,9 @@ def is_only_to_begin(
     if not members or any(grad.requires_grad or local(grad).any() for *_, grad in members):
         return False
     for group, p, _ in members:
-        init_state(states[p], p, with_sums=group["curvature_fraction"] < 1)
+        moment = group["second_moment"]
+        with_sums = group["curvature_fraction"] < 1 and moment != "signed"
+        init_state(states[p], p, SECOND_MOMENTS[moment], with_sums=with_sums)
     return True
 
 
@@ -121,7 +125,8 @@ def take_over(
                     state[name] = value.clone()
             if "exp_avg" not in state:
                 continue
-            _check_averages(state, p, f"parameter {place} of its group, of shape {tuple(p.shape)}")
+            name = f"parameter {place} of its group, of shape {tuple(p.shape)}"
+            _check_averages(state, p, name, SECOND_MOMENTS[group["second_moment"]])
             state.setdefault("step", group["step"])
             state.setdefault("num_refreshes", state["step"])
             state.setdefault("last_refresh", state["step"])
@@ -131,10 +136,20 @@ def take_over(
                 group["step"] = max(group["step"], int(state["step"]))
 
 
-def check_fits(state: Mapping[str, Any], p: Tensor, name: Callable[[], str]) -> None:
-    """Raise ValueError if a parameter has changed since its state began."""
+def check_fits(
+    state: Mapping[str, Any], p: Tensor, name: Callable[[], str], second_moment: str
+) -> None:
+    """Raise ValueError if a parameter has changed since its state began, or what it averages."""
     average = state.get("exp_avg")
-    if average is None or (average.dtype, average.device) == (p.dtype, p.device):
+    if average is None:
+        return
+    if SECOND_MOMENTS[second_moment] not in state:
+        begun = next((k for k, v in SECOND_MOMENTS.items() if v in state), None)
+        raise ValueError(
+            f"{name()}, began with second_moment={begun!r}: it cannot change to "
+            f"{second_moment!r}, whose average is another; begin a new optimizer"
+        )
+    if (average.dtype, average.device) == (p.dtype, p.device):
         return
     raise ValueError(
         f"{name()}, is {p.dtype} on {p.device}, its state {average.dtype} on {average.device}: "
@@ -143,8 +158,8 @@ def check_fits(state: Mapping[str, Any], p: Tensor, name: Callable[[], str]) -> 
     )
 
 
-def _check_averages(state: Mapping[str, Any], p: Tensor, name: str) -> None:
-    for key in _AVERAGES:
+def _check_averages(state: Mapping[str, Any], p: Tensor, name: str, hessian_average: str) -> None:
+    for key in ("exp_avg", hessian_average):
         if key not in state:
             raise ValueError(
                 f"the state dict is of another optimizer: the state of {name} has "
@@ -166,8 +181,8 @@ def _refuse_other_optimizers(states: Mapping[Any, dict[str, Any]]) -> None:
         for name, value in state.items()
         if isinstance(value, Tensor)
     }
-    if found and not found.keys() & {*_AVERAGES, *SUMS}:
+    if found and not found.keys() & {"exp_avg", *SECOND_MOMENTS.values(), *SUMS}:
         raise ValueError(
             f"the state dict is of another optimizer: its states have {', '.join(found)}, an "
-            f"AdaHessian's {' and '.join(_AVERAGES)}"
+            "AdaHessian's exp_avg and exp_hessian_diag_sq"
         )

@@ -1,13 +1,15 @@
-"""AdaHessian's update rule, in the order of the formulas in :class:`adahessian.AdaHessian`.
+"""The update rule, in the order of the formulas in :class:`adahessian.AdaHessian`.
 
 Twice: tensor by tensor, to be read, and for a list of tensors at once, to be fast. ``update_group``
 gathers what they need.
 
 Args of both, lists with one entry for each parameter:
     params, grads: parameters (changed in place) and their gradients.
-    diagonals: the averaged curvature d; None between refreshes.
-    exp_avgs, exp_hessian_diag_sqs: the running averages m and v (changed in place).
-    corrections: the bias corrections (1 − β₁ᵗ, 1 − β₂ʳ).
+    diagonals: the averaged curvature d (used up); None between refreshes.
+    exp_avgs, hessian_avgs: the running averages m and v (changed in place).
+    corrections: the bias corrections, 1 − β₁ᵗ and that of v; 1 where there is none.
+    second_moment: what v averages: d² ("rms"), |d| ("mean_abs") or d itself ("signed").
+    update_clip: the bound of m̂ over the denominator, element by element; or None.
     wait: whether elements without any curvature so far stay where they are. A row of an embedding
         can have a gradient before a part of the batch has shown its curvature; the denominator
         would be eps.
@@ -20,72 +22,128 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.closures import gradients
+from adahessian.options import SECOND_MOMENTS
 from adahessian.refresh import is_due
 from adahessian.replicas import local
 from adahessian.state import has_begun, init_state, is_starved
 
 
 def single_update(
-    params, grads, diagonals, exp_avgs, exp_hessian_diag_sqs, corrections, *,
-    beta1, beta2, lr, eps, weight_decay, hessian_power, wait=False,
+    params, grads, diagonals, exp_avgs, hessian_avgs, corrections, *,
+    beta1, beta2, lr, eps, weight_decay, hessian_power, second_moment, update_clip, wait=False,
 ):  # fmt: skip
     for i, param in enumerate(params):
-        exp_avg, exp_hessian_diag_sq = exp_avgs[i], exp_hessian_diag_sqs[i]
+        exp_avg, hessian_avg = exp_avgs[i], hessian_avgs[i]
         bias_correction1, bias_correction2 = corrections[i]
         exp_avg.lerp_(grads[i], 1 - beta1)
-        if diagonals is not None:
-            exp_hessian_diag_sq.mul_(beta2).addcmul_(diagonals[i], diagonals[i], value=1 - beta2)
-        denom = exp_hessian_diag_sq / bias_correction2
-        denom = denom.sqrt_() if hessian_power == 1 else denom.pow_(hessian_power / 2)
-        denom.add_(eps)
+        if diagonals is not None and second_moment == "rms":
+            hessian_avg.mul_(beta2).addcmul_(diagonals[i], diagonals[i], value=1 - beta2)
+        elif diagonals is not None:
+            d = diagonals[i].abs_() if second_moment == "mean_abs" else diagonals[i]
+            hessian_avg.lerp_(d, 1 - beta2)
+        denom = hessian_avg / bias_correction2
+        if second_moment == "signed":
+            denom.clamp_(min=0)
+        power = hessian_power / 2 if second_moment == "rms" else hessian_power
+        if power == 0.5:
+            denom.sqrt_()
+        elif power != 1:
+            denom.pow_(power)
+        denom = denom.clamp_(min=eps) if second_moment == "signed" else denom.add_(eps)
         param.mul_(1 - lr * weight_decay)
         if wait:
-            exp_avg = exp_avg * exp_hessian_diag_sq.sign()
-        param.addcdiv_(exp_avg, denom, value=-lr / bias_correction1)
+            exp_avg = exp_avg * hessian_avg.sign().abs_()
+        if update_clip is None:
+            param.addcdiv_(exp_avg, denom, value=-lr / bias_correction1)
+        else:
+            update = (exp_avg / bias_correction1).div_(denom)
+            param.add_(update.clamp_(-update_clip, update_clip), alpha=-lr)
 
 
 def foreach_update(
-    params, grads, diagonals, exp_avgs, exp_hessian_diag_sqs, corrections, *,
-    beta1, beta2, lr, eps, weight_decay, hessian_power, wait=False,
+    params, grads, diagonals, exp_avgs, hessian_avgs, corrections, *,
+    beta1, beta2, lr, eps, weight_decay, hessian_power, second_moment, update_clip, wait=False,
 ):  # fmt: skip
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-    if diagonals is not None:
-        torch._foreach_mul_(exp_hessian_diag_sqs, beta2)
-        torch._foreach_addcmul_(exp_hessian_diag_sqs, diagonals, diagonals, value=1 - beta2)
-    denoms = torch._foreach_div(exp_hessian_diag_sqs, [c[1] for c in corrections])
-    if hessian_power == 1:
+    if diagonals is not None and second_moment == "rms":
+        torch._foreach_mul_(hessian_avgs, beta2)
+        torch._foreach_addcmul_(hessian_avgs, diagonals, diagonals, value=1 - beta2)
+    elif diagonals is not None:
+        if second_moment == "mean_abs":
+            torch._foreach_abs_(diagonals)
+        torch._foreach_lerp_(hessian_avgs, diagonals, 1 - beta2)
+    denoms = torch._foreach_div(hessian_avgs, [c[1] for c in corrections])
+    if second_moment == "signed":
+        torch._foreach_clamp_min_(denoms, 0)
+    power = hessian_power / 2 if second_moment == "rms" else hessian_power
+    if power == 0.5:
         torch._foreach_sqrt_(denoms)
+    elif power != 1:
+        torch._foreach_pow_(denoms, power)
+    if second_moment == "signed":
+        torch._foreach_clamp_min_(denoms, eps)
     else:
-        torch._foreach_pow_(denoms, hessian_power / 2)
-    torch._foreach_add_(denoms, eps)
+        torch._foreach_add_(denoms, eps)
     torch._foreach_mul_(params, 1 - lr * weight_decay)
     if wait:
-        exp_avgs = torch._foreach_mul(torch._foreach_sign(exp_hessian_diag_sqs), exp_avgs)
-    torch._foreach_addcdiv_(params, exp_avgs, denoms, [-lr / c[0] for c in corrections])
+        seen = torch._foreach_abs(torch._foreach_sign(hessian_avgs))
+        exp_avgs = torch._foreach_mul(seen, exp_avgs)
+    if update_clip is None:
+        torch._foreach_addcdiv_(params, exp_avgs, denoms, [-lr / c[0] for c in corrections])
+    else:
+        updates = torch._foreach_div(exp_avgs, [c[0] for c in corrections])
+        torch._foreach_div_(updates, denoms)
+        torch._foreach_clamp_min_(updates, -update_clip)
+        torch._foreach_clamp_max_(updates, update_clip)
+        torch._foreach_add_(params, updates, alpha=-lr)
 
 
 def in_place_of(
     diagonals: list[Tensor],
     finite: Sequence[Tensor],
-    exp_hessian_diag_sqs: list[Tensor],
-    corrections: Sequence[float],
+    hessian_avgs: list[Tensor],
+    divisors: Sequence[float],
+    second_moment: str,
 ) -> list[Tensor]:
     """Return the diagonals, but what the running average says where one is not finite.
 
-    With d² = v / (1 − β₂ʳ), the average over r refreshes, v̂ after r + 1 is v̂ before. The device
-    decides.
+    With it the corrected average after the refresh is what it was before. The device decides.
 
     Args:
         diagonals: d; they may share memory with whatever they were averaged from.
         finite: whether to use it, one bool on its device.
-        exp_hessian_diag_sqs: v.
-        corrections: 1 − β₂ʳ; 0 before the first refresh, where every d is used.
+        hessian_avgs: v.
+        divisors: what v is to be divided by (:func:`_divisor`).
+        second_moment: of the rule.
     """
-    averages = torch._foreach_div(exp_hessian_diag_sqs, list(corrections))
-    torch._foreach_sqrt_(averages)
+    averages = torch._foreach_div(hessian_avgs, list(divisors))
+    if second_moment == "rms":
+        torch._foreach_sqrt_(averages)
     for is_finite, d, average in zip(finite, diagonals, averages, strict=True):
         torch.where(is_finite, d, average, out=average)
     return list(averages)
+
+
+def _correction(state: dict[str, Any], beta2: float, bias_correction: str | None) -> float:
+    """Return what v is divided by: 1 − β₂ʳ, or with the steps until the last refresh, or 1."""
+    if bias_correction is None:
+        return 1.0
+    count = "num_refreshes" if bias_correction == "refreshes" else "last_refresh"
+    return 1 - beta2 ** state[count].item()
+
+
+def _divisor(state: dict[str, Any], beta2: float, bias_correction: str | None) -> float:
+    """Return the divisor of v that gives the average that leaves v̂ as it is at the next refresh.
+
+    v̂ = v / c stays, where c becomes c', if the new average is v · (c' / c − β₂) / (1 − β₂). With
+    refreshes counted, c' = 1 − β₂ (1 − c), that is v / c; and 0 before the first refresh, where
+    every d is used.
+    """
+    before = _correction(state, beta2, bias_correction)
+    if bias_correction != "steps" or before == 0:
+        return before
+    after = 1 - beta2 ** (state["step"].item() + 1)
+    return before * (1 - beta2) / (after - beta2 * before)
 
 
 def update_group(
@@ -122,7 +180,7 @@ def update_group(
         _update(group, others, [states[p] for p in others])
     if refreshed:
         for p in refreshed:
-            init_state(states[p], p)
+            init_state(states[p], p, SECOND_MOMENTS[group["second_moment"]])
         _update(group, refreshed, [states[p] for p in refreshed], curvature, finite)
         group["last_refresh"] = group["step"] if due else group["last_refresh"]
     group["missed"] = tuple(sorted(missed))
@@ -138,14 +196,16 @@ def _update(
 ) -> None:
     """Apply the update rule to some parameters of a group; without curvature between refreshes."""
     beta1, beta2 = group["betas"]
-    exp_hessian_diag_sqs = [local(state["exp_hessian_diag_sq"]) for state in states]
+    second_moment, bias_correction = group["second_moment"], group["bias_correction"]
+    hessian_avgs = [local(state[SECOND_MOMENTS[second_moment]]) for state in states]
     diagonals = None
     if curvature is not None and finite is not None:
         diagonals = in_place_of(
             [curvature.pop(p) for p in params],
             [finite[p] for p in params],
-            exp_hessian_diag_sqs,
-            [1 - beta2 ** state["num_refreshes"].item() for state in states],
+            hessian_avgs,
+            [_divisor(state, beta2, bias_correction) for state in states],
+            second_moment,
         )
     corrections = []
     for state in states:
@@ -154,7 +214,10 @@ def _update(
             state["num_refreshes"] += 1
             state["last_refresh"].copy_(state["step"])
         corrections.append(
-            (1 - beta1 ** state["step"].item(), 1 - beta2 ** state["num_refreshes"].item())
+            (
+                1.0 if bias_correction is None else 1 - beta1 ** state["step"].item(),
+                _correction(state, beta2, bias_correction),
+            )
         )
     update = single_update if group["foreach"] is False else foreach_update
     grads = [local(g) for g in gradients(params)]
@@ -163,7 +226,7 @@ def _update(
         torch._foreach_neg(grads) if group["maximize"] else grads,
         diagonals,
         [local(state["exp_avg"]) for state in states],
-        exp_hessian_diag_sqs,
+        hessian_avgs,
         corrections,
         beta1=beta1,
         beta2=beta2,
@@ -171,5 +234,7 @@ def _update(
         eps=group["eps"],
         weight_decay=group["weight_decay"],
         hessian_power=group["hessian_power"],
+        second_moment=second_moment,
+        update_clip=group["update_clip"],
         wait=group["curvature_fraction"] < 1,
     )

@@ -9,8 +9,7 @@ from torch import Tensor
 from adahessian.conformance.check import Step
 from adahessian.conformance.problems import loss, num_batches
 from adahessian.optimizer import AdaHessian
-
-_STATE = ("exp_avg", "exp_hessian_diag_sq")
+from adahessian.options import SECOND_MOMENTS
 
 
 def port(case: dict[str, Any]) -> Step:
@@ -26,7 +25,7 @@ def port(case: dict[str, Any]) -> Step:
 
     def step(given: dict[str, Any]) -> dict[str, Any]:
         optimizer.step(closure)
-        return _result(optimizer, params)
+        return _result(case, optimizer, params)
 
     return step
 
@@ -61,7 +60,7 @@ def replayed(
             for p, grad in zip(params, grads, strict=True):
                 p.grad = grad if p.grad is None else p.grad + grad
         optimizer.step()
-        return _result(optimizer, params)
+        return _result(case, optimizer, params)
 
     return step
 
@@ -101,9 +100,12 @@ def _groups(case: dict[str, Any], params: Iterable[Tensor]) -> list[dict[str, An
     return [{"params": [p], **options} for p, options in zip(params, own, strict=True)]
 
 
-def _result(optimizer: torch.optim.Optimizer, params: list[Tensor]) -> dict[str, Any]:
+def _result(
+    case: dict[str, Any], optimizer: torch.optim.Optimizer, params: list[Tensor]
+) -> dict[str, Any]:
     """Return what a step returns."""
-    averages = {key: [optimizer.state[p][key] for p in params] for key in _STATE}
+    names = "exp_avg", SECOND_MOMENTS[case["options"].get("second_moment", "rms")]
+    averages = {key: [optimizer.state[p][key] for p in params] for key in names}
     return {"params": params, **averages}
 
 

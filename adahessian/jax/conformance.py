@@ -17,6 +17,8 @@ _FLAX_ORDER = ("kernel", "in", "out")
 
 def port(case: dict[str, Any]) -> Step:
     """Return ours: gradients and H·z by JAX, at its own parameters and along its own probes."""
+    if case["format"] > 1:
+        raise NotImplementedError("other rules than AdaHessian's")
     options, optimizer = case["options"], _optimizer(case)
 
     def part(params: list[jax.Array], batch: int) -> jax.Array:

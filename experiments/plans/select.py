@@ -1,7 +1,8 @@
 """Which runs a command line asks for: `FILE... [key=value ...]`, one grammar for all commands.
 
-A file is an experiment (`configs/digits/resnet20.yaml`), a sweep (`configs/sweeps/`), or a table of
-the paper (`configs/tables/`). The settings are those of every file:
+A file is an experiment (`configs/digits/resnet20.yaml`), a sweep (`configs/sweeps/`), a benchmark
+(`configs/benchmarks/`), or a table of the paper (`configs/tables/`). The settings are those of
+every file:
 
 - `optimizer=sgd,adam`: these optimizers of an experiment; of a sweep or table that names its
   optimizers, only the runs of these.
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.plans import paper_tables, sweeps
+from experiments.plans import benchmarks, paper_tables, sweeps
 from experiments.plans.load import load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.plans.settings import Choice, parse_choice
@@ -39,9 +40,14 @@ def is_table(path: str | Path) -> bool:
     return _has(path, "datasets")
 
 
+def is_benchmark(path: str | Path) -> bool:
+    """Whether a YAML file is a benchmark."""
+    return _has(path, "config") and _has(path, "rows")
+
+
 def is_sweep(path: str | Path) -> bool:
     """Whether a YAML file is a sweep."""
-    return _has(path, "config")
+    return _has(path, "config") and not _has(path, "rows")
 
 
 def _has(path: str | Path, key: str) -> bool:
@@ -57,6 +63,8 @@ def _runs_of(path: Path, choice: Choice) -> list[PlannedRun]:
         found = sweeps.select_from([sweep for _, _, sweep in request.plans()], path, choice)
     elif choice.dataset:
         raise UserError(f"dataset={choice.dataset} chooses where a table is made; {path} is none")
+    elif is_benchmark(path):
+        found = benchmarks.runs_of(path, choice)
     elif is_sweep(path):
         found = sweeps.select_from([sweeps.read(path)], path, choice)
     else:

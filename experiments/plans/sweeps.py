@@ -6,10 +6,12 @@
     grid: {optimizer: [sgd, adahessian], optimizer.lr: [0.05, 0.15]}  # every combination
     zip: {batch_size: [64, 128], optimizer.weight_decay: [1e-4, 5e-4]}  # first with first, ...
     list: [{model.depth: 8}, {model.depth: 14, epochs: 60}]             # one after the other
+    search: {trials: 8, space: {optimizer.lr: {log_uniform: [0.01, 1]}}}  # points of a space
 
 Keys are those of the command line: `optimizer`, and any `key.path` of the configuration;
-`optimizer.KEY` means that key of whichever optimizer the run has. `grid`, `zip` and `list`
-multiply. `expand` says which runs there are; the state of each, `experiments.runs.states` tells.
+`optimizer.KEY` means that key of whichever optimizer the run has. `grid`, `zip`, `list` and
+`search` (`experiments.plans.search`) multiply. `expand` says which runs there are; the state of
+each, `experiments.runs.states` tells.
 """
 
 import itertools
@@ -24,6 +26,7 @@ from experiments.config.sections import NotNegative, Section, validate
 from experiments.errors import UserError, nearest
 from experiments.plans.load import load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
+from experiments.plans.search import Search
 from experiments.plans.settings import Choice, parse_seeds
 
 FOLDER = Path(__file__).parents[2] / "configs" / "sweeps"
@@ -38,6 +41,7 @@ class Sweep(Section):
     grid: dict[str, list[Any]] = {}
     zip: dict[str, list[Any]] = {}
     list: Sequence[dict[str, Any]] = []
+    search: Search | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Sweep":
@@ -47,6 +51,9 @@ class Sweep(Section):
         for key, values in {**self.grid, **self.zip}.items():
             if not values:
                 raise ValueError(f"{key}: the list is empty")
+        for key in self.search.space if self.search else ():
+            if key in {**self.grid, **self.zip} or any(key in entry for entry in self.list):
+                raise ValueError(f"{key} is varied by `search` and by another section")
         for settings in [self.set, *self.combinations()]:
             if "seed" in settings:
                 raise ValueError("seed belongs to `seeds`, at the top of the file")
@@ -60,7 +67,11 @@ class Sweep(Section):
                 for values in itertools.product(*self.grid.values())]  # fmt: skip
         paired = [dict(zip(self.zip, values, strict=True))
                   for values in zip(*self.zip.values(), strict=True)] or [{}]  # fmt: skip
-        return [{**a, **b, **c} for a in grid for b in paired for c in self.list or [{}]]
+        points = self.search.points() if self.search else [{}]
+        return [
+            {**a, **b, **c, **d}
+            for a in grid for b in paired for c in self.list or [{}] for d in points
+        ]  # fmt: skip
 
 
 def find(name: str) -> Path:

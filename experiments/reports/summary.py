@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plots.curves import draw_training
-from experiments.reports import page, sweep_plots, sweeps
+from experiments.reports import benchmarks, page, sweep_plots, sweeps
 from experiments.reports.render import markdown, terminal
 from experiments.reports.sections import Figure, Grid, Section, number
+from experiments.results.benchmarks import BenchmarkResults
 from experiments.results.cost import NOTE
 from experiments.results.published import paper_figures
 from experiments.results.statistics import curve, late_limits, mean_and_std, summarize
@@ -29,6 +30,12 @@ def write_sweep_report(results: SweepResults, folder: Path) -> None:
     picture = sweep_plots.draw(results, folder / f"sweep-{results.path.stem}.png")
     shown, written = (sweeps.section(results, picture, every) for every in (False, True))
     _write(results, [shown], [written], page.SECTIONS_OF_A_SWEEP, folder)
+
+
+def write_benchmark_report(results: BenchmarkResults, folder: Path) -> None:
+    """Print a benchmark's scores; write them and the page."""
+    shown = list(benchmarks.sections(results))
+    _write(results, shown, shown, page.SECTIONS_OF_A_BENCHMARK, folder)
 
 
 def _write(

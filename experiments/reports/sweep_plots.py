@@ -26,7 +26,8 @@ def sweep_plot(results: SweepResults) -> LinePlot | HeatMaps | None:
         return None
     if len(results.keys) == 1 and all(map(is_number, axis(results, results.keys[0]))):
         return _lines(results)
-    return _maps(results) if len(results.keys) == 2 else None
+    # Points of a space share no rows and columns.
+    return _maps(results) if len(results.keys) == 2 and not results.searched else None
 
 
 def is_number(value: Any) -> bool:

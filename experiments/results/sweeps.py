@@ -86,11 +86,13 @@ class SweepResults(Results):
         path: the sweep's file.
         keys: what differs between the points besides optimizer and seed, as in the file.
         points: all combinations, in the file's order.
+        searched: whether they are points of a space, not of a grid.
     """
 
     path: Path = Path()
     keys: list[str] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
+    searched: bool = False
 
     @property
     def title(self) -> str:
@@ -139,8 +141,9 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
     Raises:
         UserError: something in the file is wrong.
     """
-    results = SweepResults(root, path=path)
-    runs = sweeps.expand(path)
+    sweep = sweeps.read(path)
+    results = SweepResults(root, path=path, searched=sweep.search is not None)
+    runs = sweeps.runs_of(sweep, path)
     named = dict.fromkeys(key for run in runs for key in run.settings)
     keys = [key for key in named if key not in ("optimizer", "seed")]
     values = [_effective(run, keys) for run in runs]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from support import conformance_vectors, published
-from support.conformance_cases import CASES, DEFAULTS
-from support.conformance_schema import Case
+from support.conformance_cases import CASES, DEFAULTS, RULE
+from support.conformance_schema import AnyCase
 
 from adahessian.conformance import __main__ as command
 from adahessian.conformance import cases, check
@@ -55,7 +55,8 @@ class TestTheVectors:
     def test_are_what_the_oracle_says(self, name):
         made = conformance_vectors.make(name)
         file = FOLDER / "cases" / f"{name}.json"
-        if UPDATE:
+        # Those that say the same stay as they are: last digits are another machine's to choose.
+        if UPDATE and not (file.exists() and alike(json.loads(file.read_text("utf-8")), made)):
             file.write_text(conformance_vectors.text(made), encoding="utf-8")
         assert alike(json.loads(file.read_text("utf-8")), made)
 
@@ -72,9 +73,14 @@ class TestTheVectors:
         assert names == {f"cases/{name}.json" for name in CASES} | {"probes.json", "schema.json"}
         assert sum(path.stat().st_size for path in files) < 500_000
 
+    def test_a_reader_of_format_1_meets_no_option_that_it_does_not_know(self):
+        for case in cases():
+            known = {**DEFAULTS, **RULE} if case["format"] == 2 else DEFAULTS
+            assert case["options"].keys() == known.keys()
+
     def test_fit_the_schema(self):
         for case in cases():
-            Case.model_validate(case)
+            AnyCase.validate_python(case)
 
     def test_stay_where_rounding_is_small(self):
         """A port may round otherwise: nothing may hang on the last digits."""
@@ -119,18 +125,31 @@ class TestOurs:
 
         assert check(port, one(name)).verdict == "passes"
 
+    def test_jax_says_what_it_has_not(self):
+        pytest.importorskip("optax")
+        from adahessian.jax.conformance import port
+
+        for name in ("sassha-delayed", "sophia-delayed", "clipped"):
+            assert check(port, one(name)).verdict == "not implemented"
+
 
 def without(case, option):
     changed = copy.deepcopy(case)
-    changed["options"][option] = DEFAULTS[option]
+    changed["options"][option] = {**DEFAULTS, **RULE}[option]
     return changed
 
 
 class TestTheyTell:
-    @pytest.mark.parametrize("option", DEFAULTS)
+    @pytest.mark.parametrize("option", {**DEFAULTS, **RULE})
     def test_an_option_that_is_ignored(self, option):
-        chosen = [c for c in cases() if c["options"][option] != DEFAULTS[option]]
-        verdicts = {c["name"]: check(port, without(c, option)).verdict for c in chosen}
+        usual = {**DEFAULTS, **RULE}[option]
+        chosen = [c for c in cases() if c["options"].get(option, usual) != usual]
+
+        def params_alone(case):  # the averages of another rule have other names
+            step = port(case)
+            return lambda given: {"params": step(given)["params"]}
+
+        verdicts = {c["name"]: check(params_alone, without(c, option)).verdict for c in chosen}
         assert "fails" in verdicts.values(), verdicts
 
     @pytest.mark.parametrize(
@@ -290,7 +309,8 @@ def test_table_of_the_docs():
     for name, factory in PORTS.items():
         columns[name] = [check(command.load(factory), case) for case in chosen]
     assert not [o for name in ("torch", "JAX") for o in columns[name] if o.is_bad]
-    assert {o.verdict for o in columns["JAX"]} == {"passes"}
+    left_out = {o.case for o in columns["JAX"] if o.verdict != "passes"}
+    assert left_out == {c["name"] for c in chosen if c["format"] == 2}
     rows = [["case", *columns], ["---"] * (1 + len(columns))]
     for i, case in enumerate(chosen):
         rows.append([f"`{case['name']}`", *(cell(column[i]) for column in columns.values())])

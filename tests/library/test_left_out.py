@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from support.device import device, on_gpu
+from support.rules import RULES
 from support.spoiled import Spoiled
 from support.stepping import assert_unchanged, snapshot, take_step
 from torch import nn
@@ -14,6 +15,7 @@ from torch.amp import GradScaler
 from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian, value_grad_and_hessian
+from adahessian.options import SECOND_MOMENTS
 
 EVERY_WAY = {
     "exact": {},
@@ -25,6 +27,9 @@ EVERY_WAY = {
     "part": {"curvature_fraction": 0.5},
     "part by finite differences": {"curvature_fraction": 0.5, "curvature": "finite_difference"},
     "no memory": {"betas": (0.0, 0.0)},
+    "sophia": {**RULES["sophia"], "update_interval": 1},
+    "sassha": {**RULES["sassha"], "update_interval": 1},
+    "clipped": RULES["clipped"],
 }
 
 
@@ -34,7 +39,7 @@ def train(options, spoiled_steps, steps=6, **more):
         (torch.arange(1, 7, dtype=torch.float64).reshape(2, 3) / 3).requires_grad_()
         for _ in range(2)
     )
-    optimizer = AdaHessian([("a", a), ("b", b)], lr=0.05, **{**options, **more})
+    optimizer = AdaHessian([("a", a), ("b", b)], **{**options, **more, "lr": 0.05})
 
     def loss(a, b):
         return Spoiled.apply(a).sum() + (b**3).sum()
@@ -53,8 +58,11 @@ def train(options, spoiled_steps, steps=6, **more):
     return optimizer, a, b
 
 
-def corrected(state, beta2):
-    return state["exp_hessian_diag_sq"] / (1 - beta2 ** state["num_refreshes"].item())
+def corrected(state, group):
+    average = state[SECOND_MOMENTS[group["second_moment"]]]
+    if group["bias_correction"] is None:
+        return average
+    return average / (1 - group["betas"][1] ** state["num_refreshes"].item())
 
 
 @pytest.mark.parametrize("options", EVERY_WAY.values(), ids=EVERY_WAY.keys())
@@ -62,16 +70,16 @@ def test_it_is_left_out_and_the_average_stays(options):
     clean, *_ = train(options, (), steps=3)
     with pytest.warns(UserWarning, match=r"parameter 0 .*\(a\).*not finite"):
         optimizer, a, b = train(options, (3,), steps=4)
-    beta2 = optimizer.param_groups[0]["betas"][1]
+    group = optimizer.param_groups[0]
     before, after = list(clean.state.values())[0], optimizer.state[a]
     torch.testing.assert_close(
-        corrected(after, beta2), corrected(before, beta2), rtol=1e-12, atol=0
+        corrected(after, group), corrected(before, group), rtol=1e-12, atol=0
     )
     assert after["step"] == after["num_refreshes"] == 4
     undisturbed, _, other = train(options, (), steps=4)
     assert torch.equal(b, other)  # whoever shares a step with it is not concerned
     assert torch.equal(
-        optimizer.state[b]["exp_hessian_diag_sq"], undisturbed.state[other]["exp_hessian_diag_sq"]
+        corrected(optimizer.state[b], group), corrected(undisturbed.state[other], group)
     )
 
 
@@ -82,10 +90,16 @@ def test_the_step_is_the_formula_with_the_average_in_its_place(options):
         before, a0, _ = train(options, (2,), steps=4)
         after, a, _ = train(options, (2, 4), steps=5)
     group, state = after.param_groups[0], after.state[a]
-    beta1, beta2 = group["betas"]
-    v_hat = corrected(before.state[a0], beta2)
+    beta1 = group["betas"][0]
+    v_hat = corrected(before.state[a0], group)
     m = beta1 * before.state[a0]["exp_avg"] + (1 - beta1) * 3 * a0.detach() ** 2
-    expected = a0 - 0.05 * m / (1 - beta1**5) / (v_hat.sqrt() + group["eps"])
+    m_hat = m / (1 if group["bias_correction"] is None else 1 - beta1**5)
+    if group["second_moment"] == "signed":
+        update = m_hat / v_hat.clamp(min=group["eps"])
+    else:  # Sassha's power is 1/2
+        update = m_hat / (v_hat.sqrt() + group["eps"])
+    clip = group["update_clip"] or math.inf
+    expected = a0 - 0.05 * update.clamp(-clip, clip)
     torch.testing.assert_close(a, expected, rtol=1e-10, atol=1e-12)
     assert state["num_refreshes"] == 5
 

@@ -13,10 +13,12 @@ import torch
 from support.device import on_gpu
 from support.problems import conv_problem, quadratic
 from support.reference import ReferenceAdaHessian
+from support.rules import RULES
 from support.stepping import assert_unchanged, leaves, snapshot, take_step
 from torch import nn
 
 from adahessian import AdaHessian, Adahessian
+from adahessian.options import SECOND_MOMENTS
 
 
 def assert_same_run(optimizer, params, reference, loss_function, num_steps, tolerance=1e-10):
@@ -24,20 +26,23 @@ def assert_same_run(optimizer, params, reference, loss_function, num_steps, tole
     for _ in range(num_steps):
         take_step(optimizer, params, loss_function)
         reference.step(loss_function)
+        curvatures = reference.exp_hessian_diag_sq
         for i, p in enumerate(params):
             for name, ours, expected in (
                 ("parameter", p, reference.params[i]),
                 ("exp_avg", optimizer.state[p]["exp_avg"], reference.exp_avg[i]),
-                (
-                    "exp_hessian_diag_sq",
-                    optimizer.state[p]["exp_hessian_diag_sq"],
-                    reference.exp_hessian_diag_sq[i],
-                ),
+                ("curvature's average", curvature_average(optimizer, p), curvatures[i]),
             ):
                 torch.testing.assert_close(
                     ours.detach(), expected, rtol=tolerance, atol=tolerance,
                     msg=lambda m, n=name, i=i: f"{n} of parameter {i}: {m}",
                 )  # fmt: skip
+
+
+def curvature_average(optimizer, p):
+    """Under whatever name."""
+    (name,) = optimizer.state[p].keys() & set(SECOND_MOMENTS.values())
+    return optimizer.state[p][name]
 
 
 OPTIONS = {
@@ -65,6 +70,7 @@ OPTIONS = {
         "lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-2, "weight_decay": 0.02, "hessian_power": 0.7,
         "block_size": 2, "averaging": "signed", "update_interval": 2, "num_samples": 2, "seed": 3,
     },
+    **RULES,
 }  # fmt: skip
 
 

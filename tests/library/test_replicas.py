@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import distributed_cases
+from support.rules import SASSHA, SOPHIA
 
 from adahessian import AdaHessian
 
@@ -54,6 +55,8 @@ def assert_equal(results, case, expected, tolerance):
         ("double backward, signed", {"averaging": "signed", "num_samples": 2}),
         ("double backward, clipped", {"max_grad_norm": 0.05}),
         ("double backward, unused parameter", {"unused": True}),
+        ("double backward, sophia", {**SOPHIA, "lr": 0.5}),
+        ("double backward, sassha", SASSHA),
     ],
 )
 def test_double_backward_on_the_bare_module(results, case, options):
@@ -71,6 +74,7 @@ def test_double_backward_on_the_bare_module(results, case, options):
         ("fsdp", {}),
         ("fsdp, runs of 7", {"block_size": 7}),
         ("fsdp, clipped", {"max_grad_norm": 0.05}),
+        ("fsdp, sassha", SASSHA),
     ],
 )
 def test_finite_difference(results, case, options):
@@ -92,6 +96,11 @@ def test_part_of_the_batch(results, case, curvature):
     """Each process takes a part of its own shard; their mean is the part of one process alone."""
     expected = alone(curvature=curvature, shards=len(results), **distributed_cases.PART)
     assert_equal(results, case, expected, 1e-6 if "finite" in curvature else 1e-12)
+
+
+def test_part_of_the_batch_of_another_rule(results):
+    expected = alone(shards=len(results), **{**distributed_cases.PART, **SOPHIA, "lr": 0.5})
+    assert_equal(results, "part, bare, sophia", expected, 1e-12)
 
 
 def test_part_of_the_batch_is_not_left_unaveraged(results):

@@ -17,6 +17,8 @@ DEFAULTS = {
     "max_grad_norm": None,
     "maximize": False,
 }
+# Options of the cases in format 2, with what they are in those of format 1.
+RULE = {"second_moment": "rms", "bias_correction": "refreshes", "update_clip": None}
 OIHW = ["out", "in", "kernel", "kernel", "kernel"]
 
 
@@ -140,6 +142,28 @@ HALVES = ((0, 1), (1, 4))
 def case(about, problem_and_params, num_steps, **options):
     return about, *problem_and_params, {**DEFAULTS, **options}, num_steps
 
+
+def rule(about, problem_and_params, num_steps, **options):
+    return case(about, problem_and_params, num_steps, **{**RULE, **options})
+
+
+SOPHIA = {
+    "lr": 6.0,
+    "betas": [0.96, 0.99],
+    "eps": 1e-10,
+    "block_size": None,
+    "averaging": "signed",
+    "second_moment": "signed",
+    "bias_correction": None,
+    "update_clip": 0.01,
+}
+SASSHA = {
+    "block_size": None,
+    "averaging": "signed",
+    "second_moment": "mean_abs",
+    "hessian_power": 0.5,
+    "bias_correction": "steps",
+}
 
 CASES = {
     "defaults-ranks": case("the defaults, tensors of rank 0 to 5", ranks(), 3),
@@ -275,4 +299,21 @@ CASES = {
     "hwio-network": case(
         "a network in the other layout", network("hwio"), 3, eps=0.1, block_size="row"
     ),
-}
+    "sophia": rule("Sophia-H", convolution(), 4, **SOPHIA),
+    "sophia-delayed": rule("Sophia-H, a refresh at every second step", network(), 5,
+                           update_interval=2, weight_decay=0.01, **SOPHIA),
+    "sophia-samples": rule("Sophia-H with two probes", network(), 3, num_samples=2, **SOPHIA),
+    "sassha": rule("Sassha without its perturbation", convolution(), 4, **SASSHA),
+    "sassha-delayed": rule("the same with a refresh at every third step, and its correction",
+                           network(), 8, update_interval=3, weight_decay=0.1, **SASSHA),
+    "clipped": rule("AdaHessian with a bounded update", convolution(), 4, update_clip=0.5),
+    "magnitudes": rule("the mean of magnitudes in kernels", convolution(), 4,
+                       second_moment="mean_abs"),
+    "signed-power": rule("a power of the signed average, an eps that matters", ranks(), 3,
+                         **{**SOPHIA, "eps": 0.5, "bias_correction": "refreshes",
+                            "update_clip": None, "lr": 0.1, "hessian_power": 0.5}),
+    "uncorrected": rule("AdaHessian without bias correction", network(), 3, eps=0.1,
+                        bias_correction=None),
+    "steps-corrected": rule("AdaHessian whose correction counts steps", network(), 5,
+                            update_interval=2, bias_correction="steps"),
+}  # fmt: skip

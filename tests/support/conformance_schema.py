@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from typing_extensions import TypeAliasType
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -28,6 +28,14 @@ class Options(Part):
     seed: int
     max_grad_norm: Number | None
     maximize: bool
+
+
+class RuleOptions(Options):
+    """Of a case in format 2."""
+
+    second_moment: Literal["rms", "mean_abs", "signed"]
+    bias_correction: Literal["refreshes", "steps"] | None
+    update_clip: Number | None
 
 
 class OwnOptions(Part):
@@ -80,10 +88,26 @@ class Expected(Part):
     params: Tensors
 
 
+class ExpectedOfMagnitudes(Part):
+    exp_avg: Tensors
+    exp_hessian_diag_abs: Tensors
+    params: Tensors
+
+
+class ExpectedSigned(Part):
+    exp_avg: Tensors
+    exp_hessian_diag: Tensors
+    params: Tensors
+
+
 class Step(Part):
     probes: list[Tensors]  # z of each sample
     batches: list[Batch]
     expected: Expected
+
+
+class RuleStep(Step):
+    expected: Expected | ExpectedOfMagnitudes | ExpectedSigned
 
 
 class Tolerance(Part):
@@ -102,3 +126,14 @@ class Case(Part):
     params: list[Parameter]
     tolerance: Tolerance
     steps: list[Step]
+
+
+class RuleCase(Case):
+    """One trajectory of another rule on the same curvature, or of AdaHessian with its options."""
+
+    format: Literal[2]
+    options: RuleOptions
+    steps: list[RuleStep]
+
+
+AnyCase = TypeAdapter(Annotated[Case | RuleCase, Field(discriminator="format")])

@@ -11,6 +11,7 @@ import warnings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support.rules import SASSHA, SOPHIA
 from support.spoiled import Spoiled
 from torch import nn
 from torch.distributed.checkpoint import state_dict
@@ -269,8 +270,12 @@ CHECKPOINTS = {
     "checkpoint": {},
     "checkpoint, flattened": {"flatten_optimizer_state_dict": True},
     "checkpoint between refreshes": {},
+    "checkpoint of another rule": {},
 }
-CHECKPOINT_OPTIONS = {"checkpoint between refreshes": {"update_interval": 3}}
+CHECKPOINT_OPTIONS = {
+    "checkpoint between refreshes": {"update_interval": 3},
+    "checkpoint of another rule": SASSHA,
+}
 
 
 def checkpoint(name):
@@ -302,6 +307,8 @@ CASES = {
     "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
     "double backward, clipped": bare("double_backward", max_grad_norm=0.05),
     "double backward, unused parameter": bare("double_backward", unused=True),
+    "double backward, sophia": bare("double_backward", **{**SOPHIA, "lr": 0.5}),
+    "double backward, sassha": bare("double_backward", **SASSHA),
     "finite difference, bare": bare("finite_difference"),
     "finite difference, unused parameter": bare("finite_difference", unused=True),
     "ddp": ddp(),
@@ -316,6 +323,8 @@ CASES = {
     "fsdp": fsdp(),
     "fsdp, runs of 7": fsdp(block_size=7),
     "fsdp, clipped": fsdp(max_grad_norm=0.05),
+    "fsdp, sassha": fsdp(**SASSHA),
+    "part, bare, sophia": bare("double_backward", **{**PART, **SOPHIA, "lr": 0.5}),
     "ddp, double backward": ddp_double_backward,
     "drift": drift,
     "left out, bare": left_out(),

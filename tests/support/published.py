@@ -1,9 +1,14 @@
 """The AdaHessians of installed packages, unmodified, as ports for the conformance vectors."""
 
+import math
+
 from adahessian import AdaHessian
 from adahessian.conformance.torch_port import replayed
 
 NAMES = {"eps", "betas", "lr", "weight_decay", "hessian_power"}  # the same everywhere
+
+
+NO_OTHER_RULE = {"second_moment": ["rms"], "bias_correction": ["refreshes"], "update_clip": [None]}
 
 
 def torch_optimizer(case):
@@ -17,6 +22,8 @@ def torch_optimizer(case):
 def pytorch_optimizer(case):
     import pytorch_optimizer
 
+    if case["options"].get("second_moment") == "signed":
+        return sophia_h(case)
     refuse(case, block_size=[None], averaging=averagings(case), maximize=[False, True])
     make = pytorch_optimizer.load_optimizer("adahessian")
     options = case["options"]
@@ -26,6 +33,39 @@ def pytorch_optimizer(case):
         "maximize": options["maximize"],
     }
     return replayed(case, lambda groups: make(groups, **common(case), **more))
+
+
+def sophia_h(case):
+    """pytorch_optimizer's Sophia-H, whose averages get the vectors' names."""
+    import pytorch_optimizer
+
+    rule = {"second_moment": ["signed"], "bias_correction": [None], "hessian_power": [1.0]}
+    clips = [case["options"]["update_clip"] or math.inf]
+    refuse(case, **rule, update_clip=clips, block_size=[None], averaging=["signed"])
+    options = case["options"]
+
+    class Named(pytorch_optimizer.SophiaH):
+        def step(self, *args, **kwargs):
+            super().step(*args, **kwargs)
+            for state in self.state.values():
+                state["exp_avg"], state["exp_hessian_diag"] = (
+                    state["momentum"], state["hessian_moment"]
+                )  # fmt: skip
+
+    def make(groups):
+        return Named(
+            groups,
+            lr=options["lr"],
+            betas=options["betas"],
+            eps=options["eps"],
+            weight_decay=options["weight_decay"],
+            p=options["update_clip"],
+            update_period=options["update_interval"],
+            num_samples=options["num_samples"],
+            hessian_distribution="rademacher",
+        )
+
+    return replayed(case, make)
 
 
 def timm(case):
@@ -63,7 +103,7 @@ def averagings(case):
 
 def refuse(case, **known):
     """Raise NotImplementedError for values of options that a package does not have."""
-    known = {"maximize": [False], "max_grad_norm": [None], **known}
+    known = {**NO_OTHER_RULE, "maximize": [False], "max_grad_norm": [None], **known}
     if not has_kernels(case):  # both are then element by element
         known["block_size"] = ["kernel", None]
     own = [param["options"] for param in case["params"]]

@@ -19,6 +19,9 @@ class ReferenceAdaHessian:
     Args:
         params: the initial parameters (copied).
         options: the optimizer's options, one dict for each parameter.
+
+    Attributes:
+        exp_hessian_diag_sq: the average of the curvature, whatever ``second_moment`` makes of it.
     """
 
     def __init__(self, params, options):
@@ -28,6 +31,7 @@ class ReferenceAdaHessian:
         self.exp_hessian_diag_sq = [torch.zeros_like(p) for p in self.params]
         self.num_steps = 0
         self.num_refreshes = 0
+        self.last_refresh = 0  # the number of its step, from 1
 
     def step(self, loss_function):
         """Take one step on ``loss_function(*params)``."""
@@ -49,11 +53,27 @@ class ReferenceAdaHessian:
             if o.get("maximize", False):
                 g = -g
             self.exp_avg[i] = beta1 * self.exp_avg[i] + (1 - beta1) * g
-            m_hat = self.exp_avg[i] / (1 - beta1**self.num_steps)
-            v_hat = self.exp_hessian_diag_sq[i] / (1 - beta2**self.num_refreshes)
-            denominator = v_hat.sqrt() ** o.get("hessian_power", 1.0) + eps
+            m_hat, v_hat = self.exp_avg[i], self.exp_hessian_diag_sq[i]
+            correction = o.get("bias_correction", "refreshes")
+            if correction is not None:
+                counts = {"refreshes": self.num_refreshes, "steps": self.last_refresh}
+                m_hat = m_hat / (1 - beta1**self.num_steps)
+                v_hat = v_hat / (1 - beta2 ** counts[correction])
+            power, moment = o.get("hessian_power", 1.0), o.get("second_moment", "rms")
+            if moment == "signed":
+                denominator = torch.maximum(v_hat, torch.zeros_like(v_hat)) ** power
+                denominator = torch.maximum(denominator, torch.full_like(v_hat, eps))
+            else:
+                size = v_hat.sqrt() if moment == "rms" else v_hat
+                denominator = size**power + eps
+            update, clip = m_hat / denominator, o.get("update_clip")
+            if clip is not None:
+                update = torch.tensor(
+                    [min(max(u, -clip), clip) for u in update.flatten().tolist()],
+                    dtype=update.dtype,
+                ).view(update.shape)
             decay = o.get("weight_decay", 0.0)
-            new_params.append(p - lr * (m_hat / denominator + decay * p))
+            new_params.append(p - lr * (update + decay * p))
         self.params = new_params
 
     def _refresh(self, loss_function, params):
@@ -68,6 +88,7 @@ class ReferenceAdaHessian:
             z = torch.cat([zi.reshape(-1) for zi in z])
             samples.append(z * (hessian @ z))
         self.num_refreshes += 1
+        self.last_refresh = self.num_steps + 1
         start = 0
         for i, p in enumerate(params):
             o = self.options[i]
@@ -81,7 +102,9 @@ class ReferenceAdaHessian:
             for block in blocks(tuple(p.shape), o.get("block_size", "kernel"), o.get("axes")):
                 d[block] = sum(mean[j] for j in block) / len(block)
             d = d.view(p.shape)
-            self.exp_hessian_diag_sq[i] = beta2 * self.exp_hessian_diag_sq[i] + (1 - beta2) * d * d
+            averaged = {"rms": d * d, "mean_abs": d.abs(), "signed": d}
+            news = averaged[o.get("second_moment", "rms")]
+            self.exp_hessian_diag_sq[i] = beta2 * self.exp_hessian_diag_sq[i] + (1 - beta2) * news
 
 
 def dense_hessian(loss_function, params):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.reports import benchmarks
 from experiments.reports.page import comparisons, curvature, paper_tables, provenance, sweeps
 from experiments.reports.render import html
 from experiments.reports.sections import Section
@@ -29,6 +30,13 @@ SECTIONS_OF_A_SWEEP: tuple[Maker, ...] = (
     sweeps.answer,
     comparisons.tables,
     curvature.spectra,
+    provenance.runs,
+)
+
+
+SECTIONS_OF_A_BENCHMARK: tuple[Maker, ...] = (
+    benchmarks.sections,
+    comparisons.tables,
     provenance.runs,
 )
 

@@ -1,0 +1,122 @@
+"""A benchmark in words: its scores, who wins by the rule, profiles, and what is missing."""
+
+import math
+import statistics
+from collections.abc import Iterator
+
+from experiments.reports.sections import Cell, Grid, Section, Text
+from experiments.results.benchmarks import (
+    LEVEL,
+    MEASURES,
+    BenchmarkResults,
+    median_interval,
+    profile,
+    studies_needed,
+    wins,
+)
+
+FACTORS = (1.0, 1.25, 1.5, 2.0, 4.0)
+NAMES = {"gradients": "gradient equivalents", "steps": "steps", "seconds": "seconds"}
+
+
+def sections(results: BenchmarkResults) -> Iterator[Section]:
+    """The benchmark's section, for every renderer."""
+    blocks: list = [Text(fixed(results)), scores(results)]
+    if not results.missing:
+        blocks += [matrix(results), Text(rule(results), "note"), profiles(results)]
+    else:
+        count = f"{len(results.missing)} of {len(results.members)} trainings are missing, so"
+        words = "who wins is not asked yet. This trains them (CLUSTER=slurm: on a cluster):"
+        blocks += [Text(f"{count} {words}"), Text(results.command, "command")]
+    lines = [
+        f"{one.state}: {one.directory.relative_to(results.root)}: {one.problem}"
+        for one in results.members
+        if one.problem
+    ]
+    if lines:
+        blocks.append(Text("\n".join(lines), "lines"))
+    yield Section(results.title, blocks)
+
+
+def fixed(results: BenchmarkResults) -> str:
+    """What the file fixes, in a sentence."""
+    benchmark = results.benchmark
+    return (
+        f"Target: {benchmark.target.metric} of {benchmark.target.value:g}. Each row may try "
+        f"{benchmark.trials} points of its space in each of {benchmark.studies} studies "
+        f"({benchmark.method}); a study's score is that of its best trial."
+    )
+
+
+def scores(results: BenchmarkResults) -> Grid:
+    """One row per optimizer: medians over studies."""
+    columns = ["optimizer", "reached", *(f"{NAMES[m]} to target" for m in MEASURES), "final"]
+    rows = []
+    for row in results.benchmark.rows:
+        values = {measure: results.studies(row, measure) for measure in MEASURES}
+        reached = sum(map(math.isfinite, values["steps"]))
+        finals = results.finals(row)
+        final = ""
+        if finals and results.metric:
+            final = results.metric.text(statistics.median(finals))
+        rows.append(
+            [row, f"{reached} of {results.benchmark.studies}",
+             *(_median(values[measure]) for measure in MEASURES), final]
+        )  # fmt: skip
+    note = (
+        "Medians over studies, in brackets their 95 % bootstrap intervals; ∞: at least half of the "
+        "studies never reached the target. Reached: studies that did. Gradient equivalents count "
+        "evaluations of the gradient and hold on every machine; seconds are this one's. Final: "
+        f"{results.benchmark.target.metric} of the last epoch, best trial of a study."
+    )
+    return Grid("", columns, rows, note)
+
+
+def _median(values: list[float]) -> Cell:
+    if not values:
+        return Cell("", math.nan)
+    middle = statistics.median(values)
+    if not math.isfinite(middle):
+        return Cell("∞", math.inf)
+    text = _number(middle)
+    if interval := median_interval(values):
+        text += f" [{_number(interval[0])}, {_number(interval[1])}]"
+    return Cell(text, middle)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def matrix(results: BenchmarkResults) -> Grid:
+    """Who wins over whom, in gradient equivalents."""
+    names = list(results.benchmark.rows)
+    found = wins({row: results.studies(row, MEASURES[0]) for row in names})
+    rows = [
+        [row, *("wins" if (row, other) in found else "loses" if (other, row) in found
+                else "" if row == other else "–" for other in names)]
+        for row in names
+    ]  # fmt: skip
+    return Grid("Gradient equivalents to target: row against column", ["", *names], rows)
+
+
+def rule(results: BenchmarkResults) -> str:
+    """The rule of the matrix, and whether it could tell anything apart."""
+    rows, studies = len(results.benchmark.rows), results.benchmark.studies
+    text = (
+        "Exact two-sided permutation test of the studies' mean ranks, all pairs at once: "
+        f"a win is called with a chance of at most {LEVEL:.0%} that any of them is wrong."
+    )
+    if studies < (needed := studies_needed(rows)):
+        text += f" {studies} studies of {rows} rows can tell nothing apart so: that takes {needed}."
+    return text
+
+
+def profiles(results: BenchmarkResults) -> Grid:
+    """The share of studies within a factor of the best row."""
+    values = {row: results.studies(row, MEASURES[0]) for row in results.benchmark.rows}
+    shares = profile(values, FACTORS)
+    rows = [[row, *(f"{share:.0%}" for share in shares[row])] for row in values]
+    columns = ["optimizer", *(f"within {factor:g} ×" for factor in FACTORS)]
+    return Grid("Performance profile, gradient equivalents", columns, rows,
+                "Share of studies in which a row is within this factor of the best")  # fmt: skip

@@ -1,0 +1,380 @@
+"""Benchmarks: what is planned, scores recomputed from raw files, a rule that keeps its word."""
+
+import itertools
+import json
+import math
+import random
+import statistics
+
+import pytest
+from support.harness import DIGITS, finish_run
+
+from experiments import report
+from experiments.errors import UserError
+from experiments.plans import benchmarks
+from experiments.plans.load import load
+from experiments.plans.select import is_benchmark, is_sweep, select
+from experiments.results.benchmarks import (
+    gradients_per_step,
+    median_interval,
+    p_value,
+    profile,
+    read_benchmark,
+    studies_needed,
+    wins,
+)
+
+HEAD = f"config: {DIGITS}\nset: {{model.depth: 8, epochs: 3}}\n"
+FILE = """
+target: {metric: test/accuracy, value: 0.6}
+trials: 3
+studies: 2
+rows:
+  sgd:
+    constructor: torch.optim.SGD
+    momentum: 0.9
+    weight_decay: 0.0
+    weight_decay_divided_by_lr: false
+    search: {lr: {log_uniform: [0.01, 1]}}
+  exact:
+    constructor: adahessian.AdaHessian
+    weight_decay: 0.0
+    weight_decay_divided_by_lr: false
+    update_interval: 4
+    search: {lr: {log_uniform: [0.01, 1]}}
+  untuned:
+    constructor: torch.optim.SGD
+    lr: 0.1
+    weight_decay: 0.0
+    weight_decay_divided_by_lr: false
+    gradients_per_step: 2.5
+"""
+
+
+def write(tmp_path, text=FILE):
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(HEAD + text, encoding="utf-8")
+    return path
+
+
+# --- what is planned ------------------------------------------------------------------------------
+
+
+def test_studies_draw_their_own_points_and_trials_are_runs(tmp_path):
+    path = write(tmp_path)
+    found = benchmarks.trials(benchmarks.read(path), path)
+    assert [(t.row, t.study, t.number) for t in found] == [
+        *itertools.product(("sgd", "exact"), (1, 2), (1, 2, 3)),
+        ("untuned", 1, 1),
+        ("untuned", 2, 1),
+    ]
+    first, second = (
+        [t.point["lr"] for t in found if t.row == "sgd" and t.study == s] for s in (1, 2)
+    )
+    assert len({*first, *second}) == 6
+    assert [t.point for t in found if t.row == "sgd"] == [
+        t.point for t in found if t.row == "exact"
+    ]
+    assert all(t.run.config.seed == t.study and t.run.config.epochs == 3 for t in found)
+    assert all(t.run.config.optimizer.lr == t.point["lr"] for t in found if t.point)
+    runs = select([path])
+    assert [run.place for run in runs] == [trial.run.place for trial in found]
+    assert len({run.place for run in runs}) == 14
+    assert is_benchmark(path) and not is_sweep(path)
+
+
+def test_a_command_line_chooses_rows_and_studies_alone(tmp_path):
+    path = write(tmp_path)
+    chosen = select([path], ["optimizer=exact", "seed=2"])
+    assert {(r.config.optimizer_name, r.config.seed) for r in chosen} == {("exact", 2)}
+    with pytest.raises(UserError, match="a benchmark is fixed by its file"):
+        select([path], ["epochs=9"])
+    with pytest.raises(UserError, match="no row 'exacd'; did you mean 'exact'"):
+        select([path], ["optimizer=exacd"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("test/accuracy", "accuracy", "target.metric"),
+        ("test/accuracy", "val/accuracy", "val/accuracy: image_classification measures"),
+        ("value: 0.6", "value: .nan", "target.value"),
+        ("trials: 3", "trials: 0", "trials = 0"),
+        ("momentum: 0.9", "momentun: 0.9", "did you mean 'momentum'?"),
+        ("momentum: 0.9", "lr: 0.9", "rows.sgd: lr is fixed and searched"),
+        ("gradients_per_step: 2.5", "gradients_per_step: 0.5", "rows.untuned.gradients_per_step"),
+        ("studies: 2", "studies: 2\nset2: {}", "unknown key 'set2'"),
+        ("rows:", "method: grid\nrows:", "'sobol' or 'random'"),
+    ],
+)
+def test_mistakes_are_named_with_their_file(old, new, message, tmp_path):
+    with pytest.raises(UserError) as caught:
+        select([write(tmp_path, FILE.replace(old, new, 1))])
+    assert message in str(caught.value) and "benchmark.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["seed", "optimizer.lr", "optimizers.sgd.lr"])
+def test_what_the_rows_or_studies_set_is_not_set_for_all(key, tmp_path):
+    path = tmp_path / "benchmark.yaml"
+    path.write_text(HEAD.replace("epochs: 3", f"{key}: 1") + FILE, encoding="utf-8")
+    with pytest.raises(UserError, match=f"set: {key}"):
+        select([path])
+
+
+def test_every_benchmark_of_the_repository_plans():
+    pytest.importorskip("pytorch_optimizer")
+    files = sorted(benchmarks.FOLDER.glob("*.yaml"))
+    assert files
+    for path in files:
+        assert select([path]) and is_benchmark(path)
+        assert benchmarks.find(path.stem).name == path.name
+    smoke = benchmarks.read(benchmarks.FOLDER / "smoke.yaml")
+    assert smoke.trials == 2 and smoke.studies == 1
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def accuracies(trial):
+    """By row, study and number: what the three epochs have come to."""
+    if trial.row == "untuned":
+        return [0.1, 0.2, 0.3]
+    reached = {1: [0.5, 0.5, 0.7], 2: [0.4, 0.6, 0.5], 3: [0.1, 0.1, 0.1]}
+    if trial.row == "exact" and trial.study == 2:
+        return reached[3]
+    return reached[trial.number]
+
+
+def train(path, root, seconds=0.01):
+    for trial in benchmarks.trials(benchmarks.read(path), path):
+        finish_run(root, trial.run.config, accuracies(trial), seconds * trial.study)
+
+
+def test_scores_are_what_the_raw_files_say(tmp_path):
+    path, root = write(tmp_path), tmp_path / "runs"
+    train(path, root)
+    results = read_benchmark(path, root)
+    planned = benchmarks.trials(benchmarks.read(path), path)
+    for row in ("sgd", "exact", "untuned"):
+        price = {"sgd": 1.0, "exact": 1 + 2 / 4, "untuned": 2.5}[row]
+        expected = {"steps": [], "seconds": [], "gradients": []}
+        finals = []
+        for study in (1, 2):
+            best = dict.fromkeys(expected, math.inf)
+            last = []
+            for trial in planned:
+                if (trial.row, trial.study) != (row, study):
+                    continue
+                spent = 0.0
+                text = (root / trial.run.place / "metrics.jsonl").read_text(encoding="utf-8")
+                records = [json.loads(line) for line in text.splitlines()]
+                for record in records:
+                    spent += record["time/epoch_seconds"]
+                    if record["test/accuracy"] >= 0.6:
+                        best["steps"] = min(best["steps"], record["step"])
+                        best["seconds"] = min(best["seconds"], spent)
+                        best["gradients"] = min(best["gradients"], record["step"] * price)
+                        break
+                last.append(records[-1]["test/accuracy"])
+            finals.append(max(last))
+            for measure, value in best.items():
+                expected[measure].append(value)
+        for measure, values in expected.items():
+            assert results.studies(row, measure) == pytest.approx(values), (row, measure)
+        assert results.finals(row) == finals
+    assert results.studies("sgd", "steps") == [200, 200]
+    assert results.studies("exact", "gradients") == [300, math.inf]
+    assert results.studies("untuned", "steps") == [math.inf, math.inf]
+    assert not results.missing
+
+
+def test_a_study_counts_when_all_its_trials_have_come_to_an_end(tmp_path, monkeypatch, capsys):
+    path, root = write(tmp_path), tmp_path / "runs"
+    train(path, root)
+    planned = benchmarks.trials(benchmarks.read(path), path)
+    (root / planned[1].run.place / "DONE").unlink()
+    results = read_benchmark(path, root)
+    assert results.studies("sgd", "steps") == [200] and len(results.missing) == 1
+    monkeypatch.setenv("RUNS_ROOT", str(root))
+    assert report.main(["--benchmark", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 14 trainings are missing" in out and f"make benchmark BENCHMARK={path}" in out
+
+
+def test_a_training_that_diverges_is_a_result_and_has_no_final(tmp_path):
+    path, root = write(tmp_path), tmp_path / "runs"
+    train(path, root)
+    planned = [t for t in benchmarks.trials(benchmarks.read(path), path) if t.row == "sgd"]
+    file = root / planned[1].run.place / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows[2]["test/accuracy"] = math.nan
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    results = read_benchmark(path, root)
+    assert not results.missing
+    assert results.studies("sgd", "steps") == [200, 200]  # it had reached the target before
+    assert results.finals("sgd") == [0.7, 0.7]
+
+
+def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys):
+    path, root = write(tmp_path), tmp_path / "runs"
+    train(path, root)
+    monkeypatch.setenv("RUNS_ROOT", str(root))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert report.main(["--benchmark", str(path)]) == 0
+    out = capsys.readouterr().out
+    words = " ".join(out.split())
+    assert "Target: test/accuracy of 0.6" in words and "2 studies of 3 rows can tell" in words
+    text = (root / "report" / "report.md").read_text(encoding="utf-8")
+    cells = {
+        line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith(("| sgd", "| exact", "| untuned")) and " of 2" in line
+    }
+    assert cells["sgd"] == ["2 of 2", "200", "200", "3 [2, 4]", "70.00"], cells
+    assert cells["exact"] == ["1 of 2", "∞", "∞", "∞", "40.00"], cells
+    assert cells["untuned"][:4] == ["0 of 2", "∞", "∞", "∞"]
+    page = (root / "report.html").read_text(encoding="utf-8")
+    assert "Benchmark benchmark" in page and "Performance profile" in page
+    for more in (["--sweep", str(path)], ["--dataset", "digits"]):
+        assert report.main(["--benchmark", str(path), *more]) != 0
+
+
+# --- prices ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "price"),
+    [
+        ({}, 3),
+        ({"curvature": "finite_difference"}, 2),
+        ({"update_interval": 5}, 1 + 2 / 5),
+        ({"curvature": "finite_difference", "update_interval": 5}, 1.2),
+        ({"num_samples": 2}, 5),
+        ({"curvature_fraction": 0.25}, 1 + 0.25 * 3),
+        ({"curvature_fraction": 0.25, "curvature": "finite_difference"}, 1 + 2 * 0.25),
+        ({"curvature_fraction": 0.5, "update_interval": 2}, 1 + 0.5 * 3 / 2),
+    ],
+)
+def test_gradients_are_counted_from_the_configuration(options, price):
+    overrides = {f"optimizers.adahessian.{key}": value for key, value in options.items()}
+    optimizer = load(DIGITS, overrides).optimizers["adahessian"]
+    assert gradients_per_step(optimizer) == pytest.approx(price)
+
+
+def test_the_price_is_that_of_the_evaluations_that_are_made():
+    """How often a refresh passes a node of the graph backward, on top of the step's own pass."""
+    import torch
+
+    from adahessian import AdaHessian
+
+    for way, refresh in (("double_backward", 2), ("finite_difference", 1)):
+        count = 0.0
+
+        class Counted(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, grad):
+                nonlocal count
+                count += 1
+                return Counted.apply(grad)
+
+        x = torch.ones(3, dtype=torch.float64, requires_grad=True)
+        optimizer = AdaHessian([x], curvature=way, check_interval=0, update_interval=2)
+
+        def closure(x=x, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (Counted.apply(x) ** 4).sum()  # noqa: B023
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        for step in range(8):
+            before = count
+            optimizer.step(closure)
+            if step > 1:  # the first refresh looks for pieces, too
+                assert count - before == 1 + refresh * (step % 2 == 0), (way, step)
+
+
+def test_after_epochs_changes_the_price():
+    overrides = {"optimizers.adahessian.after_epochs": {2: {"update_interval": 4}}}
+    optimizer = load(DIGITS, overrides).optimizers["adahessian"]
+    assert [gradients_per_step(optimizer, epoch) for epoch in range(4)] == [3, 3, 1.5, 1.5]
+    assert gradients_per_step(load(DIGITS).optimizers["sgd"]) == 1
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def simulated(draw, factors, studies):
+    """Scores with a known order: log-normal, the median of row i at factors[i]."""
+    return {
+        f"row {i}": [factor * math.exp(draw.gauss(0, 0.2)) for _ in range(studies)]
+        for i, factor in enumerate(factors)
+    }
+
+
+def test_equal_rows_rarely_have_a_winner():
+    """At most 5 % of benchmarks of equal rows call any win; binomial: 5 % of 150 is 7.5 ± 2.7."""
+    draw = random.Random(0)
+    wrong = sum(bool(wins(simulated(draw, [100] * 3, 6))) for _ in range(150))
+    assert wrong <= 15
+
+
+def test_known_winners_are_found_and_never_the_other_way():
+    draw = random.Random(1)
+    found = [wins(simulated(draw, [100, 300, 300], 6)) for _ in range(40)]
+    for other in ("row 1", "row 2"):
+        assert sum(("row 0", other) in one for one in found) >= 36
+        assert not any((other, "row 0") in one for one in found)
+    assert sum(("row 1", "row 2") in one or ("row 2", "row 1") in one for one in found) <= 6
+
+
+def test_who_never_arrives_loses_and_two_of_them_are_equal():
+    never = [math.inf] * 6
+    found = wins({"a": [100.0, 120, 90, 110, 95, 105], "b": never, "c": never})
+    assert set(found) == {("a", "b"), ("a", "c")}
+
+
+def test_p_values_are_the_enumeration():
+    mine, theirs = [1.0, 2, math.inf, 5], [3.0, math.inf, 7, 8]
+    values = mine + theirs
+    order = sorted(set(values))
+    ranks = [statistics.mean(i + 1 for i, v in enumerate(sorted(values)) if v == x) for x in values]
+    assert order[-1] == math.inf
+    observed = abs(sum(ranks[:4]) - 18)
+    splits = [abs(sum(ranks[i] for i in four) - 18) for four in itertools.combinations(range(8), 4)]
+    expected = sum(s >= observed - 1e-9 for s in splits) / len(splits)
+    assert p_value(mine, theirs) == pytest.approx(expected)
+
+
+def test_few_studies_can_tell_nothing_and_it_is_said_how_many_could():
+    assert studies_needed(2) == 4 and studies_needed(5) == 6 and studies_needed(1) == 4
+    for rows in (2, 3, 5):
+        n = studies_needed(rows)
+        far = {f"{i}": [1000.0**i + j for j in range(n)] for i in range(rows)}
+        assert wins(far)
+        fewer = {name: values[:-1] for name, values in far.items()}
+        assert not wins(fewer)
+
+
+def test_profiles_by_hand():
+    scores = {
+        "a": [100, 200, math.inf, 100],
+        "b": [150, 100, math.inf, math.inf],
+    }
+    assert profile(scores, [1, 1.5, 2]) == {"a": [0.5, 0.5, 0.75], "b": [0.25, 0.5, 0.5]}
+
+
+def test_bootstrap_intervals_cover_the_median():
+    draw = random.Random(2)
+    covered = 0
+    for _ in range(60):
+        interval = median_interval([draw.gauss(10, 1) for _ in range(9)])
+        assert interval is not None and interval[0] < interval[1]
+        covered += interval[0] <= 10 <= interval[1]
+    assert covered >= 51  # a percentile bootstrap of nine is a little too narrow
+    assert median_interval([1.0]) is None and median_interval([1.0, math.inf]) is None
+    assert median_interval([2.0, 2.0]) is None
+    assert median_interval([1.0, 2.0, 3.0]) == median_interval([1.0, 2.0, 3.0])
