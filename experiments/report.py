@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from experiments import cli
 from experiments.errors import UserError
 from experiments.plans import sweeps
+from experiments.plots.canvas import as_vectors
 from experiments.reports.summary import write_report, write_sweep_report
 from experiments.results import committed
 from experiments.results.sweeps import read_sweep
@@ -26,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="only this model, such as resnet20")
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
+    parser.add_argument("--vector", action="store_true", help="pictures also as PDF and SVG")
     return cli.execute(parser, _report, arguments)
 
 
+@as_vectors
 def _report(parsed: argparse.Namespace) -> None:
     root = runs_root()
     if parsed.sweep and (parsed.dataset or parsed.model or parsed.committed):

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,6 +67,7 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     from experiments.runtime.progress import say
     from experiments.training.session import train_unless_done
 
+    sys.argv[1:] = [path]  # what this is, as a command of `experiments.run`: `meta.json` keeps it
     directory = Path(path).parent
     done = directory / "DONE"
     known = len(attempts.read(directory))
