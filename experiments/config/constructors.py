@@ -51,6 +51,8 @@ def module(path: str) -> Any:
     Raises:
         ImportError: it cannot be imported, whatever it raises; in one line with the place.
     """
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ImportError("no dotted path, as torch.optim.SGD is one")
     try:
         return importlib.import_module(path)
     except Exception as error:
