@@ -179,7 +179,7 @@ keras-digits: setup ## Adam beside AdaHessian in Keras on each of its backends, 
 	done
 
 figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (2 minutes)
-	@$(PY) -m experiments.figures
+	@$(PY) -m experiments.figures $(ARGS)
 
 landscape-search: setup ## Repeat the search for the settings on Rosenbrock's and Rastrigin's function
 	$(PY) -m experiments.landscapes.search

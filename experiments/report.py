@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from experiments import cli
 from experiments.errors import UserError
 from experiments.plans import benchmarks, sweeps
+from experiments.plots.canvas import as_vectors
 from experiments.reports.summary import (
     write_benchmark_report,
     write_report,
@@ -33,9 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--benchmark", metavar="NAME", help="only this benchmark (or its file)")
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
+    parser.add_argument("--vector", action="store_true", help="pictures also as PDF and SVG")
     return cli.execute(parser, _report, arguments)
 
 
+@as_vectors
 def _report(parsed: argparse.Namespace) -> None:
     root = runs_root()
     own = "--sweep" if parsed.sweep else "--benchmark" if parsed.benchmark else ""

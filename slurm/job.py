@@ -3,10 +3,12 @@
 import os
 import signal
 import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -21,12 +23,15 @@ class Job:
         configs: the `config.yaml` of each run.
         runs_root, data_root: absolute.
         name: of a job with a single run; the members of an array are submitted under a common one.
+        folder: where it was submitted, to which a relative path in a configuration refers; the
+            code comes from a copy, in which Python has started.
     """
 
     configs: list[str]
     runs_root: str
     data_root: str
     name: str = ""
+    folder: str = ""
 
     def __call__(self) -> None:
         # submitit's handler, where it runs this: it asks Slurm (or the local controller) for a
@@ -34,6 +39,9 @@ class Job:
         handler = signal.getsignal(signal.SIGUSR2)
         requeue = handler if callable(handler) else lambda number, frame: None
         os.environ["RUNS_ROOT"], os.environ["DATA_ROOT"] = self.runs_root, self.data_root
+        if self.folder:
+            with suppress(OSError):  # not every node sees it, and few configurations need it
+                os.chdir(self.folder)
         _rename_member(self.name)
         _export_ranks()
         failed = [path for path in self.configs if _train(path, requeue)]
@@ -53,31 +61,28 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
     from experiments.errors import FAILED, USER_ERROR, UserError
     from experiments.plans.load import load
     from experiments.runs import attempts
-    from experiments.runs.directory import RunDirectory
     from experiments.runs.lease import job_id
     from experiments.runs.storage import StorageError
     from experiments.runtime import distributed, stopping
-    from experiments.runtime.paths import runs_root
     from experiments.runtime.progress import say
     from experiments.training.session import train_unless_done
 
-    try:
-        config = load(path)
-    except UserError as error:
-        say(f"error: {error}")
-        return USER_ERROR
-    directory = RunDirectory(runs_root(), config)
+    sys.argv[1:] = [path]  # what this is, as a command of `experiments.run`: `meta.json` keeps it
+    directory = Path(path).parent
+    done = directory / "DONE"
+    known = len(attempts.read(directory))
 
     def hopeless() -> bool:
-        way = distributed.is_main() and attempts.hopeless(directory.path, job_id())
+        way = distributed.is_main() and attempts.hopeless(directory, job_id())
         if way:
-            say(f"{directory.path}: ended {attempts.LIMIT} times alike without a new checkpoint "
+            say(f"{directory}: ended {attempts.LIMIT} times alike without a new checkpoint "
                 f"({way}); not again")  # fmt: skip
         return bool(way)
 
-    if not directory.done and hopeless():
-        return FAILED
     try:
+        config = load(path)
+        if not done.exists() and hopeless():
+            return FAILED
         return train_unless_done(config, wait=True)
     except stopping.Stopped as stop:
         say(str(stop))
@@ -85,11 +90,13 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
             stop.signal != signal.SIGUSR2
         ):  # the sender of another one requeues it, or does not want to
             raise SystemExit(stop.exit_code) from None
-        if directory.done:
+        if done.exists():
             return 0
         requeue(stop.signal, None)
         raise SystemExit(0) from None  # of several processes the first one asks for all
     except Exception as error:
+        if distributed.is_main() and not done.exists() and len(attempts.read(directory)) == known:
+            attempts.record_end(directory, error)  # it died on the way to the training
         if isinstance(error, UserError) and not isinstance(error, StorageError):
             say(f"error: {error}")
             return USER_ERROR

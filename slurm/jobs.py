@@ -22,6 +22,8 @@ NAME = "submitted.json"
 SQUEUE_FORMAT = "job=%i|%T|%r|%L"
 SQUEUE_ROW = re.compile(r"job=(\d+(?:_\d+)?)\|([A-Z_]+)\|(.*)\|([^|]*)")
 SACCT_ROW = re.compile(r"(\d+(?:_\d+)?)\|([A-Z_]+(?: by \d+)?)\s*")
+EXCEPTION = re.compile(r"(\w+\.)*\w*(Error|Exception|Interrupt|Exit)(: |$)")
+LOG_BYTES = 20_000  # of a log's end
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "DEADLINE", "OUT_OF_MEMORY", "BOOT_FAIL")
 
 
@@ -127,6 +129,31 @@ def _from_accounting(jobs: set[str]) -> dict[str, JobState]:
     states = {row[1]: JobState(row[2]) for row in rows}
     # squeue shows whatever may still run; what only the records call active is lost.
     return {job: state for job, state in states.items() if not state.active}
+
+
+def last_words(job: Submitted) -> str:
+    """Why a job ended, as the end of its log has it; empty where nothing is there.
+
+    An `error:` of ours before an exception, and that before any other line. What srun says of the
+    end of its tasks, and submitit of itself, is no reason.
+    """
+    try:
+        text = job.logs[1].read_bytes()[-LOG_BYTES:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("srun: ", "submitit "))]
+    for kind in (re.compile("error: "), EXCEPTION, re.compile("")):
+        if found := [line for line in lines if kind.match(line)]:
+            return found[-1].strip().removeprefix("error: ")
+    return ""
+
+
+def is_over(job: Submitted, known: dict[str, JobState]) -> bool:
+    """Whether a job has ended for good, by what Slurm has said of all that it remembers."""
+    if job.cluster == "slurm":
+        return job.job not in known or not known[job.job].active
+    return job.host == platform.node() and not local_job_runs(job)
 
 
 def local_job_runs(job: Submitted) -> bool:

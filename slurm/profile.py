@@ -1,5 +1,7 @@
 """Profiles: what a submission asks of a cluster, one YAML file each."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,14 @@ case $code in 134|135|136|137|139|140)
   scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" ;;
 esac
 exit $code""".splitlines()  # noqa: E501
+
+# Whatever ends the job's shell during its setup, a failed line or an `exit`, says where.
+GUARD = """\
+stopped() {
+  echo "error: the profile's setup ended the job, exit code $1, at: $setup_line" >&2
+  exit $(($1 ? $1 : 1))
+}
+trap 'stopped $?' EXIT""".splitlines()
 
 
 class Profile(Section):
@@ -43,7 +53,7 @@ class Profile(Section):
     memory_gb: Positive | None = None  # per node
     warning_seconds: Positive = 120  # from the signal to the end of the time limit
     directives: dict[str, str | int | bool] = {}  # further lines for sbatch, without `--`
-    setup: list[str] = []  # shell lines before the run: modules, environment
+    setup: list[str] = []  # shell commands before the run: modules, environment; all must succeed
 
     @model_validator(mode="after")
     def _check(self) -> "Profile":
@@ -76,12 +86,25 @@ class Profile(Section):
                 "slurm_array_parallelism": self.array_parallelism or 16,
                 "slurm_signal_delay_s": self.warning_seconds,
                 "slurm_additional_parameters": {"requeue": True, **self.directives},
-                "slurm_setup": self.setup or None,
+                "slurm_setup": checked(self.setup) if self.setup else None,
                 "slurm_teardown": AFTER,
                 # One process of several that dies must not leave the others waiting for it.
                 "slurm_srun_args": ["--kill-on-bad-exit=1"],
             }
         return {key: value for key, value in parameters.items() if value is not None}
+
+
+def checked(setup: Sequence[str]) -> list[str]:
+    """The lines of a setup, the first of which that fails ends the job.
+
+    Behind them the shell is where it was before: Python looks for the job's code there.
+    """
+    lines = list(GUARD)
+    for line in [*setup, 'cd "$SLURM_SUBMIT_DIR"']:
+        shown = shlex.quote(" ".join(line.split()))
+        lines += [f"setup_line={shown}", line, "setup_code=$?",
+                  "[ $setup_code = 0 ] || exit $setup_code"]  # fmt: skip
+    return [*lines, "trap - EXIT"]
 
 
 def load_profile(name: str) -> Profile:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,7 +22,7 @@ from experiments.config.metrics import Metric
 from experiments.config.yaml_reader import read_yaml_file
 from experiments.errors import UserError
 from experiments.runs import attempts, layout
-from experiments.runs.labels import differences, words
+from experiments.runs.labels import settings_apart, words
 from experiments.runs.metrics import read_json, read_metrics
 from experiments.runs.states import read_state
 from experiments.runtime.paths import runs_root
@@ -105,15 +106,31 @@ def collect(root: Path, pattern: str | None) -> tuple[list[Row], str]:
               if job.cluster == "slurm" and not layout.holds(path, "DONE")}  # fmt: skip
     try:
         known, note = jobs.slurm_jobs(wanted), ""
+        over = {job for job in sent.values() if jobs.is_over(job, known)}
     except UserError as error:
-        known, note = {}, f"from files alone: {error}"
-    apart = dict(zip(configs, differences(list(configs.values())), strict=True))
+        known, note, over = {}, f"from files alone: {error}", set()
+    before_training = _ends_before_training(sent, over)
+    apart = dict(zip(configs, settings_apart(list(configs.values())), strict=True))
     return [
         _unreadable(root, path, problems[path], sent.get(path))
         if path in problems
-        else _row(root, path, configs[path], apart[path], sent.get(path), known)
+        else _row(root, path, configs[path], apart[path], sent.get(path), known,
+                  before_training.get(path, ""))
         for path in directories
-    ], note
+    ], note  # fmt: skip
+
+
+def _ends_before_training(
+    sent: Mapping[Path, jobs.Submitted], over: set[jobs.Submitted]
+) -> dict[Path, str]:
+    """Why jobs ended that began none of their runs: the setup failed, say, or Python's start."""
+    silent = {path: job for path, job in sent.items()
+              if job in over and not layout.holds(path, "DONE")}  # fmt: skip
+    begun = set()
+    for path, job in silent.items():
+        with suppress(OSError):  # whoever shows the run says so
+            begun |= {job for attempt in attempts.read(path) if attempt.job == job.job}
+    return {path: jobs.last_words(job) for path, job in silent.items() if job not in begun}
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -150,8 +167,11 @@ def _row(
     settings: Mapping[str, Any],
     job: jobs.Submitted | None,
     known: Mapping[str, jobs.JobState],
+    before_training: str,
 ) -> Row:
     state, reason, left = _state(path, job, known)
+    if before_training and state == "new":  # and Slurm has forgotten the job
+        state = "failed"
     try:
         tries, last = attempts.read(path), (read_metrics(path / "metrics.jsonl") or [{}])[-1]
         metric, value = _measured(path, last)
@@ -160,6 +180,7 @@ def _row(
     going_on = tries and tries[-1].reason is None and state not in ("killed", "queued", "starting")
     ended = tries[:-1] if going_on else tries
     reasons = [one.reason or attempts.KILLED for one in ended if one.reason != attempts.DONE]
+    last_reason = before_training or reason or (reasons[-1] if reasons else "")
     return Row(
         run=str(path.relative_to(root)),
         settings=words(settings),
@@ -170,7 +191,7 @@ def _row(
         attempts=str(len(tries)) if tries else "",
         job=job.job if job else "",
         left=left,
-        reason=reason or (reasons[-1] if reasons else ""),
+        reason=last_reason.replace(f"{path.absolute()}/", ""),
     )
 
 

@@ -7,8 +7,6 @@ now, from a copy: what is edited while they wait or are requeued does not reach 
 """
 
 import argparse
-import hashlib
-import json
 import os
 import platform
 import re
@@ -31,19 +29,16 @@ from experiments.plans.settings import split_words
 from experiments.results.paper_tables import have_result
 from experiments.runs.directory import RunDirectory
 from experiments.runs.labels import titles
-from experiments.runs.provenance import git_state
 from experiments.runs.states import read_state
 from experiments.runs.storage import write_whole, writing
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
 from experiments.runtime.threads import cores, threads_per_run
 from experiments.training import optimizers as build
-from slurm import jobs
+from slurm import jobs, snapshot
 from slurm.job import Job
 from slurm.profile import Profile, load_profile
 
-REPOSITORY = Path(__file__).parent.parent
-PACKAGES = ("adahessian", "experiments", "slurm")
 LARGEST_ARRAY = 1000  # Slurm's default limit is 1001
 WITHOUT_END = 10**6  # requeues after the time limit: a job goes on while it gets further
 LONGEST_NAME = 100  # characters of a job's name
@@ -109,12 +104,17 @@ def submit(
             print(f"skipped, {reason}: {run.path}")
         else:
             missing.append(run)
+    code: snapshot.Files = {}
+    if missing and profile.cluster != "debug":  # which trains in this very process
+        code = snapshot.files([run.config for run in missing])
     for start in range(0, len(missing), LARGEST_ARRAY):
         chunk = missing[start : start + LARGEST_ARRAY]
         if dry_run:
             show(chunk, profile)
         else:
-            send(chunk, profile)
+            send(chunk, profile, code)
+    if dry_run and (own := snapshot.packages(code)):
+        print(f"copied for the jobs, beside this repository's code: {', '.join(own)}")
 
 
 def check(runs: Sequence[RunDirectory], profile: Profile) -> None:
@@ -130,7 +130,7 @@ def check(runs: Sequence[RunDirectory], profile: Profile) -> None:
         with _without_compiler():
             for run in runs:
                 build.check_optimizer(run.config)
-    except (ImportError, AttributeError):  # an optimizer that needs it
+    except Exception:  # a mistake, or what somebody imports needs it (torchvision does)
         for run in runs:
             build.check_optimizer(run.config)
 
@@ -166,8 +166,8 @@ def why_not(
     return None
 
 
-def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
-    """Submit runs, all of them at once."""
+def send(runs: Sequence[RunDirectory], profile: Profile, code: snapshot.Files) -> None:
+    """Submit runs, all of them at once, to run a copy of this code."""
     root = runs_root().absolute()
     folder = root / ".slurm" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(2)}"
     executor = None
@@ -181,12 +181,12 @@ def send(runs: Sequence[RunDirectory], profile: Profile) -> None:
     parts = spread(runs, profile)
     calls = [
         Job([str((run.path / "config.yaml").absolute()) for run in part], str(root),
-            str(data_root().absolute()), names[part[0]] if len(part) == 1 else "")
+            str(data_root().absolute()), names[part[0]] if len(part) == 1 else "", os.getcwd())
         for part in parts
     ]  # fmt: skip
     if executor is None:
         return calls[0]()
-    with chdir(snapshot(root)), _outside_of_jobs(), _detached():
+    with chdir(snapshot.write(code, root)), _outside_of_jobs(), _detached():
         try:
             sent = executor.submit_array(calls) if len(calls) > 1 else [executor.submit(calls[0])]
         except Exception as error:  # submitit wraps what sbatch says into several types
@@ -261,30 +261,6 @@ def common_name(runs: Sequence[RunDirectory]) -> str:
 
 def _name(title: str) -> str:
     return re.sub(r"[^\w.=,+-]+", "-", title)[:LONGEST_NAME].strip("-")
-
-
-def snapshot(root: Path) -> Path:
-    """A copy of the code, shared by all submissions of the same code; jobs run there."""
-    files = sorted(path for name in PACKAGES for path in (REPOSITORY / name).rglob("*.py"))
-    content = [(path.relative_to(REPOSITORY), path.read_bytes()) for path in files]
-    digest = hashlib.sha256()
-    for name, text in content:
-        digest.update(f"{name} {len(text)} ".encode() + text)
-    commit = json.dumps(git_state())
-    digest.update(commit.encode())
-    folder = root / ".slurm" / f"code-{digest.hexdigest()[:12]}"
-    if not folder.exists():
-        temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
-        with writing(temporary):
-            for name, text in content:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                (temporary / name).write_bytes(text)
-            (temporary / "commit.json").write_text(commit + "\n", encoding="utf-8")
-        try:
-            temporary.rename(folder)
-        except OSError:  # somebody else was faster
-            shutil.rmtree(temporary)
-    return folder
 
 
 @contextmanager

@@ -20,14 +20,51 @@ def load(path: str, where: str) -> Callable[..., Any]:
     Raises:
         UserError: there is nothing of that name, or it cannot be called.
     """
-    module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"{where} '{path}' cannot be imported: {error}") from None
+        found = find(path)
+    except ImportError as error:
+        raise UserError(f"{where} '{path}' cannot be imported: {error}") from error
     if not callable(found):
         raise UserError(f"{where} '{path}' is neither a class nor a function")
     return found
+
+
+def find(path: str) -> Any:
+    """What a dotted path names.
+
+    Raises:
+        ImportError: there is nothing of that name, or as `module`.
+    """
+    place, _, name = path.rpartition(".")
+    if not place:
+        raise ImportError("write it with the module that it is in, as in torch.optim.SGD")
+    found = module(place)
+    try:
+        return getattr(found, name)
+    except AttributeError as error:
+        raise ImportError(str(error)) from error
+
+
+def module(path: str) -> Any:
+    """Import a module.
+
+    Raises:
+        ImportError: it cannot be imported, whatever it raises; in one line with the place.
+    """
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ImportError("no dotted path, as torch.optim.SGD is one")
+    try:
+        return importlib.import_module(path)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if not isinstance(error, ImportError) or not said:
+            said = f"{type(error).__name__}: {said}".rstrip(": ")
+        ours = (__file__, importlib.__file__, "<frozen importlib")
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__)
+                  if not frame.filename.startswith(ours)]  # fmt: skip
+        if frames:
+            said += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+        raise ImportError(said) from error
 
 
 def names(constructor: Callable[..., Any]) -> tuple[dict[str, bool], bool]:

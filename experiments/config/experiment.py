@@ -120,7 +120,7 @@ class Config(Section):
     split_needs: ClassVar[Mapping[str, str]] = {}
 
     task: str
-    """The kind of problem, a name in `experiments.tasks.registry`."""
+    """The kind of problem, a name in `experiments.tasks.registry` or a package of your own."""
     dataset: DatasetSection
     """The data; the task defines the keys."""
     model: ModelSection

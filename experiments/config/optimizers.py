@@ -1,11 +1,11 @@
 """The section of an optimizer: a row of an experiment."""
 
-import importlib
 import inspect
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
 
+from experiments.config import constructors
 from experiments.config.schedules import AnySchedule
 from experiments.config.sections import NotNegative, Section, refuse
 from experiments.errors import nearest
@@ -116,10 +116,9 @@ class Optimizer(Section):
 
     def load_constructor(self) -> type:
         """Import the class that `constructor` names."""
-        module, _, name = self.constructor.rpartition(".")
         try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, ValueError, AttributeError) as error:
+            found = constructors.find(self.constructor)
+        except ImportError as error:
             refuse(f"constructor '{self.constructor}' cannot be imported: {error}")
         if not isinstance(found, type):
             refuse(f"constructor '{self.constructor}' is no class")

@@ -21,7 +21,7 @@ def protocol(config: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({key: value for key, value in config.items() if key not in own})
 
 
-def differences(
+def words_apart(
     settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
 ) -> list[str]:
     """`key=value` for the settings in which this one and others differ, but for defaults."""

@@ -108,6 +108,15 @@ def load_one(path: str | Path, optimizer: str | None, overrides: Mapping[str, An
     document = read_document(path)
     there = document.get("optimizers") if isinstance(document, dict) else None
     names = [str(name) for name in there] if isinstance(there, dict) else []
+    added = (key.split(".") for key, value in overrides.items() if isinstance(value, dict))
+    names += [parts[1] for parts in added if len(parts) == 2 and parts[0] == "optimizers"]
+    names = list(dict.fromkeys(names))
+    for key in overrides:
+        first, _, rest = key.partition(".")
+        row = rest.partition(".")[0]
+        new = row not in names and f"optimizers.{row}.constructor" not in overrides
+        if names and first == "optimizers" and "." in rest and new:
+            raise UserError(f"'{key}': no optimizer '{row}'; {nearest(row, names)}")
     if optimizer is None and len(names) > 1:
         raise UserError(
             f"which optimizer? add optimizer=NAME[,NAME] with {', '.join(names)}; "

@@ -9,6 +9,9 @@ from typing import Any
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 
+QUOTED = re.compile(r"""(['"])(.*)\1""")  # as in YAML, a text
+MOST_SEEDS = 10_000
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -46,10 +49,11 @@ def parse_choice(settings: Iterable[str]) -> Choice:
     others = []
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if key not in ("optimizer", "seed", "dataset"):
+        whole_section = key == "dataset" and value.lstrip().startswith("{")
+        if key not in ("optimizer", "seed", "dataset") or whole_section:
             others.append(setting)
-        elif value.strip():
-            texts[key] = value.strip()
+        elif text := QUOTED.sub(r"\2", value.strip()).strip():
+            texts[key] = text
         else:
             raise UserError(f"'{setting}' has no value: write {key}=VALUE")
     names = texts.get("optimizer")
@@ -91,5 +95,7 @@ def parse_seeds(text: str) -> list[int]:
         first, last = int(found[1]), int(found[2] or found[1])
         if last < first:
             raise UserError(f"seed = '{text}': {last} is below {first}")
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"seed = '{text}': {last - first + 1} seeds, and {MOST_SEEDS} may be")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))

@@ -1,5 +1,8 @@
 """Empty pictures and their files: nothing else sets matplotlib up."""
 
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,34 @@ def panels(number: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
     return figure, list(axes[0])
 
 
+_formats: ContextVar[tuple[str, ...]] = ContextVar("_formats", default=())
+
+
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write the picture and forget the figure; the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
+    for ending in _formats.get():
+        _save_vectors(figure, path.with_suffix(f".{ending}"))
     pyplot().close(figure)
+
+
+def _save_vectors(figure: Any, path: Path) -> None:
+    """The same figure gives the same file; a PDF has its fonts as journals want them."""
+    date = "Date" if path.suffix == ".svg" else "CreationDate"
+    with pyplot().rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
+        figure.savefig(path, metadata={date: None})
+
+
+def as_vectors(command: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A command whose pictures are written as PDF and SVG, too, where its `vector` is set."""
+
+    @wraps(command)
+    def run(parsed: Any) -> None:
+        token = _formats.set(("pdf", "svg") if parsed.vector else ())
+        try:
+            command(parsed)
+        finally:
+            _formats.reset(token)
+
+    return run

@@ -7,6 +7,8 @@ from typing import Any
 
 from experiments.plots.canvas import panels, save
 
+COLORS = 10  # of matplotlib's cycle, each again with the next kind of line
+DASHES = ("-", "--", "-.", ":")
 LEGEND_CHARACTERS = 150  # that fit below two panels side by side
 
 
@@ -34,10 +36,10 @@ class Curve:
 
 
 def draw_curve(
-    axes: Any, curve: Curve, label: str, marker: str = "", color: str | None = None
+    axes: Any, curve: Curve, label: str, marker: str = "", color: str | None = None, dash: str = "-"
 ) -> None:
     """A line of means with a band of one standard deviation."""
-    style = {"marker": marker, "color": color, "linewidth": 1.4}
+    style = {"marker": marker, "color": color, "linestyle": dash, "linewidth": 1.4}
     (line,) = axes.plot(curve.x, curve.means, label=label, **style)
     if any(curve.stds):
         low, high = curve.band()
@@ -63,8 +65,8 @@ def draw_training(
     rows = -(-len(losses) // columns)
     figure, (left, right) = panels(2, (11, 4.2 + 0.2 * rows))
     for axes, curves in ((left, losses), (right, metrics)):
-        for label, curve in curves.items():
-            draw_curve(axes, curve, label)
+        for place, (label, curve) in enumerate(curves.items()):
+            draw_curve(axes, curve, label, dash=DASHES[place // COLORS % len(DASHES)])
         axes.grid(alpha=0.3)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=metric_title, ylim=limits)

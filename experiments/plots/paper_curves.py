@@ -45,7 +45,8 @@ def draw(title: str, quantities: list[Panel], names: dict[str, str], path: Path)
         axes.set(xlabel="epoch", ylabel=panel.title)
         if panel.logarithmic:
             _use_plain_numbers(axes)
-    every[-1].legend(fontsize=8)
+    handles = every[-1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(panel.paper), fontsize=8)
     figure.suptitle(title, fontsize=10)
     save(figure, path, dpi=100)
 
@@ -63,8 +64,5 @@ def _draw_ours(axes: Any, runs: list[Points], name: str, color: str) -> None:
 
 def _use_plain_numbers(axes: Any) -> None:
     """A logarithmic axis with plain numbers."""
-    from matplotlib.ticker import LogFormatter
-
     axes.set(yscale="log")
-    axes.yaxis.set_major_formatter(LogFormatter())
-    axes.yaxis.set_minor_formatter(LogFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")

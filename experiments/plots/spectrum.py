@@ -75,6 +75,24 @@ class SpectrumPlot:
     num_params: int
 
 
+def counts(plot: SpectrumPlot, sign: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Magnitudes of one sign, descending, and how many eigenvalues are at least as large as each.
+
+    The largest ones are counted as they were computed; those below them by the quadratures' nodes,
+    whose weights are estimates: of a single eigenvalue, by a factor that can be far from 1.
+    """
+    nodes = sign * plot.nodes.ravel()
+    shares = plot.weights.ravel() * plot.num_params / len(plot.nodes)
+    # The computed ones are the most positive of all; nothing is known of the most negative.
+    known = plot.eigenvalues[plot.eigenvalues > 0] if sign > 0 else numpy.empty(0)
+    below = known.min() if len(known) else numpy.inf
+    chosen = (nodes > 0) & (nodes < below)
+    sizes = numpy.concatenate([known, nodes[chosen]])
+    numbers = numpy.concatenate([numpy.ones(len(known)), shares[chosen]])
+    order = numpy.argsort(-sizes, kind="stable")
+    return sizes[order], numbers[order].cumsum()
+
+
 def draw(plot: SpectrumPlot, path: Path) -> None:
     """The density on a logarithmic scale, and how many eigenvalues are how large."""
     figure, (left, right) = panels(2, (11, 4.2))
@@ -88,15 +106,10 @@ def draw(plot: SpectrumPlot, path: Path) -> None:
     left.set(xlabel="eigenvalue", ylabel="density (log)", title="whole spectrum")
     left.legend()
 
-    nodes, counts = plot.nodes.ravel(), plot.weights.ravel() * plot.num_params / len(plot.nodes)
     for sign, color, label in ((1, "C0", "positive"), (-1, "C3", "negative")):
-        chosen = sign * nodes > 0
-        sizes, of_these = sign * nodes[chosen], counts[chosen]
-        order = numpy.argsort(-sizes, kind="stable")
-        right.step(
-            sizes[order], of_these[order].cumsum(), where="post", color=color, label=label
-        )  # fmt: skip
-    right.set(xscale="log", yscale="log", ylim=(0.5, 2 * plot.num_params))
+        right.step(*counts(plot, sign), where="post", color=color, label=label)
+    # A hundredth of an eigenvalue, as on the left.
+    right.set(xscale="log", yscale="log", ylim=(0.01, 2 * plot.num_params))
     right.set(xlabel="magnitude of the eigenvalue", ylabel="eigenvalues of at least that magnitude")
     right.set_title("how many are large")
     right.legend()

@@ -15,7 +15,7 @@ from typing import Any
 from experiments.config.flat import flatten, optimizer_defaults
 from experiments.config.metrics import Metric
 from experiments.errors import UserError
-from experiments.plans.differences import differences, protocol, protocol_defaults
+from experiments.plans.differences import protocol, protocol_defaults, words_apart
 from experiments.plans.experiments import optimizer_order
 from experiments.runs.layout import find
 from experiments.runs.reading import Run, read_run
@@ -138,7 +138,7 @@ def make_tables(runs: list[Run]) -> list[ComparisonTable]:
         protocols = _group(same, lambda r: r.meta["protocol"])
         settings = [protocol(members[0].config) for _, members in protocols]
         for (name, members), own in zip(protocols, settings, strict=True):
-            words = differences(own, settings, protocol_defaults(members[0].config))
+            words = words_apart(own, settings, protocol_defaults(members[0].config))
             groups = _rows(members)
             tables.append(
                 ComparisonTable(
@@ -173,7 +173,7 @@ def _rows(runs: list[Run]) -> dict[str, list[Run]]:
         labels = [name] * len(signatures)
         if len(signatures) > 1:
             defaults = optimizer_defaults(signatures[0][0].optimizer.get("constructor"))
-            words = [differences(own, settings, defaults) for own in settings]
+            words = [words_apart(own, settings, defaults) for own in settings]
             labels = [" ".join([name, *found]) for found in words]
         for label, members in sorted(
             zip(labels, signatures, strict=True), key=lambda item: _natural(item[0])

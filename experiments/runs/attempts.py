@@ -8,14 +8,15 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.errors import UserError
 from experiments.runs import checkpoint
 from experiments.runs.jsonlines import read_rows
-from experiments.runs.lease import LeaseLost, job_id
+from experiments.runs.lease import Lease, LeaseLost, job_id
 from experiments.runs.storage import StorageError, writing
 from experiments.runtime.stopping import Stopped
 
@@ -61,6 +62,13 @@ def recorded(directory: Path) -> Iterator[None]:
     _end(directory, number, DONE)
 
 
+def record_end(directory: Path, error: Exception) -> None:
+    """Record an attempt that an error ended before it could take the lease, where that is free."""
+    with suppress(UserError), Lease(directory).held(wait=False), suppress(type(error)):
+        with recorded(directory):
+            raise error
+
+
 def read(directory: Path) -> list[Attempt]:
     """All attempts at a run, the oldest first; lines that are torn or damaged are passed over."""
     rows, _ = read_rows(directory / NAME)
@@ -100,6 +108,8 @@ def describe(error: BaseException) -> str:
     if isinstance(error, Stopped):
         return str(error)
     text = " ".join(str(error).split())
+    if type(error) is UserError and text:
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -15,7 +15,7 @@ from experiments.tasks.registry import protocol_defaults
 _FIRST, _LAST = "optimizer", "seed"
 
 
-def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def settings_apart(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each run, its settings that not all runs of the same data set and model share.
 
     Args:
@@ -56,8 +56,8 @@ def words(settings: Mapping[str, Any]) -> str:
 
 
 def titles(configs: Sequence[Config]) -> list[str]:
-    """A title per run: `digits resnet8 sgd lr=0.1 seed 3`, with what `differences` finds."""
-    found = differences([config.model_dump() for config in configs])
+    """A title per run: `digits resnet8 sgd lr=0.1 seed 3`, with its `settings_apart`."""
+    found = settings_apart([config.model_dump() for config in configs])
     titles = []
     for config, settings in zip(configs, found, strict=True):
         parts = (config.dataset.name, config.model.label, config.optimizer_name, words(settings))

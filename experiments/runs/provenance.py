@@ -1,12 +1,14 @@
 """With what, where and from which commit something was computed."""
 
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.runs.lease import job_id
 from experiments.runs.metrics import read_json
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ def session(device: "torch.device") -> dict[str, Any]:
     import torch
 
     return {
-        "command": " ".join(["python -m experiments.run", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "experiments.run", *sys.argv[1:]]),
+        "job": job_id(),
         **git_state(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),

@@ -1,14 +1,14 @@
-"""The tasks by name: a line here and a folder beside this file make one.
+"""The tasks by name: a folder anywhere is one, and a line here gives one of ours a short name.
 
-The line holds the dotted paths of a task's configuration, which imports no torch, and of the task
-itself. Either is imported when it is needed.
+`task: mylab.regression` is a package with two modules: `config`, with its class of configurations,
+which imports no torch, and `task`, with its `Task`. Either is imported when it is needed.
 """
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.config import constructors
 from experiments.config.experiment import Config
 from experiments.config.flat import schema_defaults
 from experiments.errors import UserError, nearest
@@ -41,9 +41,39 @@ def config_class(name: Any) -> type[Config]:
     Raises:
         UserError: there is no such task.
     """
-    if not isinstance(name, str) or name not in TASKS:
-        raise UserError(f"task = {name!r}: no such task; {nearest(str(name), TASKS)}")
-    return _import(TASKS[name][0])
+    if not isinstance(name, str) or not (name in TASKS or "." in name):
+        known = nearest(str(name), TASKS)
+        raise UserError(f"task = {name!r}: no such task; {known}, or a package of your own")
+    return (
+        constructors.find(TASKS[name][0]) if name in TASKS else _own(f"{name}.config", Config, name)
+    )
+
+
+def _task_class(name: str) -> type["Task"]:
+    from experiments.tasks.task import Task
+
+    return constructors.find(TASKS[name][1]) if name in TASKS else _own(f"{name}.task", Task, name)
+
+
+def _own(path: str, kind: type, name: str) -> Any:
+    """The one class of a kind that a module of a task's folder defines."""
+    try:
+        module = constructors.module(path)
+    except ImportError as error:
+        raise UserError(f"task '{name}' cannot be imported: {error}") from error
+    found = [
+        one
+        for one in vars(module).values()
+        if isinstance(one, type) and issubclass(one, kind) and one.__module__ == path
+    ]
+    found = [one for one in found if not any(one in other.__bases__ for other in found)]
+    if len(found) != 1:
+        names = ", ".join(one.__name__ for one in found) or "none"
+        raise UserError(
+            f"task '{name}': {path} must define one class of {kind.__module__}.{kind.__name__}; "
+            f"there: {names}"
+        )
+    return found[0]
 
 
 def protocol_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,19 +93,14 @@ def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task
     Raises:
         UserError: the data cannot be had, or the configuration does not fit it.
     """
-    return _import(TASKS[config.task][1])(config, device, data_root)
+    return _task_class(config.task)(config, device, data_root)
 
 
 def check(config: Config) -> None:
     """Refuse what a task could not train, see `Task.check`."""
-    _import(TASKS[config.task][1]).check(config)
+    _task_class(config.task).check(config)
 
 
 def describe_data(config: Config, data_root: Path) -> dict[str, Any] | None:
     """What the data of a configuration are, see `Task.describe_data`."""
-    return _import(TASKS[config.task][1]).describe_data(config, data_root)
-
-
-def _import(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return _task_class(config.task).describe_data(config, data_root)

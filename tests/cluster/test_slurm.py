@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,97 +16,27 @@ from pathlib import Path
 import pytest
 import torch
 from support.harness import DIGITS, REPOSITORY, SMALL, small_config
-from support.slurm_cluster import Cluster, run
+from support.slurm_cluster import run
+from support.slurm_lab import LONG
 from support.training import assert_equal, result, train_here
 from support.wandb_cases import history, inspect, only
 
 from experiments.plans.load import load, resolve
-from experiments.runs import attempts, checkpoint, lease
+from experiments.runs import attempts, checkpoint
 from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
 from experiments.tracking.tracker import records
-from slurm import submit
+from slurm import snapshot
 from slurm.jobs import submitted
 from slurm.status import collect
 
 pytestmark = pytest.mark.slow
-
-LONG = ("epochs=8", "checkpoint_every_steps=4")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    # Not below pytest's directory: munge insists that everybody can reach its socket.
-    directory = Path(tempfile.mkdtemp(prefix="slurm-"))
-    cluster = Cluster(directory)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     config = small_config(*LONG, optimizer="adahessian")
     return result(train_here(tmp_path_factory.mktemp("undisturbed"), config))
-
-
-class Lab:
-    """A place for runs, and the cluster that they are sent to."""
-
-    def __init__(self, root: Path, cluster: Cluster) -> None:
-        self.root, self.cluster = root, cluster
-
-    def submit(self, *arguments: str, **profile: str | int) -> int:
-        keys = {"cluster": "slurm", "timeout_minutes": 60, "memory_gb": 1, "warning_seconds": 30,
-                "setup": "[export OMP_NUM_THREADS=1]", **profile}  # fmt: skip
-        path = self.root.parent / "profile.yaml"
-        path.write_text("\n".join(f"{key}: {value}" for key, value in keys.items()))
-        return submit.main([*arguments, "--profile", str(path)])
-
-    def submit_one(self, **profile: str | int) -> RunDirectory:
-        """Send the run that the tests disturb."""
-        options = ("optimizer=adahessian", "seed=1", *SMALL, *LONG)
-        assert self.submit(str(DIGITS), *options, **profile) == 0
-        return RunDirectory(self.root, small_config(*LONG, optimizer="adahessian"))
-
-    def submit_and_wait_for_a_checkpoint(self, **profile: str | int) -> tuple[RunDirectory, str]:
-        directory = self.submit_one(**profile)
-        self.wait_for(lambda: checkpoint.stamp(directory.path), 90, "checkpoint")
-        return directory, submitted(directory.path).job
-
-    def wait_for(self, condition, seconds, what):
-        return self.cluster.wait_for(condition, seconds, what)
-
-    def wait_for_the_end(self, directory: RunDirectory) -> list[attempts.Attempt]:
-        """Wait until the run is done and its lease released."""
-        try:
-            self.wait_for(lambda: directory.done, 300, "end of the run")
-            self.wait_for(lambda: not (directory.path / lease.NAME).exists(), 10, "released lease")
-        except TimeoutError as error:
-            raise AssertionError(f"{error}\n{self.log(directory)}") from error
-        return attempts.read(directory.path)
-
-    def finish(self, directory: RunDirectory, since: float, fault: str) -> list[attempts.Attempt]:
-        """Wait for the run to be done, note how long the fault took to survive."""
-        count = len(attempts.read(directory.path))
-        self.wait_for(lambda: len(attempts.read(directory.path)) > count, 120, "new attempt")
-        print(f"{fault}: training again after {time.monotonic() - since:.1f} s")
-        return self.wait_for_the_end(directory)
-
-    def log(self, directory: RunDirectory) -> str:
-        job = submitted(directory.path)
-        return "\n".join(path.read_text() for path in job.logs if path.exists())
-
-
-@pytest.fixture
-def lab(cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
-    yield Lab(tmp_path / "runs", cluster)
-    subprocess.run(["scancel", "--me"], check=True)
-    cluster.wait_for(lambda: cluster.node_states().count("idle") == 4, 60, "idle nodes")
 
 
 def training_process(directory: RunDirectory) -> int:
@@ -367,9 +296,9 @@ def test_what_is_submitted_is_what_the_dry_run_shows_and_holds_no_secret(lab, ca
 def test_the_code_of_submission_runs(lab, monkeypatch, tmp_path):
     """A job that waits while the code is edited does not get the edit."""
     code = tmp_path / "code"
-    for name in submit.PACKAGES:
+    for name in snapshot.PACKAGES:
         shutil.copytree(REPOSITORY / name, code / name)
-    monkeypatch.setattr(submit, "REPOSITORY", code)
+    monkeypatch.setattr(snapshot, "REPOSITORY", code)
     run("scontrol", "update", "partition=main", "state=down")
     try:
         lab.submit(str(DIGITS), "optimizer=sgd", *SMALL, "epochs=1")

@@ -1,6 +1,5 @@
 """Submission without a Slurm; tests/cluster/test_slurm.py has one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -79,6 +78,18 @@ def test_a_users_mistake_is_one_message_and_exit_code_2(
     assert not root.exists()
 
 
+def test_a_network_whose_import_needs_torchs_compiler(root):
+    """In a process that has not imported it: `check` does without where it can."""
+    model = (
+        "model={constructor: torchvision.models.VisionTransformer, image_size: 8, patch_size: 2, "
+        "num_layers: 1, num_heads: 1, hidden_dim: 4, mlp_dim: 4}"
+    )
+    command = [sys.executable, "-m", "slurm.submit", str(DIGITS), "optimizer=sgd", model,
+               "dataset.channels=3", "--profile", "local", "--dry-run"]  # fmt: skip
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and "would send" in done.stdout, done.stderr
+
+
 def test_in_this_process_and_then_not_again(root, capsys):
     """The profile `debug`: real jobs, real files, no cluster."""
     command = [str(DIGITS), "optimizer=sgd", "--profile", "debug", "seed=1-2", *SMALL, "epochs=1"]
@@ -105,15 +116,6 @@ def test_a_failed_run_is_shown_with_its_reason_and_its_neighbours_are_trained(ro
     rows = {row.run.split("/")[2]: row for row in status.collect(root, None)[0]}
     assert rows["adam"].state == "done"
     assert rows["sgd"].state == "diverged" and "learning rate 1e+30" in rows["sgd"].reason
-
-
-def test_the_snapshot_is_shared_until_the_code_changes(tmp_path, monkeypatch):
-    one = submit.snapshot(tmp_path)
-    assert submit.snapshot(tmp_path) == one
-    assert set(json.loads((one / "commit.json").read_text())) == {"commit", "dirty"}
-    assert {path.name for path in one.iterdir()} == {*submit.PACKAGES, "commit.json"}
-    monkeypatch.setattr(submit, "git_state", lambda: {"commit": "another", "dirty": False})
-    assert submit.snapshot(tmp_path) != one
 
 
 def test_a_job_from_inside_a_job_does_not_inherit_it(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from docs.pages import ROOT, blocks
 from support.harness import DIGITS
 
+from experiments.config.experiment import write_yaml
 from experiments.config.yaml_reader import read_yaml
 from experiments.plans.load import parse, read_document, resolve
 from experiments.training import optimizers
@@ -28,11 +29,17 @@ def with_block(block):
     return parse(merged(document, more), PAGE)
 
 
+def load_text(text):
+    return parse(read_yaml(text), PAGE)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"line {block.line}")
 def test_a_block_is_part_of_an_experiment(block):
     config = with_block(block)
     for name in read_yaml(block.text).get("optimizers", config.optimizers):
-        optimizers.check(resolve(config, name, 1))
+        run = resolve(config, name, 1)
+        optimizers.check(run)
+        assert load_text(write_yaml(run)) == run  # a job and `make evaluate` read it again
 
 
 def test_there_are_blocks():

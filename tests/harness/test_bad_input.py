@@ -61,12 +61,44 @@ def nothing_is_written(tmp_path, monkeypatch):
         (["epochs={a: b: c}"], "not valid YAML: line 1, column"),
         (["batch_size=5000"], "batch_size = 5000: the training set has 1297 images"),
         (["seed=3-1"], "seed = '3-1': 1 is below 3"),
+        (["seed=1-99999999999"], "99999999999 seeds, and 10000 may be"),
+        (["optimizers.lion.betas=0.9"], "no optimizer 'lion'; known: sgd, adam, adamw, adahessian"),
+        (["optimizers.sdg.lr=0.9"], "'optimizers.sdg.lr': no optimizer 'sdg'; did you mean 'sgd'?"),
+        (["optimizers.sgd.constructor=..a"], "'..a' cannot be imported: no dotted path"),
+        (["model={constructor: ViT}"], "'ViT' cannot be imported: write it with the module"),
+        (["model={constructor: mylab.ViT}"], "cannot be imported: No module named 'mylab'"),
+        (["task=.."], "task '..' cannot be imported: no dotted path"),
+        (
+            ["task=torch.nn"],
+            "task 'torch.nn' cannot be imported: No module named 'torch.nn.config'",
+        ),
+        (
+            ["dataset={name: digit, validation_size: 0, crop_padding: 0, flip: false}"],
+            "no data set is called 'digit'",
+        ),
         (["epochs"], "no configuration file epochs"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_write(words, message, capsys):
     words = [str(DIGITS), *words, "optimizer=sgd", "model.depth=8", "--dry-run"]
     assert message in refused(*words, capsys=capsys)
+
+
+def test_quotes_that_a_shell_has_left(capsys):
+    for seeds in ("1-3", "'1-3'", '"1,2,3"', "1 - 3"):
+        runs = select([DIGITS], ["optimizer='sgd'", f"seed={seeds}"])
+        assert [run.config.seed for run in runs] == [1, 2, 3]
+
+
+def test_a_module_that_fails_is_named_with_the_place(tmp_path, monkeypatch, capsys):
+    (tmp_path / "bad_input_module.py").write_text("import math\n1 / 0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = "cannot be imported: ZeroDivisionError: division by zero (bad_input_module.py, line 2)"
+    for setting in (
+        "model={constructor: bad_input_module.Net}",
+        "optimizers.sgd.constructor=bad_input_module.Mine",
+    ):
+        assert said in refused(DIGITS, "optimizer=sgd", setting, capsys=capsys)
 
 
 def test_a_list_where_an_optimizer_wants_one(capsys):

@@ -71,7 +71,7 @@ def write_hostile_run(root: Path) -> None:
     meta = json.loads((run.path / "meta.json").read_text())
     for key in ("dataset", "model", "optimizer"):
         meta[key] = HOSTILE
-    for key in ("commit", "host", "device", "torch", "python", "started"):
+    for key in ("commit", "host", "device", "torch", "python", "started", "command", "job"):
         meta["sessions"][0][key] = HOSTILE
     (run.path / "meta.json").write_text(json.dumps(meta))
     row = json.loads(run.metrics_path.read_text().splitlines()[0])

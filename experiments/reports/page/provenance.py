@@ -1,11 +1,13 @@
 """What ran where and when, from which commit, and what is not done."""
 
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 from experiments.reports.sections import Cell, Grid, Section, Text, duration, number
 from experiments.results.tables import Results
+from experiments.runs import attempts
 from experiments.runs.reading import Run
 
 NAMED = 6  # commits and hosts that a sentence names one by one
@@ -91,6 +93,23 @@ def _last(run: Run) -> Cell | str:
     return Cell(f"{number(metric.scale * value, metric.digits)} {metric.unit}".strip(), value)
 
 
+def _job(run: Run) -> str:
+    """The job of the last attempt, where a session of an earlier version does not know its own."""
+    try:
+        tries = attempts.read(run.directory)
+    except OSError:
+        return ""
+    return str(tries[-1].job or "") if tries else ""
+
+
+def _command(run: Run, first: dict) -> str:
+    """What trains the run again, where its directory is not: it would be found done."""
+    command = str(first.get("command", ""))
+    if "/.slurm/" in command:  # of a job, which an earlier version named by its folder
+        command = shlex.join(["python", "-m", "experiments.run", f"{run.directory}/config.yaml"])
+    return command
+
+
 def _runs_grid(every: list[Run]) -> Grid:
     rows = []
     for run in every:
@@ -111,16 +130,19 @@ def _runs_grid(every: list[Run]) -> Grid:
                 len(sessions),
                 ", ".join(commits) + mark,
                 last.get("host", ""),
+                str(last.get("job") or _job(run)),
                 last.get("device", ""),
                 Cell(str(last.get("threads", "")), last.get("threads", "")),
                 last.get("torch", ""),
                 last.get("python", ""),
                 str(first.get("started", "")),
+                _command(run, first),
             ]
         )
     columns = (
         "run", "experiment", "directory", "state", "epochs", "last result", "training",
-        "sessions", "commit", "host", "device", "threads", "torch", "python", "started",
+        "sessions", "commit", "host", "job", "device", "threads", "torch", "python", "started",
+        "command",
     )  # fmt: skip
-    caption = "All runs; host, device and versions are those of the last session"
+    caption = "All runs; host, job, device and versions are those of the last session"
     return Grid(caption, columns, rows, folded=len(rows) >= FOLD_FROM)

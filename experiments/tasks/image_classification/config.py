@@ -168,7 +168,7 @@ class ConstructedModel(ModelSection):
 
     constructor: str
     """Dotted path, such as `torchvision.models.resnet18` or `timm.create_model`."""
-    name: FolderName = ""
+    name: Literal[""] | FolderName = ""
     """Second folder of a run's path; empty: `model_name`, or else the path's last part."""
 
     @model_validator(mode="after")

@@ -175,7 +175,7 @@ def test_the_command_writes_the_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quadratics, "CONDITIONS", (1, 10))
     monkeypatch.setattr(quadratics, "LEARNING_RATES", (0.1, 1.0))
     monkeypatch.setattr(quadratics, "MAX_STEPS", 30)
-    assert figures.main([]) == 0
+    assert figures.main(["--vector"]) == 0
     output = capsys.readouterr().out
     names = {"fig1", "fig3", "rosenbrock", "rastrigin", "quadratics", "paper_resnet20_cifar10",
              "paper_resnet32_cifar10", "paper_resnet18_imagenet"}  # fmt: skip
@@ -184,6 +184,8 @@ def test_the_command_writes_the_pictures(tmp_path, monkeypatch, capsys):
         assert str(picture) in output
         pixels = matplotlib.image.imread(picture)
         assert pixels.shape[1] > 500 and pixels[..., :3].std() > 0.03
+        assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+        assert "<svg " in picture.with_suffix(".svg").read_text("utf-8")
     assert {p.stem for p in (tmp_path / "figures").iterdir()} == names
     assert "AdaHessian ends at (0.000, 0.000)" in output
 

@@ -6,11 +6,11 @@ from support.harness import DIGITS, small_config
 from experiments.plans import experiments
 from experiments.plans.differences import (
     changes,
-    differences,
     flatten,
     optimizer_defaults,
     protocol,
     protocol_defaults,
+    words_apart,
 )
 from experiments.plans.experiments import optimizer_order
 
@@ -37,7 +37,7 @@ def test_a_key_added_later_is_no_difference_where_it_has_its_default():
     old = older(new, "channels_last", "micro_batches", "autocast", "image_size", "resize_size")
     assert old != new
     settings = [protocol(old), protocol(new), protocol({**new, "micro_batches": 4})]
-    words = [differences(own, settings, protocol_defaults(new)) for own in settings]
+    words = [words_apart(own, settings, protocol_defaults(new)) for own in settings]
     assert words == [[], [], ["micro_batches=4"]]
 
 
@@ -60,9 +60,9 @@ def test_an_argument_left_out_is_the_constructors_default():
     assert given["adam.betas"] == optimizer_defaults("torch.optim.Adam")["betas"]
     kernel, row = ({"lr": 0.1}, {"lr": 0.1, "block_size": "row"})
     defaults = optimizer_defaults("adahessian.AdaHessian")
-    assert differences(row, [kernel, row], defaults) == ["block_size=row"]
+    assert words_apart(row, [kernel, row], defaults) == ["block_size=row"]
     same = {"lr": 0.1, "block_size": defaults["block_size"]}
-    assert differences(same, [kernel, row, same], defaults) == []
+    assert words_apart(same, [kernel, row, same], defaults) == []
     assert optimizer_defaults("not.Installed")["after_epochs"] == {}
     assert optimizer_defaults("not.Installed")["lr"] is None
 

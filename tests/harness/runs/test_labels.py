@@ -1,10 +1,10 @@
 from support.harness import small_config
 
-from experiments.runs.labels import differences, titles, words
+from experiments.runs.labels import settings_apart, titles, words
 
 
 def found(*configs):
-    return [words(one) for one in differences([config.model_dump() for config in configs])]
+    return [words(one) for one in settings_apart([config.model_dump() for config in configs])]
 
 
 def test_only_what_differs_and_only_between_runs_of_one_optimizer():
@@ -15,7 +15,7 @@ def test_only_what_differs_and_only_between_runs_of_one_optimizer():
 
 
 def test_seed_and_optimizer_are_there_without_being_words():
-    one, two = differences(
+    one, two = settings_apart(
         [small_config(seed=1).model_dump(), small_config(optimizer="adam", seed=2).model_dump()]
     )
     assert one == {"optimizer": "sgd", "seed": 1} and two == {"optimizer": "adam", "seed": 2}
@@ -38,9 +38,12 @@ def test_a_key_that_an_older_version_did_not_write_counts_as_its_default():
         del old[key]
     del old["dataset"]["image_size"], old["schedule"]["plateau"]
     del old["optimizers"]["sgd"]["after_epochs"]
-    assert differences([old, new]) == [{}, {}]
+    assert settings_apart([old, new]) == [{}, {}]
     new["micro_batches"] = 2
-    assert [words(one) for one in differences([old, new])] == ["micro_batches=1", "micro_batches=2"]
+    assert [words(one) for one in settings_apart([old, new])] == [
+        "micro_batches=1",
+        "micro_batches=2",
+    ]
 
 
 def test_keys_inside_and_keys_that_only_one_run_has():
