@@ -43,7 +43,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adahessian.replicas import local, local_block_average
 from adahessian.spectrum.estimate import Estimate
+from adahessian.state import has_begun
 
 if TYPE_CHECKING:
     from adahessian.optimizer import AdaHessian
@@ -326,3 +328,68 @@ class _Layout:
 
 def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
     return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)]).double()
+
+
+# ------------------------------------------------------------------------------- a single step
+
+
+def denominators(optimizer: "AdaHessian") -> dict[Tensor, Tensor]:
+    """Return what the last step was divided by, v̂^(hessian_power / 2) + eps, by parameter.
+
+    Parameters whose average has not begun are left out. Nothing waits for the device.
+    """
+    found = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state.get(p, {})
+            if not has_begun(state):
+                continue
+            correction = 1 - group["betas"][1] ** state["num_refreshes"].item()
+            average = local(state["exp_hessian_diag_sq"]) / correction
+            found[p] = average.pow_(group["hessian_power"] / 2).add_(group["eps"])
+    return found
+
+
+class DiagonalRecorder:
+    """Keeps the averaged curvature d of the refreshes that it is told to keep.
+
+    Example::
+
+        recorder = DiagonalRecorder()
+        optimizer.register_curvature_hook(recorder)
+        recorder.start()
+        optimizer.step(closure)
+        diagonals = recorder.stop()  # by parameter; nothing where the step refreshed nothing
+
+    It costs nothing while it keeps nothing.
+    """
+
+    _totals: dict[Tensor, Tensor] | None = None
+
+    def start(self) -> None:
+        """Keep what comes from now on."""
+        self._totals = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, optimizer: "AdaHessian", params: Sequence[Tensor], estimates: Sequence[Tensor]
+    ) -> None:
+        """Take in one sample of z · Hz; see :meth:`AdaHessian.register_curvature_hook`."""
+        if self._totals is None:
+            return
+        groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+        self._groups = {p: groups[p] for p in params}
+        for p, estimate in zip(params, estimates, strict=True):
+            sample = estimate.abs() if groups[p]["averaging"] == "abs" else estimate.clone()
+            self._totals[p] = self._totals[p] + sample if p in self._totals else sample
+
+    @torch.no_grad()
+    def stop(self) -> dict[Tensor, Tensor]:
+        """Return d by parameter, as the step took it, and keep no more."""
+        totals, self._totals = self._totals or {}, None
+        found = {}
+        for p, total in totals.items():
+            group = self._groups[p]
+            mean = total / group["num_samples"]
+            found[p] = local_block_average(mean, p, group["block_size"])
+        return found

@@ -147,8 +147,9 @@ class Refresh(ABC):
 
     def _begin_check(self, due: Sequence[Member]) -> AccuracyCheck:
         interval = self._options.check_interval
-        # What stayed on the device has arrived by now.
-        failed = self._earlier.hear()
+        # The last refresh may not have come to its end on the device; the one before has. All
+        # processes hear of the same ones.
+        failed = self._earlier.hear(but=1)
         counts = (self._states.get(m.param, {}).get("num_refreshes", 0) for m in due)
         is_due = interval > 0 and (
             failed or self._is_first or max(map(int, counts)) % interval == 0
@@ -163,7 +164,7 @@ class Refresh(ABC):
         for m in self._members:
             m.group["difference_scale"] = accuracy.scale
         names = {m.param: m.name() for m in self._members}
-        self._earlier.verdict = Verdict(accuracy, names)
+        self._earlier.verdicts.append(Verdict(accuracy, names))
         if accuracy.waits:
             self._earlier.hear()
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from experiments.config.metrics import Metric
 from experiments.tasks import registry
+from experiments.training import step_log
 from tools.docstrings import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -280,6 +281,20 @@ def _escaped(text: str) -> str:
 
 # ----------------------------------------------------------------------------------- metrics
 
+# Rows of `steps.jsonl`.
+STEP_KEYS = {
+    "step/loss": "the mean loss of the step's batch",
+    "step/gradient_norm": "Euclidean norm of the gradient that the step took, clipped where it is "
+    "clipped, averaged over processes",
+    "step/weight_norm": "of the trained weights, before the step",
+    "step/update_norm": "of the change of these weights by the step, weight decay included",
+    "step/update_ratio": "`update_norm` divided by `weight_norm`",
+    "step/denominator/p05": "AdaHessian: quantiles, also `p50` and `p95`, of what the step was "
+    "divided by (over at most 65,536 elements, evenly chosen)",
+    "step/curvature/p05": "AdaHessian, at steps that refresh it: the same of the averaged d",
+    "step/*/LAYER": "the norms and the ratio of each layer (`log_layers`)",
+}
+
 # What the training writes beside a task's metrics; the keys are looked up in the code, and each of
 # them must be explained here.
 KEYS = {
@@ -321,6 +336,13 @@ def written_keys() -> set[str]:
     return found
 
 
+def _check_step_keys() -> None:
+    names = {"loss", *step_log.NORMS, "update_ratio"}
+    names |= {f"{name}/{next(iter(step_log.QUANTILES))}" for name in ("denominator", "curvature")}
+    if STEP_KEYS.keys() != {"step/*/LAYER", *(f"step/{name}" for name in names)}:
+        raise Undocumented("STEP_KEYS of tools/reference.py are not those that are written")
+
+
 def _metrics_page() -> str:
     written = written_keys()
     if unknown := written.symmetric_difference(KEYS):
@@ -328,6 +350,7 @@ def _metrics_page() -> str:
             f"metric keys: {', '.join(sorted(unknown))}: explain them in KEYS of tools/reference.py"
             " where they are new, take them out where they are gone"
         )
+    _check_step_keys()
     lines = [
         "# Metric keys",
         "",
@@ -344,7 +367,15 @@ def _metrics_page() -> str:
             lines.append(f"| `{metric.name}` | {better} | {unit}, {metric.digits} decimals |")
         lines.append("")
     lines += ["## Of any task", "", "| key | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| `{key}` | {KEYS[key]} |" for key in KEYS), ""])
+    lines += [f"| `{key}` | {KEYS[key]} |" for key in KEYS]
+    lines += ["", "## Inside an epoch", ""]
+    lines += [
+        "A row of `steps.jsonl`, one for every `log_every_steps` steps, holds these beside `step`, "
+        "`epoch`, with its fraction, and `learning_rate`.",
+        "",
+    ]
+    lines += ["| key | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{key}` | {STEP_KEYS[key]} |" for key in STEP_KEYS), ""])
 
 
 def task_metrics() -> dict[str, tuple[Metric, ...]]:

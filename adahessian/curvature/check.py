@@ -14,6 +14,7 @@ parameters moves smoothly. But then the loss does not move as the gradient says,
 :class:`Slope` compares just that.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -258,6 +259,20 @@ class AccuracyCheck:
                 torch.distributed.all_reduce(doubt, torch.distributed.ReduceOp.MAX, group=group)
             self.doubt = doubt > 0
 
+    def sent(self) -> "tuple[AccuracyCheck, torch.Event | None]":
+        """Return a copy that the host can read, and when: from an event on, None for now."""
+        names = ("failed", "zeros", "disagreements", "slope", "doubt")
+        values = {name: t for name in names if (t := getattr(self, name)) is not None}
+        device = next((t.device for t in values.values() if t.device.type != "cpu"), None)
+        if device is None:
+            return self, None
+        there = copy.copy(self)
+        for name, value in values.items():
+            setattr(there, name, value.to("cpu", non_blocking=True))
+        arrival = torch.Event(device)
+        arrival.record()
+        return there, arrival
+
     def wrong(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
         """Return one bool for each of some parameters, where anything can be wrong."""
         wrong = {}
@@ -283,7 +298,7 @@ class AccuracyCheck:
 
 
 class Verdict:
-    """What a check has found, to be told when it may be read.
+    """What a check has found, on its way to the host; to be told when it has arrived.
 
     Args:
         accuracy: the check.
@@ -291,10 +306,13 @@ class Verdict:
     """
 
     def __init__(self, accuracy: AccuracyCheck, names: Mapping[Tensor, str]) -> None:
-        self._accuracy, self._names = accuracy, names
+        self._names = names
+        self._accuracy, self._arrival = accuracy.sent()
 
     def tell(self) -> bool:
         """Warn of what is wrong; return whether a product is, so that another h may help."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
         found = self._accuracy
         if found.doubt is not None and found.doubt:
             _warn(

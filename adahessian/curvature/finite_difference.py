@@ -271,8 +271,10 @@ def _lost(values: list[Tensor], first_values: list[Tensor], z: list[Tensor], h: 
     errors = torch._foreach_sub(values, first_values)
     torch._foreach_add_(errors, z, alpha=-h)
     norms = torch._foreach_norm(errors)
-    sizes = torch.tensor([max(v.numel(), 1) for v in values]).sqrt() * abs(h)
-    return torch.stack([n.to(norms[0]) for n in norms]) / sizes.to(norms[0])
+    # Divided by numbers: a tensor of them would be copied to the device, which waits for it.
+    sizes = [max(v.numel(), 1) ** 0.5 * abs(h) for v in values]
+    lost = torch._foreach_div(norms, sizes)
+    return torch.stack([part.to(norms[0]) for part in lost])
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:

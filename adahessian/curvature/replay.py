@@ -7,6 +7,7 @@ So the second evaluation starts from the first one's buffers and random states, 
 
 import contextlib
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class Earlier:
         params: theirs.
         places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
-        verdict: of the last check, where it has not been told.
+        verdicts: of the last refreshes, where they have not been told.
         has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
     """
 
@@ -54,7 +55,7 @@ class Earlier:
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
-        self.verdict: Verdict | None = None
+        self.verdicts: deque[Verdict] = deque()
         self.has_hidden_pieces = self.has_looked = False
         self._remaining = 0
 
@@ -67,10 +68,16 @@ class Earlier:
         self.is_smooth = self._remaining > 0 and not look
         self._remaining -= 1
 
-    def hear(self) -> bool:
-        """Warn of what the last check has found; return whether another h may help."""
-        verdict, self.verdict = self.verdict, None
-        return verdict is not None and verdict.tell()
+    def hear(self, *, but: int = 0) -> bool:
+        """Warn of what has been found; return whether another h may help.
+
+        Args:
+            but: verdicts of so many last refreshes, which may still be on their way to the host.
+        """
+        found = False
+        while len(self.verdicts) > but:
+            found |= self.verdicts.popleft().tell()
+        return found
 
     def process_group(self) -> Any:
         """Return that of a DistributedDataParallel module around the parameters, or None."""

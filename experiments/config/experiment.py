@@ -162,6 +162,10 @@ class Config(Section):
     """Epochs from one checkpoint to the next."""
     checkpoint_every_steps: NotNegative = 0
     """Steps from one checkpoint to the next inside an epoch; 0: none inside."""
+    log_every_steps: NotNegative | None = 50
+    """Steps from one row of `steps.jsonl` to the next; 0 or null: none, at no cost."""
+    log_layers: bool = False
+    """Whether these rows hold the norms of each layer, too."""
     curvature_error_every_epochs: NotNegative = 0
     """Epochs between comparisons of the finite difference with double backward; 0: never."""
     curvature_statistics: bool = False
@@ -235,6 +239,8 @@ WITHOUT_EFFECT = {
     "workers",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
+    "log_every_steps",
+    "log_layers",
     "curvature_error_every_epochs",
     "curvature_statistics",
     "spectrum_every_epochs",

@@ -50,8 +50,8 @@ def _write(
     console = terminal.make_console()
     for section in shown:
         terminal.show(section, console)
-    if results.left_out:
-        console.print(results.left_out)
+    for words in filter(None, (results.under_way, results.left_out)):
+        console.print(words)
     text = "# Report\n\n" + markdown.render(written)
     write_whole(folder / "report.md", text)
     path = page.write_page(results, results.root / "report.html", of_page)

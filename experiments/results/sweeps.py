@@ -111,15 +111,21 @@ class SweepResults(Results):
         """Nothing: the sweep's own table counts every run, begun or not."""
         return ""
 
+    @property
+    def under_way(self) -> str:
+        """Nothing, for the same reason."""
+        return ""
+
     @cached_property
-    def tables(self) -> list[ComparisonTable]:
+    def all_tables(self) -> list[ComparisonTable]:
         """All combinations side by side, whatever the sweep changes; none without a result."""
         groups = {point.label: point.finished for point in self.points if point.finished}
-        name = f"sweep-{self.path.stem}"
-        if not groups:
+        under_way = [(point.label, one.record) for point in self.points for one in point.members
+                     if one.record and one.record.is_under_way]  # fmt: skip
+        if not groups and not under_way:
             return []
-        title = f"{self.title}: all trainings"
-        return [ComparisonTable(title, name, groups, find_reference(groups))]
+        title, name = f"{self.title}: all trainings", f"sweep-{self.path.stem}"
+        return [ComparisonTable(title, name, groups, find_reference(groups), under_way)]
 
     @cached_property
     def best(self) -> Point | None:

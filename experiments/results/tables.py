@@ -1,12 +1,13 @@
 """The runs below a root, read and grouped for every report.
 
 Runs that share everything but the optimizer's settings and the seed (the protocol) are in one
-`ComparisonTable`; runs that differ in the seed alone are one of its rows, a group. Reports are made
-of finished runs; the others are listed, with the reason.
+`ComparisonTable`; runs that differ in the seed alone are one of its rows, a group. Groups are made
+of finished runs, and so are all statistics. Runs that are under way have a row and curves of their
+own; the others are listed, with the reason.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,44 +25,56 @@ from experiments.runs.states import STATES, State
 
 @dataclass
 class ComparisonTable:
-    """The finished runs of one data set, model and protocol.
+    """The runs of one data set, model and protocol.
 
     Attributes:
         title: data set, model, and what sets this protocol apart from others of the report.
         name: of its files and anchors.
-        groups: runs by row label, one signature each.
+        groups: finished runs by row label, one signature each.
         reference: the group whose step is the unit of cost; none where no group, or more than one,
             is of the experiment's first optimizer.
+        under_way: runs that are not done, each with the label of its group; the group need not be
+            among `groups`.
     """
 
     title: str
     name: str
     groups: dict[str, list[Run]]
     reference: str | None = None
+    under_way: list[tuple[str, Run]] = field(default_factory=list)
 
     @property
     def runs(self) -> list[Run]:
+        """Those that are done."""
         return [run for runs in self.groups.values() for run in runs]
+
+    @property
+    def all_runs(self) -> list[Run]:
+        return [*self.runs, *(run for _, run in self.under_way)]
+
+    @property
+    def _example(self) -> Run:
+        return self.all_runs[0]
 
     @property
     def metric(self) -> Metric:
         """What the table compares."""
-        return self.runs[0].headline
+        return self._example.headline
 
     @property
     def result_key(self) -> str:
         """The key of what the table compares, in a run's rows."""
-        return self.runs[0].test_key
+        return self._example.test_key
 
     @property
     def result_name(self) -> str:
         """Split and metric, as a sentence names them: `test loss`."""
-        return f"{self.runs[0].result_split} {self.metric.name}"
+        return f"{self._example.result_split} {self.metric.name}"
 
     @property
     def result_title(self) -> str:
         """Split, metric and unit, as an axis names them: `test error (K)`."""
-        return f"{self.runs[0].result_split} {self.metric.title}"
+        return f"{self._example.result_split} {self.metric.title}"
 
 
 # What reading damaged files raises, whatever is in them.
@@ -90,15 +103,32 @@ class Results:
 
     @property
     def left_out(self) -> str:
-        """How many runs no table counts, in words; empty where there are none."""
-        counts = {state: len(self.having(state)) for state in STATES if state != "done"}
-        counts["unreadable"] = len(self.unreadable)
-        found = [f"{count} {state}" for state, count in counts.items() if count]
-        return f"{', '.join(found)} run(s) left out" if found else ""
+        """How many runs no table shows, in words; empty where there are none."""
+        states = [run.state for run in self.runs if not run.is_under_way]
+        counted = _count([*states, *["unreadable"] * len(self.unreadable)])
+        return f"{counted} run(s) left out" if counted else ""
+
+    @property
+    def under_way(self) -> str:
+        """How many runs are shown before they are done, in words; empty where there are none."""
+        counted = _count([run.state for run in self.runs if run.is_under_way])
+        return f"{counted} run(s) shown as far as they have come, and in no mean" if counted else ""
 
     @cached_property
+    def all_tables(self) -> list[ComparisonTable]:
+        """Also those in which no run is done yet."""
+        return make_tables([run for run in self.runs if run.state == "done" or run.is_under_way])
+
+    @property
     def tables(self) -> list[ComparisonTable]:
-        return make_tables(self.having("done"))
+        """Those with finished runs."""
+        return [table for table in self.all_tables if table.groups]
+
+
+def _count(states: Sequence[str]) -> str:
+    """How many runs are in which state but done, in the order of `STATES`."""
+    counts = {state: states.count(state) for state in STATES if state != "done"}
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
 
 # --------------------------------------------------------------------------------------- reading
@@ -113,7 +143,7 @@ def read_results(
         more: runs from elsewhere (`experiments.export`); those finished below the root win.
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no run with anything to show.
     """
     results = Results(root)
     for directory in find(root, dataset, model, holding="meta.json"):
@@ -123,7 +153,7 @@ def read_results(
         chosen = dataset in (None, run.meta["dataset"]) and model in (None, run.meta["model"])
         if chosen and run.state == "done" and run.directory not in here:
             results.runs.append(run)
-    if not results.having("done"):
+    if not results.all_tables:
         raise UserError(f"no finished run below {root} ({results.left_out or 'no run at all'})")
     return results
 
@@ -139,11 +169,15 @@ def make_tables(runs: list[Run]) -> list[ComparisonTable]:
         settings = [protocol(members[0].config) for _, members in protocols]
         for (name, members), own in zip(protocols, settings, strict=True):
             words = words_apart(own, settings, protocol_defaults(members[0].config))
-            groups = _rows(members)
+            rows = _rows(members)
+            done = {label: [r for r in runs if r.state == "done"] for label, runs in rows.items()}
+            groups = {label: runs for label, runs in done.items() if runs}
+            under_way = [(label, r) for label, runs in rows.items() for r in runs
+                         if r.state != "done"]  # fmt: skip
             tables.append(
                 ComparisonTable(
                     " ".join([dataset, model, *words]), f"{dataset}-{model}-{name}", groups,
-                    find_reference(groups),
+                    find_reference(groups), under_way,
                 )
             )  # fmt: skip
     return tables
@@ -152,7 +186,7 @@ def make_tables(runs: list[Run]) -> list[ComparisonTable]:
 def find_reference(groups: dict[str, list[Run]]) -> str | None:
     """The one group of the experiment's first optimizer, if all groups share a protocol."""
     runs = [members[0] for members in groups.values()]
-    if len({run.meta["protocol"] for run in runs}) != 1:
+    if not runs or len({run.meta["protocol"] for run in runs}) != 1:
         return None
     order = optimizer_order(runs[0].meta["dataset"], runs[0].meta["model"])
     found = [label for label, run in zip(groups, runs, strict=True) if _name(run) in order[:1]]

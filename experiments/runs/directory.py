@@ -11,6 +11,8 @@ A run's directory, named by `experiments.runs.layout`, holds:
   training, after that epoch), `learning_rate`, `train/*`, `val/*`, `test/*`, `hessian/*`, and
   `time/*` (seconds, and a share of them). Only `time/*` can differ between two identical runs. An
   interrupted and resumed run has the same lines as an uninterrupted one.
+- `steps.jsonl`: one line per `log_every_steps` steps, see `experiments.training.step_log`. It goes
+  with the checkpoint as `metrics.jsonl` does.
 - `spectra/epoch-<epoch>.npz`, where spectra are asked for: see `experiments.training.curvature`,
   and `experiments.training.monitor` for the other `hessian/*`.
 - `checkpoint.pt`, `checkpoint.prev.pt`: see `experiments.runs.checkpoint`.
@@ -57,6 +59,7 @@ class RunDirectory:
         self.path = root / path_of(config)
         self.name = self.path.name
         self.metrics_path = self.path / "metrics.jsonl"
+        self.steps_path = self.path / "steps.jsonl"
         self.lease = Lease(self.path)
         self._has_saved = False
 
@@ -154,38 +157,53 @@ class RunDirectory:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a line to the metrics, on disk when this returns."""
+        self._append(self.metrics_path, row, on_disk=True)
+
+    def append_step(self, row: dict[str, Any]) -> None:
+        """Add a line to the steps; it is on disk with the next checkpoint, which it belongs to."""
+        self._append(self.steps_path, row, on_disk=False)
+
+    def _append(self, path: Path, row: dict[str, Any], on_disk: bool) -> None:
         if not self.writes:
             return
         self.lease.check()
-        with (
-            writing(self.metrics_path),
-            self.metrics_path.open("a", encoding="utf-8") as file,
-        ):
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            if on_disk:
+                os.fsync(file.fileno())
 
     def metrics_size(self) -> int:
         """Length of the metrics in bytes: what `cut_metrics` takes."""
-        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+        return _size(self.metrics_path)
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget the lines written after a checkpoint: they will be written again."""
+    def steps_size(self) -> int:
+        """Length of the steps in bytes, likewise."""
+        return _size(self.steps_path)
+
+    def cut_metrics(self, size: int, steps_size: int = 0) -> None:
+        """Forget the lines of both written after a checkpoint: they will be written again."""
         if not self.writes:
             return
-        if self.metrics_size() < size:
-            raise UserError(
-                f"{self.metrics_path} is shorter than when the checkpoint was saved; "
-                f"remove {self.path} to train this run anew"
-            )
-        self.lease.check()
-        with writing(self.metrics_path), self.metrics_path.open("ab") as file:
-            file.truncate(size)
+        for path, kept in ((self.metrics_path, size), (self.steps_path, steps_size)):
+            if _size(path) < kept:
+                raise UserError(
+                    f"{path} is shorter than when the checkpoint was saved; "
+                    f"remove {self.path} to train this run anew"
+                )
+            if path == self.steps_path and not path.exists():  # a run that logs no steps has none
+                continue
+            self.lease.check()
+            with writing(path), path.open("ab") as file:
+                file.truncate(kept)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Save the state of the training, and read back the first one; see `checkpoint.save`."""
         if not self.writes:
             return
+        if self.steps_path.exists():
+            with writing(self.steps_path), self.steps_path.open("ab") as file:
+                os.fsync(file.fileno())
         checkpoint.save(self.path, state, self.lease.check, read_back=not self._has_saved)
         self._has_saved = True
 
@@ -213,3 +231,7 @@ class RunDirectory:
     def _write(self, name: str, text: str) -> None:
         self.lease.check()
         write_whole(self.path / name, text)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -103,6 +103,22 @@ class Run:
             and steps.get(epoch, 0) > steps.get(epoch - 1, math.inf)
         ]
 
+    @cached_property
+    def steps(self) -> list[dict[str, float]]:
+        """The rows of `steps.jsonl`, finite numbers alone; none where no steps are logged."""
+        rows, _ = read_rows(self.directory / "steps.jsonl")
+        return [numbers for row in rows if "epoch" in (numbers := _finite(row))]
+
+    def steps_series(self, key: str) -> dict[float, float]:
+        """The values of a key of `steps`, by the epoch with its fraction."""
+        return {row["epoch"]: row[key] for row in self.steps if key in row}
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it is not done, may go on, and has something to show."""
+        may_go_on = self.state in ("running", "stopped", "killed", "failed")
+        return may_go_on and bool(self.evaluated or self.steps)
+
     def training_seconds(self) -> float:
         """Seconds of training, without evaluation and measurements."""
         return math.fsum(self.series("time/epoch_seconds").values())
@@ -146,6 +162,11 @@ def read_run(directory: Path) -> Run:
     if spectrum := read_spectrum(directory / "spectra" / "epoch-0000.npz"):
         run.rows.insert(0, _row_of_initialization(spectrum))
     return run
+
+
+def _finite(row: dict[str, Any]) -> dict[str, float]:
+    # No double is as large as an integer in JSON may be.
+    return {k: v for k, v in row.items() if isinstance(v, int | float) and abs(v) < 1e300}
 
 
 def _check(run: Run) -> None:

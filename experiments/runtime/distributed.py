@@ -13,7 +13,7 @@ import atexit
 import datetime
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -33,7 +33,9 @@ def start(device: torch.device) -> None:
     if world_size() > 1 and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        # Objects, such as whether to stop, travel between the hosts: no device is waited for.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
         atexit.register(leave)
 
 
@@ -106,7 +108,7 @@ def weighted(loss: Tensor, weight: Tensor, share: float = 1.0) -> Tensor:
     """
     if world_size() == 1:
         return loss if share == 1 else loss * share
-    whole = weight.detach().to(loss.device, loss.dtype, copy=True) / share
+    whole = weight.detach().to(loss.device, loss.dtype, copy=True, non_blocking=True) / share
     dist.all_reduce(whole)
     return loss * (weight.to(whole) * world_size() / whole)
 
@@ -128,6 +130,27 @@ def sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
         for key, value in one.items():
             added[key] = added.get(key, 0) + value
     return added
+
+
+def add_over_ranks(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each sum of a step added up over the ranks, in float64; no host waits for its device.
+
+    Args:
+        sums: one element each, the same names on every rank; on the device, or on the host where
+            that knows them.
+    """
+    found = {name: value.detach().double() for name, value in sums.items()}
+    if world_size() == 1:
+        return found
+    device = next((t.device for t in found.values() if t.device.type != "cpu"), torch.device("cpu"))
+    # A copy from the host would wait for the device; a fill does not.
+    values = [
+        t if t.device == device else torch.full((), t.item(), dtype=t.dtype, device=device)
+        for t in found.values()
+    ]
+    flat = torch.stack(values)
+    dist.all_reduce(flat)
+    return dict(zip(found, flat.unbind(), strict=True))
 
 
 def prepare_model(model: nn.Module, needs_graph: bool) -> nn.Module:

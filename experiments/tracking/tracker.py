@@ -1,10 +1,12 @@
 """Runs mirrored into wandb: the files first, wandb second.
 
 A run's directory holds everything (`experiments.runs.directory`), and a `Tracker` copies it: when
-it opens, it sends the rows of `metrics.jsonl` that wandb does not have, and then each row as it is
-written. So whatever is lost, a later opening sends, and nothing is sent twice:
+it opens, it sends the rows of `metrics.jsonl` and `steps.jsonl` that wandb does not have, and then
+each row as it is written. wandb's step is the training's; where an epoch and a logged step end
+together, their rows are one there. So whatever is lost, a later opening sends, and nothing is sent
+twice:
 
-- Online, the server says which epoch it has last; only later ones are sent.
+- Online, the server says which step it has last; only later ones are sent.
 - Offline, a record is complete: every session writes a new one, from the first row on, and then
   removes the older ones. There is a single one to upload, and it has every epoch once.
 - `python -m experiments.upload` (`make wandb-sync`) opens a tracker for every run that has
@@ -108,7 +110,8 @@ class Tracker:
         self.run: Any = None
         self.online = self.uploaded = False
         self.url: str | None = None
-        self.sent = 0  # the last epoch that wandb has
+        self.sent = self.epochs = 0  # the last step and epoch that wandb has
+        self.open: dict[str, Any] = {}  # of the step that ends an epoch: goes with the epoch's row
         self.best: dict[str, Any] | None = None
         self.lock: IO[str] | None = None  # keeps out a second tracker, such as an upload
         self.calls: SimpleQueue = SimpleQueue()  # what the thread has to do, None at the end
@@ -134,7 +137,7 @@ class Tracker:
                 say("it hangs, and is left behind; `make wandb-sync` sends what is missing")
 
     def log(self, row: dict[str, Any]) -> None:
-        """Send a row of the metrics, with the spectrum of its epoch where there is one."""
+        """Send a row of an epoch, with its spectrum where there is one, or of a step."""
         self._do(self._log, row)
 
     def _do(self, method: Callable, *arguments: Any) -> None:
@@ -154,15 +157,28 @@ class Tracker:
             self._send(row)
 
     def _send(self, row: dict[str, Any]) -> None:
+        if _is_of_epoch(row):
+            self._send_epoch(row)
+        elif row["epoch"].is_integer():
+            self.open = row
+        elif row["step"] > self.sent:
+            self.run.log(row, step=row["step"], commit=True)
+            self.sent = row["step"]
+
+    def _send_epoch(self, row: dict[str, Any]) -> None:
         name, direction = self.headline.name, self.headline.direction
         key = f"{self.config['best_epoch_split']}/{name}"
         if key in row:
             self.best = best_row([self.best or row, row], key, direction)
-        if row["epoch"] <= self.sent:
+        opened, self.open = self.open, {}
+        if row["step"] <= self.sent:
+            self.epochs = row["epoch"]
             return
+        ended = opened if opened.get("step") == row["step"] else {}
+        whole = {**ended, **row, **self._media(row["epoch"])}
         # Without `commit` the row stays open until the next one, and is lost if the process dies.
-        self.run.log({**row, **self._media(row["epoch"])}, step=row["epoch"], commit=True)
-        self.sent = row["epoch"]
+        self.run.log(whole, step=row["step"], commit=True)
+        self.sent, self.epochs = row["step"], row["epoch"]
         if self.best:
             # Not define_metric(summary="max"): the best value would replace the last one.
             keys = ["epoch", *(k for k in self.best if k.endswith(f"/{name}"))]
@@ -201,8 +217,10 @@ class Tracker:
         self.run = self._start(mode)
         self.run.define_metric("epoch")
         self.run.define_metric("*", step_metric="epoch")
-        self.sent = self.run.starting_step - 1 if self.run.resumed else 0
-        for row in read_metrics(self.directory / "metrics.jsonl"):
+        # Not its own counter: earlier versions counted epochs there.
+        self.sent = self.run.summary.get("step", 0) if self.run.resumed else 0
+        steps, epochs = (read_metrics(self.directory / f"{n}.jsonl") for n in ("steps", "metrics"))
+        for row in sorted([*steps, *epochs], key=lambda row: row["step"]):  # a step's row is first
             self._send(row)
         self._remove_older_records()
 
@@ -294,7 +312,7 @@ class Tracker:
         run.finish(exit_code=0 if (self.directory / "DONE").exists() else 1)
         if self.online:
             self.uploaded = True
-            content = json.dumps({"epochs": self.sent, "url": self.url})
+            content = json.dumps({"epochs": self.epochs, "url": self.url})
             write_whole(self.home / "uploaded.json", content + "\n")
 
     def _release(self) -> None:
@@ -313,6 +331,11 @@ class Tracker:
             load_wandb(self.directory).teardown(exit_code=1)
         except Exception:  # what is broken need not be shut down
             pass
+
+
+def _is_of_epoch(row: dict[str, Any]) -> bool:
+    """Whether a row is one of `metrics.jsonl`; those of `steps.jsonl` have fractions of epochs."""
+    return isinstance(row["epoch"], int)
 
 
 def records(directory: Path) -> list[Path]:

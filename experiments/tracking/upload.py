@@ -61,5 +61,5 @@ def upload(run: Path) -> bool:
     with tracking.Tracker(run, mode="online") as tracker:
         pass  # opening sends everything
     if tracker.uploaded:
-        print(f"{run}: epochs 1 to {tracker.sent}, {tracker.url}")
+        print(f"{run}: epochs 1 to {tracker.epochs}, {tracker.url}")
     return tracker.uploaded

@@ -22,6 +22,7 @@ TITLES = {
     "val": "Validation",
     "train": "Training",
     "hessian": "Curvature",
+    "step": "Single steps",
     "time": "Time",
 }
 
@@ -86,7 +87,8 @@ def metric_keys(runs: Iterable[Path]) -> list[str]:
     keys: set[str] = set()
     for run in runs:
         with suppress(OSError):  # as in `read_metas`
-            keys.update(key for row in read_metrics(run / "metrics.jsonl") for key in row)
+            for name in ("metrics.jsonl", "steps.jsonl"):
+                keys.update(key for row in read_metrics(run / name) for key in row)
     if any((run / "spectra").exists() for run in runs):
         keys.add("hessian/density_plot")
     return sorted(key for key in keys if "/" in key)

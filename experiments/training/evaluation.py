@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
 from experiments.training.optimizers import Capabilities
+from experiments.training.position import add, read
 
 
 def build_average(
@@ -99,13 +100,13 @@ def evaluated_state(
 def evaluate(task: Task, model: nn.Module, split: str, final: bool = False) -> dict[str, float]:
     """The task's metrics on a whole split; `final`: also its `final_metrics`."""
     model.eval()
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
     for batch in task.evaluation_batches(split):
         sums = task.evaluate(model, batch)
         if final:
             sums = sums | task.measure_final(model, batch)
-        for key, value in sums.items():
-            totals[key] = totals.get(key, 0) + value.item()
+        add(totals, {key: value.double() for key, value in sums.items()})
+    totals = dict(zip(totals, read(list(totals.values())), strict=True))
     measured = task.summarize(distributed.sum_over_ranks(totals))
     declared = {metric.name for metric in task.metrics}
     if not final:

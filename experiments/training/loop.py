@@ -3,16 +3,13 @@
 import hashlib
 import math
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from experiments.config import metrics
 from experiments.config.experiment import Config
@@ -23,7 +20,6 @@ from experiments.runtime import distributed, stopping
 from experiments.runtime.device import build_device
 from experiments.runtime.progress import Progress
 from experiments.tasks.registry import build_task
-from experiments.tasks.task import Task
 from experiments.tracking.tracker import Tracker
 from experiments.training import curvature, groups, optimizers, weights
 from experiments.training.evaluation import (
@@ -34,83 +30,14 @@ from experiments.training.evaluation import (
     update_average,
 )
 from experiments.training.monitor import CurvatureMonitor
-from experiments.training.schedule import GroupSchedule, build_plateau
+from experiments.training.position import Position, Steps, first_bad
+from experiments.training.schedule import build_plateau
+from experiments.training.step import Training, make_closure, optimizer_step
+from experiments.training.step_log import StepLog
 
 
 class NonFiniteLoss(Exception):
     """A training that cannot go on: its loss or a weight is infinite or not a number."""
-
-
-@dataclass
-class Position:
-    """How far a training has come.
-
-    Attributes:
-        epoch: whole epochs, evaluated.
-        step: steps of the next one; all of them where only its evaluation is missing.
-        totals, seconds: sums and time of these steps.
-        step_seconds: the time of each of these steps that was measured.
-        waited: seconds of these times in which the process had no processor (autograd may have a
-            thread of its own).
-    """
-
-    epoch: int = 0
-    step: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    step_seconds: list[float] = field(default_factory=list)
-    waited: float = 0.0
-
-
-@dataclass
-class Training:
-    """What the loop works on."""
-
-    config: Config
-    directory: RunDirectory
-    task: Task
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    monitor: CurvatureMonitor | None = None
-    plateau: ReduceLROnPlateau | None = None
-    data: dict[str, Any] | None = None
-    average: AveragedModel | None = None
-
-    def __post_init__(self) -> None:
-        self.capabilities = optimizers.Capabilities.of(self.optimizer)
-        self.schedule = GroupSchedule(self.config, self.task.steps_per_epoch)
-        self.groups = groups.split(self.config, self.model)
-
-    @property
-    def learning_rate(self) -> float | None:
-        """Of the last step, where no group multiplies it; None where the optimizer has none."""
-        rate = self.optimizer.param_groups[0].get("lr")
-        return rate if rate is None else rate / self.groups[0].lr_factor
-
-    def set_options(self, step: int) -> None:
-        """Give the parameter groups what the schedule has for a step."""
-        values = self.schedule.values(step)
-        for group, part in zip(self.optimizer.param_groups, self.groups, strict=True):
-            group.update(part.values(values))
-
-    @property
-    def takes_part_of_batch(self) -> bool:
-        """Whether the optimizer takes the curvature from a part of the batch."""
-        return (
-            self.capabilities.takes_part_of_batch
-            and self.optimizer.param_groups[0]["curvature_fraction"] < 1
-        )
-
-    @property
-    def differentiates_twice(self) -> bool:
-        """Whether the optimizer takes second derivatives, of the loss or of that of a part."""
-        way = self.optimizer.param_groups[0].get("curvature")
-        return self.needs_graph or (self.takes_part_of_batch and way == "double_backward")
-
-    @property
-    def needs_graph(self) -> bool:
-        """Whether the coming backward pass must keep the graph (`create_graph`)."""
-        return self.capabilities.asks_for_graph and self.optimizer.needs_graph
 
 
 def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
@@ -149,7 +76,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     mode = None if distributed.is_main() else "disabled"
     with Tracker(directory.path, mode) as tracker, Progress(directory.title, steps) as progress:
         while position.epoch < config.epochs:
-            times = train_epoch(training, position, progress)
+            times = train_epoch(training, position, progress, tracker)
 
             measured = {"train": task.summarize(position.totals)}
             with evaluated_weights(model, training.optimizer, training.average):
@@ -196,13 +123,18 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     training.average = build_average(config, training.model, optimizer)
     if config.curvature_statistics and training.capabilities.has_curvature_hooks:
         training.monitor = CurvatureMonitor(training.model, optimizer)
+    if config.log_every_steps and directory.writes:
+        training.log = StepLog(training.model, optimizer, config.log_layers)
     return training
 
 
-def train_epoch(training: Training, position: Position, progress: Progress) -> dict[str, float]:
+def train_epoch(
+    training: Training, position: Position, progress: Progress, tracker: Tracker | None = None
+) -> dict[str, float]:
     """Train from `position`, which is moved along, to the end of its epoch, and save that.
 
     What was trained is saved before it is evaluated: an evaluation that fails costs no training.
+    No step waits for the device but those that are logged or saved.
 
     Returns:
         `time/epoch_seconds`, interrupted sessions included, `time/step_seconds`, the median time
@@ -212,32 +144,31 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     task, config = training.task, training.config
     steps = task.steps_per_epoch
     done = position.epoch * steps
-    earlier, start = position.seconds, time.perf_counter()
+    unread = Steps(position, task.device)
     training.model.train()
     if training.capabilities.has_modes:
         training.optimizer.train()
     for batch in task.training_batches(position.epoch, position.step):
         training.set_options(done + position.step)
-        step_start, processor_start = time.perf_counter(), time.process_time()
+        number = done + position.step + 1
+        is_logged = _log_is_due(training, number)
+        log = training.log if is_logged else None  # rank 0 has it, the others but read
+        if log:
+            log.begin()
+        unread.begin()
         sums = optimizer_step(training, batch)
-        position.step_seconds.append(time.perf_counter() - step_start)
-        processor_seconds = time.process_time() - processor_start
-        position.waited += max(0.0, position.step_seconds[-1] - processor_seconds)
+        unread.end(sums, training.learning_rate, number)
         position.step += 1
-        update_average(training.average, training.model, config, done + position.step, steps)
-        position.seconds = earlier + time.perf_counter() - start
-        _add(position.totals, sums)
-        if not math.isfinite(sums["loss"]):
-            raise NonFiniteLoss(
-                f"the loss is {sums['loss'] / sums['weight']} at step {done + position.step} "
-                f"(epoch {position.epoch + 1}, learning rate {_rate(training)}); "
-                f"{_what_stays(training)}"
-            )
-        progress.step(done + position.step)
-        if done + position.step == 1:  # an optimizer makes its state in its first step
+        measured = log.end() if log else []
+        update_average(training.average, training.model, config, number, steps)
+        progress.step(number)
+        if number == 1:  # an optimizer makes its state in its first step
             checkpoint.check(_state(training, position))
         stop = distributed.broadcast(stopping.requested())
-        if stop or _save_is_due(training, position):
+        is_saved = stop or _save_is_due(training, position)
+        if is_logged or is_saved or position.step == steps or unread.must_be_read:
+            _read(training, position, unread, measured, tracker)
+        if is_saved:
             save(training, position)
         if stop:
             distributed.broadcast("saved")  # no rank leaves before rank 0 has written
@@ -249,6 +180,45 @@ def train_epoch(training: Training, position: Position, progress: Progress) -> d
     return times
 
 
+def _log_is_due(training: Training, number: int) -> bool:
+    """Whether the step of this number, from 1, is logged: the same on every rank."""
+    every = training.config.log_every_steps
+    return bool(every) and number % every == 0
+
+
+def _read(
+    training: Training,
+    position: Position,
+    unread: Steps,
+    measured: Sequence[Tensor],
+    tracker: Tracker | None,
+) -> None:
+    """Wait for the device, and log the last step where something was measured of it.
+
+    Raises:
+        NonFiniteLoss: at the first step whose loss is.
+    """
+    losses, numbers = unread.read(measured)
+    if bad := first_bad(losses):
+        raise NonFiniteLoss(
+            f"the loss is {bad.value} at step {bad.step} (epoch {position.epoch + 1}, learning "
+            f"rate {_rate(bad.rate)}); {_what_stays(training)}"
+        )
+    if not measured or training.log is None:
+        return
+    last = losses[-1]
+    row = {
+        "step": last.step,
+        "epoch": last.step / training.task.steps_per_epoch,
+        **({} if last.rate is None else {"learning_rate": last.rate}),
+        "step/loss": last.value,
+        **training.log.row(numbers),
+    }
+    training.directory.append_step(row)
+    if tracker:
+        tracker.log(row)
+
+
 def _save_is_due(training: Training, position: Position) -> bool:
     """Whether the configuration asks for a checkpoint after this step."""
     config, steps = training.config, training.task.steps_per_epoch
@@ -258,65 +228,6 @@ def _save_is_due(training: Training, position: Position) -> bool:
     epochs, inside = divmod(done, steps)
     last = epochs == config.epochs
     return not inside and (last or epochs % config.checkpoint_every_epochs == 0)
-
-
-def optimizer_step(training: Training, batch: Any) -> dict[str, float]:
-    """One step, the same for every optimizer, and the batch's sums before it.
-
-    The optimizer decides how often it evaluates the closure; the sums are those of the first
-    evaluation, at the weights from which the step starts.
-    """
-    evaluations: list[dict[str, Tensor]] = []
-    closure = make_closure(training, batch, evaluations)
-    if training.takes_part_of_batch:
-        part = make_curvature_closure(training, batch)
-        training.optimizer.step(closure, curvature_closure=part)
-    else:
-        training.optimizer.step(closure)
-    return distributed.sum_over_ranks({k: value.item() for k, value in evaluations[0].items()})
-
-
-def make_closure(
-    training: Training, batch: Any, evaluations: list[dict[str, Tensor]]
-) -> Callable[[], Tensor]:
-    """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`."""
-    task, model = training.task, training.model
-    limit = training.config.optimizer.max_grad_norm
-
-    def closure() -> Tensor:
-        training.optimizer.zero_grad()
-        totals: dict[str, Tensor] = {}
-        whole: Tensor | None = None
-        for part, share in task.micro_batches(batch):
-            loss, sums = task.loss(model, part)
-            _add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
-            loss = distributed.weighted(loss, sums["weight"], share)
-            loss.backward(create_graph=training.needs_graph)
-            with torch.no_grad():
-                whole = loss if whole is None else whole + loss
-        evaluations.append(totals)
-        if not training.capabilities.averages_over_processes:
-            distributed.average_gradients(model.parameters())
-        if limit and not training.capabilities.clips_gradients:
-            nn.utils.clip_grad_norm_(model.parameters(), limit)
-        return whole
-
-    return closure
-
-
-def make_curvature_closure(
-    training: Training, batch: Any
-) -> Callable[[float, float], Tensor | None]:
-    """The loss of a part of this rank's shard, without a backward pass, as AdaHessian takes it."""
-    task = training.task
-
-    def curvature_closure(start: float, stop: float) -> Tensor | None:
-        part = task.part(batch, start, stop)
-        if not distributed.everywhere(part is not None):
-            return None
-        return distributed.weighted(*task.loss_alone(training.model, part))
-
-    return curvature_closure
 
 
 def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
@@ -339,10 +250,10 @@ def save(training: Training, position: Position) -> None:
     Raises:
         NonFiniteLoss: a weight is not finite; the last good checkpoint stays.
     """
-    if not all(p.isfinite().all() for p in training.model.parameters()):
+    if not torch.stack([p.isfinite().all() for p in training.model.parameters()]).all():
         raise NonFiniteLoss(
             f"weights are infinite or not a number after epoch {position.epoch}, step "
-            f"{position.step} of the next (learning rate {_rate(training)}); "
+            f"{position.step} of the next (learning rate {_rate(training.learning_rate)}); "
             f"{_what_stays(training)}"
         )
     training.directory.save_checkpoint(_state(training, position))
@@ -360,6 +271,7 @@ def _state(training: Training, position: Position) -> dict[str, Any]:
         "plateau": training.plateau.state_dict() if training.plateau else None,
         "monitor": training.monitor.state_dict() if training.monitor else None,
         "metrics_size": training.directory.metrics_size(),
+        "steps_size": training.directory.steps_size(),
         data.KEY: training.data,
     }
 
@@ -381,13 +293,8 @@ def restore(training: Training) -> Position:
         training.plateau.load_state_dict(state["plateau"])
     if training.monitor and state.get("monitor"):  # the session before may have had none
         training.monitor.load_state_dict(state["monitor"])
-    training.directory.cut_metrics(state["metrics_size"])
+    training.directory.cut_metrics(state["metrics_size"], state.get("steps_size", 0))
     return Position(**state["position"])
-
-
-def _add(totals: dict[str, Any], sums: dict[str, Any]) -> None:
-    for key, value in sums.items():
-        totals[key] = totals[key] + value if key in totals else value
 
 
 def _model_seed(seed: int) -> int:
@@ -401,8 +308,7 @@ def _what_stays(training: Training) -> str:
     return f"the last good checkpoint stays in {path}" if there else "nothing was saved before it"
 
 
-def _rate(training: Training) -> str:
-    rate = training.learning_rate
+def _rate(rate: float | None) -> str:
     return "none" if rate is None else f"{rate:g}"
 
 

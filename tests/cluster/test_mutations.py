@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 import yaml
 from support.harness import DIGITS, SMALL, finish_run, small_config
+from support.page_runs import step_row
 
 from experiments import export
 from experiments.reports import page, summary
@@ -32,7 +33,7 @@ LINES = [
 ]
 LEASE = {"token": "a", "host": "n", "pid": 3, "job": None, "kernel": "k", "flock": True}
 FILES = ("config.yaml", "meta.json", "submitted.json", "lease.json", "attempts.jsonl",
-         "metrics.jsonl", "wandb/uploaded.json")  # fmt: skip
+         "metrics.jsonl", "steps.jsonl", "wandb/uploaded.json")  # fmt: skip
 
 
 def mutations(value, put=lambda new: new):
@@ -71,6 +72,8 @@ def runs(tmp_path, monkeypatch):
     for run in (sound, other):
         jobs.Submitted("4194304", "local", str(tmp_path), "elsewhere").write(run.path)
         (run.path / "attempts.jsonl").write_text("\n".join(map(json.dumps, LINES)) + "\n")
+        for step in (50, 100):
+            run.append_step(step_row(step, "adahessian"))
         (run.path / "wandb").mkdir()
         (run.path / "wandb/uploaded.json").write_text('{"epochs": 2, "url": "x"}\n')
         (run.path / "lease.json").write_text(json.dumps(LEASE))

@@ -13,6 +13,7 @@ from support.reference import blocks, dense_hessian
 from torch import nn
 
 from adahessian import AdaHessian, CurvatureStatistics
+from adahessian.curvature_statistics import DiagonalRecorder, denominators
 from adahessian.spectrum import layers
 
 
@@ -327,3 +328,66 @@ def test_copies_and_pickles_of_the_optimizer_have_no_hooks():
 def test_the_largest_block_is_a_power_of_two():
     with pytest.raises(ValueError, match="largest_block must be a power of two, got 48"):
         CurvatureStatistics(largest_block=48)
+
+
+# ---------------------------------------------------------------------------------- a single step
+
+
+VARIANTS = [
+    {},
+    {"averaging": "signed", "block_size": 2},
+    {"num_samples": 3, "block_size": "row"},
+    {"curvature": "finite_difference", "block_size": None},
+    {"hessian_power": 0.5, "eps": 0.01},
+    {"process_group": None, "foreach": False},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_what_a_step_was_divided_by(options):
+    """Without momentum and weight decay a step is −lr g / denominator."""
+    params, loss = conv_problem()
+    params = [p.requires_grad_() for p in params]
+    optimizer = AdaHessian(params, lr=0.01, betas=(0.0, 0.9), update_interval=2, **options)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(*params)
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    assert denominators(optimizer) == {}
+    for _ in range(3):
+        before = [p.detach().clone() for p in params]
+        optimizer.step(closure)
+        found = denominators(optimizer)
+        for p, old in zip(params, before, strict=True):
+            torch.testing.assert_close(old - 0.01 * p.grad / found[p], p.detach())
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_the_d_of_a_refresh(options):
+    """The first one leaves v = (1 − β₂) d²; nothing is kept that nobody asked for."""
+    params, loss = conv_problem()
+    params = [p.requires_grad_() for p in params]
+    optimizer = AdaHessian(params, betas=(0.9, 0.9), update_interval=2, **options)
+    recorder = DiagonalRecorder()
+    optimizer.register_curvature_hook(recorder)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(*params)
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    recorder.start()
+    optimizer.step(closure)
+    found = recorder.stop()
+    for p in params:
+        expected = (optimizer.state[p]["exp_hessian_diag_sq"] / 0.1).sqrt()
+        torch.testing.assert_close(found[p].abs(), expected)
+    recorder.start()
+    optimizer.step(closure)  # refreshes nothing
+    assert recorder.stop() == {}
+    optimizer.step(closure)  # is not asked for
+    assert recorder.stop() == {}

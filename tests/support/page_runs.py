@@ -54,12 +54,29 @@ def write_runs(root: Path) -> None:
             accuracies = [0.3, 0.6, last + seed / 100]
             step = {"sgd": 0.01, "adam": 0.011, "adahessian": 0.03}[optimizer]
             run = finish_run(root, config, accuracies, step, **more)
+            for step in (50, 100, 150) if optimizer != "adam" else ():
+                run.append_step(step_row(step, optimizer))
             if more and seed == 1:
                 write_spectra(run.path / "spectra", (0, 1, 3), 6.0)
     unfinished = finish_run(root, small_config(seed=7), [0.5])
     (unfinished.path / "DONE").unlink()
+    unfinished.append_step(step_row(50, "sgd"))
     with unfinished.metrics_path.open("a") as file:
         file.write('{"epoch": 2, "test/acc')
+
+
+def step_row(step: int, optimizer: str) -> dict[str, float]:
+    """As a training logs it, with two layers."""
+    row = {"step": step, "epoch": step / 100, "learning_rate": 0.1, "step/loss": 100 / step}
+    for place, layer in enumerate(("", "/conv", "/linear"), 1):
+        row[f"step/gradient_norm{layer}"] = 0.5 / place
+        row[f"step/weight_norm{layer}"] = 10.0 / place
+        row[f"step/update_norm{layer}"] = 0.01 * place
+        row[f"step/update_ratio{layer}"] = 0.001 * place
+    if optimizer == "adahessian":
+        for name in ("denominator", "curvature"):
+            row |= {f"step/{name}/{key}": 10.0**at for at, key in enumerate(("p05", "p50", "p95"))}
+    return row
 
 
 def write_hostile_run(root: Path) -> None:
@@ -76,4 +93,5 @@ def write_hostile_run(root: Path) -> None:
     (run.path / "meta.json").write_text(json.dumps(meta))
     row = json.loads(run.metrics_path.read_text().splitlines()[0])
     row[f"hessian/layer_trace/{HOSTILE}"] = 1.0
+    run.append_step({**step_row(50, "sgd"), f"step/update_ratio/{HOSTILE}": 0.1})
     run.metrics_path.write_text(json.dumps(row) + "\n")

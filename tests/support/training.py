@@ -8,10 +8,11 @@ from experiments.training import loop
 
 
 def result(directory):
-    """What must not depend on interruptions: metrics without times, weights, summary."""
+    """What must not depend on interruptions: metrics without times, weights, summary and steps."""
     rows = [without_times(row) for row in read_metrics(directory.metrics_path)]
     weights = torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"]
-    return rows, weights, (directory.path / "DONE").read_text()
+    steps = directory.steps_path.read_text() if directory.steps_path.exists() else ""
+    return rows, weights, (directory.path / "DONE").read_text() + steps
 
 
 def assert_equal(one, other):

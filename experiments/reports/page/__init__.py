@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports import benchmarks
-from experiments.reports.page import comparisons, curvature, paper_tables, provenance, sweeps
+from experiments.reports.page import (
+    comparisons,
+    curvature,
+    paper_tables,
+    provenance,
+    steps,
+    sweeps,
+)
 from experiments.reports.render import html
 from experiments.reports.sections import Section
 from experiments.results.tables import Results
@@ -22,6 +29,7 @@ SECTIONS: tuple[Maker, ...] = (
     comparisons.overview,
     comparisons.tables,
     paper_tables.tables,
+    steps.inside_epochs,
     curvature.spectra,
     provenance.runs,
 )
@@ -29,6 +37,7 @@ SECTIONS_OF_A_SWEEP: tuple[Maker, ...] = (
     comparisons.overview,
     sweeps.answer,
     comparisons.tables,
+    steps.inside_epochs,
     curvature.spectra,
     provenance.runs,
 )
@@ -41,12 +50,21 @@ SECTIONS_OF_A_BENCHMARK: tuple[Maker, ...] = (
 )
 
 
+def make(results: Results, makers: Sequence[Maker] = SECTIONS) -> list[Section]:
+    """The page's sections.
+
+    Args:
+        makers: of the sections, in their order.
+    """
+    return [section for maker in makers for section in maker(results)]
+
+
 def write_page(results: Results, path: Path, makers: Sequence[Maker] | None = None) -> Path:
     """Write the page of all sections by rename, and return its path.
 
     Args:
         makers: of the sections; `SECTIONS` by default.
     """
-    sections = [section for make in makers or SECTIONS for section in make(results)]
+    sections = make(results, makers or SECTIONS)
     write_whole(path, html.render(results.root.resolve().name, sections))
     return path

@@ -28,6 +28,7 @@ from experiments.results.statistics import (
     summarize,
 )
 from experiments.results.tables import ComparisonTable, Results
+from experiments.runs.reading import Run
 
 NAMES = {"val": "validation"}  # of splits, where the word is another one
 DIFFERS = 0.2  # of a step's mean: its median is then shown as well
@@ -40,6 +41,8 @@ def overview(results: Results) -> Iterator[Section]:
     hours = math.fsum(run.training_seconds() for run in results.runs) / 3600
     count = [Strong(len(finished)), f" finished runs, {duration(hours)} of training in all."]
     section = Section("At a glance", [Text(count)])
+    if results.under_way:
+        section.blocks.append(Text(f"{results.under_way}.", "note"))
     if results.left_out:
         text = [f"{results.left_out}: see ", Link("Runs"), "."]
         section.blocks.append(Text(text, "warning"))
@@ -73,16 +76,18 @@ def _overview_grid(every: list[ComparisonTable]) -> Grid:
 
 def tables(results: Results) -> Iterator[Section]:
     """Each table: the verdict in words, the figures, and curves of the training."""
-    for table in results.tables:
+    for table in results.all_tables:
         rows = summarize(table, paper_figures())
-        words = _words(table, rows) if len(results.tables) > 1 else []
+        words = _words(table, rows) if table.groups and len(results.tables) > 1 else []
         section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
         spread = figures.spread_note(table)
-        shown = [Figure(_title(table), figures.headline(table), spread)]
-        if any(run.series("train/loss") for run in table.runs):
+        shown = []
+        if any(run.evaluated for run in table.all_runs):
+            shown.append(Figure(_title(table), figures.headline(table), spread))
+        if any(run.series("train/loss") for run in table.all_runs):
             plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
             shown.append(Figure("Training loss", plot, spread))
-        if any(run.series("time/epoch_seconds") for run in table.runs):
+        if any(run.series("time/epoch_seconds") for run in table.all_runs):
             shown.append(
                 Figure(
                     f"{_title(table)} for the time spent",
@@ -90,13 +95,14 @@ def tables(results: Results) -> Iterator[Section]:
                     "Times compare only where runs had the same machine to themselves.",
                 )
             )
-        shown.append(
-            Figure(
-                f"Last epoch by seed: {table.result_name}",
-                figures.seeds(table),
-                f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
+        if table.groups:
+            shown.append(
+                Figure(
+                    f"Last epoch by seed: {table.result_name}",
+                    figures.seeds(table),
+                    f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
+                )
             )
-        )
         for one in shown:
             one.plot.update_layout(showlegend=False)  # the table above is their legend
         section.blocks += shown
@@ -167,9 +173,9 @@ def _list(items: list[str]) -> str:
 
 
 def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
-    best, others = compare(table)
+    others = compare(table)[1] if table.groups else []
     behind = {other.label: other for other in others}
-    lines = []
+    lines: list[list] = []
     for row in rows:
         other = behind.get(row.label)
         # Where few steps cost much more than the others, the median does not see them.
@@ -189,6 +195,7 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
                 Cell(row.paper, float(row.paper.split()[0]) if row.paper else math.nan),
             ]
         )
+    lines += [_row_under_way(table, name, run) for _, name, run, _ in figures.runs_under_way(table)]
     unit = ", ".join(["behind the best by", *table.metric.difference_unit.split()[-1:]])
     columns = [
         "optimizer", "n", "last epoch", unit, "best epoch", "step, ms", "median",
@@ -198,10 +205,29 @@ def _comparison_grid(table: ComparisonTable, rows: list[Row]) -> Grid:
     return Grid(caption, columns, lines, marks=figures.style_of_rows(table))
 
 
+def _row_under_way(table: ComparisonTable, name: str, run: Run) -> list:
+    """As far as it has come; nothing of it is compared."""
+    nothing = Cell("", math.nan)
+    values = [run.last()] if run.evaluated else []
+    best = [run.best()] if run.evaluated else []
+    seconds = run.training_seconds()
+    return [
+        name,
+        nothing,
+        Cell(_measured(table, values), values[0]) if values else nothing,
+        Cell(f"epoch {run.epoch()} of {run.config.get('epochs', '?')}", math.nan),
+        Cell(_measured(table, best), best[0]) if best else nothing,
+        *[nothing] * 3,
+        Cell(duration(seconds / 3600), seconds),
+        nothing,
+    ]
+
+
 def _statistics(table: ComparisonTable) -> Text:
     """What the intervals are, and what flatters the best epoch."""
     repeated = sum(len(runs) > 1 for runs in table.groups.values())
-    chosen, judged = table.runs[0].config["best_epoch_split"], table.runs[0].result_split
+    example = table.all_runs[0]
+    chosen, judged = example.config["best_epoch_split"], example.result_split
     text = (
         f"The best epoch is chosen on the {judged} set itself, which flatters every row; the "
         "comparison uses the last epoch, which is fixed beforehand."

@@ -11,6 +11,7 @@ from experiments.reports.page.figures import (
     HEIGHT,
     add_line,
     curves,
+    decades,
     declutter,
     escaped,
     figure,
@@ -169,7 +170,7 @@ def layer_traces(runs: list[Run], limits: tuple[float, float]) -> Any:
         zmin=limits[0], zmax=limits[1], colorscale="Viridis", customdata=means.astype("float32"),
         hoverongaps=True,
         hovertemplate="epoch %{x}, %{y}: trace %{customdata:.3g}<extra></extra>",
-        colorbar=_decades(f"trace ({UNIT})", *limits),
+        colorbar=decades(f"trace ({UNIT})", *limits),
     )  # fmt: skip
     plot.update_yaxes(autorange="reversed", showgrid=False, ticks="", tickfont={"size": 10})
     if len(layers) <= 30:
@@ -200,17 +201,6 @@ def thin(epochs: list[int]) -> list[int]:
         return epochs
     last = len(epochs) - 1
     return [epochs[round(i * last / (COLUMN_LIMIT - 1))] for i in range(COLUMN_LIMIT)]
-
-
-def _decades(title: str, low: float, high: float) -> dict[str, Any]:
-    """A color bar for colors that are decimal logarithms."""
-    ticks = list(range(math.ceil(low), math.floor(high) + 1))
-    ticks = ticks[:: max(1, len(ticks) // 5)]
-    return {
-        "title": {"text": title, "side": "right", "font": {"size": 11}}, "thickness": 9,
-        "tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks],
-        "outlinewidth": 0, "xpad": 4,
-    }  # fmt: skip
 
 
 class EigenvalueAxis:
@@ -280,7 +270,7 @@ def density(
         x=[str(epoch) for epoch in epochs], y=axis.positions.astype("float32"),
         z=numpy.log10(numpy.array(columns).T).astype("float32"), zmin=limits[0], zmax=limits[1],
         customdata=numpy.tile(axis.values[:, None], len(epochs)).astype("float32"),
-        colorscale="Viridis", colorbar=_decades("density", *limits), hoverongaps=False,
+        colorscale="Viridis", colorbar=decades("density", *limits), hoverongaps=False,
         hovertemplate="epoch %{x}, eigenvalue %{customdata:.3g}: density 10<sup>%{z:.1f}</sup>"
         "<extra></extra>",
     )  # fmt: skip

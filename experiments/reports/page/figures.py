@@ -12,6 +12,7 @@ which come from files, are escaped here.
 import html
 import math
 import statistics
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -76,17 +77,30 @@ def escaped(text: str) -> str:
 
 
 def style_of_rows(table: ComparisonTable) -> list[dict[str, str]]:
-    """`style` of each group of a table."""
-    return [style(place) for place in range(len(table.groups))]
+    """`style` of each group of a table, and of each run that is under way."""
+    groups = [style(place) for place in range(len(table.groups))]
+    return [*groups, *(look for _, _, _, look in runs_under_way(table))]
+
+
+def runs_under_way(table: ComparisonTable) -> Iterator[tuple[int, str, Run, dict[str, str]]]:
+    """Each run that is not done: its place behind the groups, what it is called, itself, its style.
+
+    It has its group's color, and dots.
+    """
+    labels = list(dict.fromkeys([*table.groups, *(label for label, _ in table.under_way)]))
+    for place, (label, run) in enumerate(table.under_way, len(table.groups)):
+        name = f"{label}, seed {run.meta['seed']} ({run.state})"
+        yield place, name, run, {**style(labels.index(label)), "dash": "dot"}
 
 
 def spread_note(table: ComparisonTable) -> str:
     """What lines and bands are; without several seeds there is no band."""
+    dots = " Dots: runs that are not done." if table.under_way else ""
     if all(len(runs) == 1 for runs in table.groups.values()):
-        return "One seed."
+        return f"One seed.{dots}"
     if len(table.groups) > CROWD:
-        return "Line: mean over the seeds; the pointer tells which."
-    return "Line: mean; band: one sample standard deviation over the seeds."
+        return f"Line: mean over the seeds; the pointer tells which.{dots}"
+    return f"Line: mean; band: one sample standard deviation over the seeds.{dots}"
 
 
 def seeds(table: ComparisonTable) -> Any:
@@ -162,6 +176,9 @@ def curves(
         mean = curve(runs, key, scale)
         bars = _standard_errors(runs, error, mean.x) if error else None
         add_line(plot, place, name, mean.x, mean, bars)
+    for place, name, run, look in runs_under_way(table):
+        mean = curve([run], key, scale)
+        add_line(plot, place, name, mean.x, mean, look=look)
     declutter(plot, table)
     if log:
         use_logarithmic_y(plot)
@@ -171,16 +188,18 @@ def curves(
 def headline(table: ComparisonTable) -> Any:
     """The result over the epochs, with limits that show how the last epochs differ."""
     plot = curves(table, table.result_key, table.result_title, scale=table.metric.scale)
-    plot.update_yaxes(range=late_limits(table.metric, table.runs))
+    plot.update_yaxes(range=late_limits(table.metric, table.all_runs))
     return plot
 
 
 def headline_by_time(table: ComparisonTable) -> Any:
     """The result over the time spent training, evaluation not counted."""
-    longest = max(run.training_seconds() for run in table.runs)
+    longest = max(run.training_seconds() for run in table.all_runs)
     unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
     plot = figure(f"training time per run ({unit})", table.result_title, hovermode="closest")
-    for place, (name, runs) in enumerate(table.groups.items()):
+    lines = [(place, name, runs, None) for place, (name, runs) in enumerate(table.groups.items())]
+    lines += [(place, name, [run], look) for place, name, run, look in runs_under_way(table)]
+    for place, name, runs, look in lines:
         mean = curve(runs, table.result_key, table.metric.scale)
         seconds = curve(runs, "time/epoch_seconds")
         spent = dict(zip(seconds.x, accumulate(seconds.means), strict=True))
@@ -188,19 +207,29 @@ def headline_by_time(table: ComparisonTable) -> Any:
         for epoch in mean.x:  # the metric may be measured every few epochs only
             passed = spent.get(epoch, passed)
             times.append(passed / seconds_each)
-        add_line(plot, place, name, times, mean)
+        add_line(plot, place, name, times, mean, look=look)
     declutter(plot, table)
-    plot.update_yaxes(range=late_limits(table.metric, table.runs))
+    plot.update_yaxes(range=late_limits(table.metric, table.all_runs))
     return plot
 
 
 def add_line(
-    plot: Any, place: int, name: str, x: list[float], mean: Curve, bars: list[float] | None = None
+    plot: Any,
+    place: int,
+    name: str,
+    x: list[float],
+    mean: Curve,
+    bars: list[float] | None = None,
+    look: dict[str, str] | None = None,
 ) -> None:
-    """A mean line, a band of one standard deviation, and error bars where there are some."""
+    """A mean line, a band of one standard deviation, and error bars where there are some.
+
+    Args:
+        place: of the row whose line it is, from which it has its style unless there is a `look`.
+    """
     if not x:
         return
-    look, x = style(place), _short(x, 6)
+    look, x = look or style(place), _short(x, 6)
     mean = Curve(mean.x, _short(mean.means), _short(mean.stds))
     if any(mean.stds):
         low, high = map(_short, mean.band())
@@ -225,14 +254,28 @@ def declutter(plot: Any, table: ComparisonTable) -> None:
 
 
 def use_logarithmic_y(plot: Any) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5, or at powers where there are many."""
+    """A logarithmic axis with plain numbers at 1, 2 and 5, or at powers where there are many.
+
+    An axis stays linear where these numbers could all lie outside of it.
+    """
     values = [y for trace in plot.data for y in trace.y if y > 0]
-    if not values:
+    if not values or max(values) < 2.5 * min(values):
         return
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
     plot.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def decades(title: str, low: float, high: float) -> dict[str, Any]:
+    """A color bar for colors that are decimal logarithms."""
+    ticks = list(range(math.ceil(low), math.floor(high) + 1))
+    ticks = ticks[:: max(1, len(ticks) // 5)]
+    return {
+        "title": {"text": title, "side": "right", "font": {"size": 11}}, "thickness": 9,
+        "tickvals": ticks, "ticktext": [f"10<sup>{tick}</sup>" for tick in ticks],
+        "outlinewidth": 0, "xpad": 4,
+    }  # fmt: skip
 
 
 def _short(values: list[float], digits: int = 4) -> list[float]:

@@ -73,7 +73,7 @@ def _incomplete_grid(incomplete: list[Run], results: Results) -> Grid:
     for directory, problem in results.unreadable.items():
         rows.append([str(directory.relative_to(results.root)), "unreadable", "", "", problem])
     columns = ("run", "state", "epochs", "last written", "problem")
-    return Grid("Left out: runs that are not done", columns, rows)
+    return Grid("Runs that are not done", columns, rows)
 
 
 def _written(run: Run) -> Cell:

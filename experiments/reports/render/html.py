@@ -21,11 +21,12 @@ DASHES = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}  # as 
 CROWD = 8  # rows from which a grid can be filtered
 
 
-def render(name: str, sections: Sequence[Section]) -> str:
+def render(name: str, sections: Sequence[Section], version: str = "") -> str:
     """The page, complete.
 
     Args:
         name: of the folder that the page is made of.
+        version: of a page that is served (`experiments.reports.live`): it asks for newer ones.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -42,11 +43,13 @@ def render(name: str, sections: Sequence[Section]) -> str:
             (anchor, section.title, section.folded, _runs(section.blocks))
             for anchor, section in _by_anchor(sections).items()
         ],
-        written=time.strftime("%Y-%m-%d %H:%M %Z"),
+        written=time.strftime("%Y-%m-%d %H:%M:%S %Z" if version else "%Y-%m-%d %H:%M %Z"),
         commit=(git_state()["commit"] or "unknown")[:10],
         style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
         plotly=Markup(_library()) if plots else "",
+        version=version,
+        live=Markup((TEMPLATES / "live.js").read_text(encoding="utf-8")) if version else "",
     )
 
 

@@ -73,7 +73,8 @@ class ImagesInMemory:
             stop = min(start + size, len(self.train))
             at = distributed.shard(torch.arange(start, stop), parts)
             at = with_partners(at, start, stop) if self.config.augmentation.mixes else at
-            chosen, draw = order[at.to(self.device)], draws[at.to(self.device)]
+            places = at.to(self.device, non_blocking=True)  # else each step waits for the device
+            chosen, draw = order[places], draws[places]
             pixels = crop_and_flip(self.train.pixels[chosen], draw, settings.crop_padding)
             yield self.transform(pixels, epoch, at), self.train.labels[chosen]
 

@@ -80,15 +80,16 @@ class Sentences:
         lengths, width = self.lengths[chosen], int(self.lengths[chosen].max(initial=0))
         device = self._flat.device
         places = torch.arange(width)
-        inside = (places < torch.from_numpy(lengths)[:, None]).to(device)
-        where = (torch.from_numpy(self._starts[chosen])[:, None] + places).to(device)
+        inside = (places < torch.from_numpy(lengths)[:, None]).to(device, non_blocking=True)
+        where = torch.from_numpy(self._starts[chosen])[:, None] + places
+        where = where.to(device, non_blocking=True)
         where = where.clamp_(max=max(len(self._flat) - 1, 0))
         tokens = self._flat[where].long() if width else where
         rows = torch.full((len(chosen), len(before) + width + len(after)), pad, device=device)
         rows[:, len(before) : len(before) + width] = tokens.masked_fill(~inside, pad)
         for place, token in enumerate(before):
             rows[:, place] = token
-        ends = torch.from_numpy(lengths).to(device)[:, None] + len(before)
+        ends = torch.from_numpy(lengths).to(device, non_blocking=True)[:, None] + len(before)
         for place, token in enumerate(after):
             rows.scatter_(1, ends + place, token)
         return rows

@@ -110,7 +110,9 @@ def test_another_headline_metric_of_which_less_is_better(tmp_path):
         "chosen on the test set itself, which flatters every row",
         "95% intervals (Games and Howell's: all 3 pairs of 3 groups at once)",
         "at 1 commit (cccccccccc), on 1 host (node1 (cpu))",
-        "1 killed run(s) left out",
+        "1 killed run(s) shown as far as they have come, and in no mean",
+        "sgd, seed 7 (killed)",
+        "epoch 1 of 2",
         "1 damaged line(s) in metrics.jsonl",
         "Spectral density: adahessian, seed 1",
         "Spectral density: sgd, seed 1",
@@ -144,7 +146,7 @@ def test_groups_without_curvature_have_no_curvature_plots(shown, tmp_path):
 
 
 def test_every_plot_names_its_axes(shown):
-    assert len(shown.specs) == 15
+    assert len(shown.specs) == 26
     for spec in shown.specs:
         layout = spec["layout"]
         titles = [layout[axis]["title"].get("text") for axis in ("xaxis", "yaxis")]

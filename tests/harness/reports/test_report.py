@@ -53,7 +53,7 @@ def test_the_command_writes_tables_and_pictures(tmp_path, capsys, monkeypatch):
     (unfinished.path / "DONE").unlink()
     assert report.main(["--dataset", "digits", "--model", "resnet8"]) == 0
     output = capsys.readouterr().out
-    assert "91.50 ± 0.71" in output and "1 killed run(s) left out" in output
+    assert "91.50 ± 0.71" in output and "1 killed run(s) shown as far as" in output
     paths = ("picture:", "tables:", "page:")
     assert max(len(line) for line in output.splitlines() if not line.startswith(paths)) <= 80
     assert f"page:    {tmp_path / 'report.html'}" in output

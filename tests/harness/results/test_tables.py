@@ -8,6 +8,7 @@ from support.harness import DIGITS, finish_run, small_config
 
 from experiments import report
 from experiments.errors import UserError
+from experiments.results.statistics import summarize
 from experiments.results.tables import read_results
 from experiments.runs.directory import RunDirectory
 from experiments.runs.jsonlines import read_rows
@@ -76,10 +77,32 @@ def test_what_is_not_done_is_left_out_and_counted(tmp_path):
     (places[2] / "metrics.jsonl").write_text('{"epoch": 1, "test/accuracy": NaN}\n{"ep')
     (places[3] / "metrics.jsonl").write_text("")
     results = read_results(tmp_path)
-    assert results.left_out == "1 killed, 1 diverged, 1 no result run(s) left out"
+    assert results.left_out == "1 diverged, 1 no result run(s) left out"
+    assert results.under_way == "1 killed run(s) shown as far as they have come, and in no mean"
     assert [run.meta["seed"] for run in results.tables[0].runs] == [1]
+    assert [(label, run.meta["seed"]) for label, run in results.tables[0].under_way] == [("sgd", 2)]
     (run,) = (run for run in results.having("diverged") if run.meta["seed"] == 3)
     assert run.problem == "its last test/accuracy is nan; 1 damaged line(s) in metrics.jsonl"
+
+
+def test_a_run_under_way_shares_a_label_or_has_its_own_and_is_in_no_statistic(tmp_path):
+    """Also where no run of the table is done yet; one that has nothing to show is left out."""
+    finish_run(tmp_path, small_config(seed=1), [0.5])
+    for optimizer, more in (("sgd", ()), ("adam", ()), ("sgd", ("epochs=9",))):
+        run = finish_run(tmp_path, small_config(*more, optimizer=optimizer, seed=2), [0.9])
+        (run.path / "DONE").unlink()
+    silent = finish_run(tmp_path, small_config("epochs=8", seed=2), [0.9])
+    (silent.path / "DONE").unlink()
+    silent.metrics_path.write_text("")
+    results = read_results(tmp_path)
+    one, other = sorted(results.all_tables, key=lambda table: not table.groups)
+    assert results.tables == [one]
+    assert {label: len(runs) for label, runs in one.groups.items()} == {"sgd": 1}
+    assert [label for label, _ in one.under_way] == ["sgd", "adam"]
+    assert [row.last for row in summarize(one)] == [[0.5]]
+    assert not other.groups and [label for label, _ in other.under_way] == ["sgd"]
+    assert other.result_title == "test accuracy (%)" and other.reference is None
+    assert results.left_out == "1 killed run(s) left out"
 
 
 def test_what_cannot_be_read_is_listed_with_the_reason(tmp_path):

@@ -142,7 +142,7 @@ def test_an_offline_record_holds_every_metric(tmp_path, monkeypatch):
     assert [{k: v for k, v in r.items() if k[0] != "_"} for r in rows] == [
         pytest.approx(row(epoch)) for epoch in range(1, 6)
     ]
-    assert [r["_step"] for r in rows] == [1, 2, 3, 4, 5]
+    assert [r["_step"] for r in rows] == [10, 20, 30, 40, 50]
     summary = {}
     for item in items:
         if item["type"] == "summary":
@@ -248,7 +248,7 @@ def test_online_only_what_the_server_lacks_is_sent(tmp_path, server):
     session(directory, 1, 7)
     ((_, run),) = server.runs.items()
     del run.history[4:]
-    run.summary["_step"] = 4  # wandb sends both in one request
+    run.summary |= {"_step": 40, "step": 40}  # wandb sends both in one request
     cut(directory, 5)
     session(directory, 6, 9)
     assert run.epochs() == list(range(1, 10))
@@ -289,7 +289,7 @@ def test_a_server_that_dies_holds_nobody_up_and_loses_nothing(
     with Tracker(directory.path) as tracker:
         for epoch in range(1, 201):
             if epoch == 3:
-                wait_for(lambda: tracker.sent == 2)
+                wait_for(lambda: tracker.epochs == 2)
                 server.stop()
                 before = time.monotonic()
             directory.append(row(epoch))
@@ -339,7 +339,7 @@ with Tracker(directory.path) as tracker:
         directory.append(row(epoch))
         tracker.log(row(epoch))
         if epoch == 1:
-            wait_for(lambda: tracker.sent == 1)
+            wait_for(lambda: tracker.epochs == 1)
             words = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
             os.kill(int(subprocess.check_output(words)), signal.SIGKILL)
             time.sleep(0.5)
@@ -545,3 +545,66 @@ def test_names_and_tags_are_no_longer_than_wandb_takes(tmp_path):
     describe(directory)
     found = tracking.describe(directory.path, directory.meta(), config.model_dump(mode="json"))
     assert max(map(len, found["tags"])) == 64 and len(found["name"]) <= 128
+
+
+# ------------------------------------------------------------------------------- inside an epoch
+
+
+def step_row(step: int) -> dict:
+    return {"step": step, "epoch": step / 10, "learning_rate": 0.1, "step/loss": 1 / step}
+
+
+def session_with_steps(directory: RunDirectory, first: int, last: int) -> Tracker:
+    """As `session`, with a row after every fifth step; the tenth ends an epoch."""
+    with Tracker(directory.path) as tracker:
+        for epoch in range(first, last + 1):
+            for step in (10 * epoch - 5, 10 * epoch):
+                directory.append_step(step_row(step))
+                tracker.log(step_row(step))
+            directory.append(row(epoch))
+            tracker.log(row(epoch))
+    return tracker
+
+
+def test_steps_are_sent_once_and_with_the_epoch_that_they_end(tmp_path, monkeypatch, server):
+    directory = new_run(tmp_path)
+    session_with_steps(directory, 1, 3)
+    ((_, run),) = server.runs.items()
+    assert [item["epoch"] for item in run.rows()] == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert [item["_step"] for item in run.rows()] == [5, 10, 15, 20, 25, 30]
+    assert run.rows()[1].items() >= {**step_row(10), **row(1)}.items()
+    # Killed behind a step that ends an epoch, before that was evaluated: its row comes later.
+    directory.append_step(step_row(35))
+    directory.append_step(step_row(40))
+    with Tracker(directory.path):
+        pass
+    assert [item["epoch"] for item in run.rows()][-1] == 3.5
+    with Tracker(directory.path) as tracker:
+        directory.append(row(4))
+        tracker.log(row(4))
+    assert run.rows()[-1].items() >= {**step_row(40), **row(4)}.items()
+    assert [item["epoch"] for item in run.rows()] == [0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4]
+    assert tracker.epochs == 4 and tracker.uploaded
+
+
+def test_offline_one_record_has_steps_and_epochs(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    directory = new_run(tmp_path)
+    session_with_steps(directory, 1, 2)
+    session_with_steps(directory, 3, 3)
+    rows = history(only(directory))
+    assert [item["epoch"] for item in rows] == [0.5, 1, 1.5, 2, 2.5, 3]
+    assert ["step/loss" in item for item in rows] == [True] * 6
+    assert ["train/loss" in item for item in rows] == [False, True] * 3
+
+
+def test_a_run_that_an_earlier_version_began_to_send_goes_on(tmp_path, server):
+    """It counted epochs in wandb's own step."""
+    directory = new_run(tmp_path)
+    session(directory, 1, 3)
+    ((_, run),) = server.runs.items()
+    for place, item in enumerate(run.history):
+        run.history[place] = json.dumps({**json.loads(item), "_step": place + 1})
+    run.summary["_step"] = 3
+    session(directory, 4, 5)
+    assert run.epochs() == [1, 2, 3, 4, 5]

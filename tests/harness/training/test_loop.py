@@ -292,14 +292,18 @@ def test_a_training_that_explodes_ends_with_step_rate_and_a_good_checkpoint(rate
         assert all(p.isfinite().all() for key, p in state["model"].items() if "running" not in key)
 
 
-def test_a_loss_that_is_not_a_number_is_named(tmp_path, monkeypatch):
-    config = small_config("checkpoint_every_steps=5")
+@pytest.mark.parametrize("log", [0, 1, 7])
+def test_a_loss_that_is_not_a_number_is_named(log, tmp_path, monkeypatch):
+    """Also where later steps follow before anybody looks."""
+    config = small_config("checkpoint_every_steps=5", f"log_every_steps={log}")
     step, steps = loop.optimizer_step, []
 
     def poisoned(*arguments):
         steps.append(1)
         sums = step(*arguments)
-        return {**sums, "loss": math.nan} if len(steps) == 14 else sums
+        if len(steps) in (14, 15):
+            return {**sums, "loss": sums["loss"] * math.nan}
+        return sums
 
     monkeypatch.setattr(loop, "optimizer_step", poisoned)
     directory = RunDirectory(tmp_path, config)

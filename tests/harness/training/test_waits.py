@@ -1,0 +1,49 @@
+"""No step waits for the device, but the first, those that are logged, and those that are saved."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from support.count_waits import ALONE, IN_THE_HARNESS, LOGGED, STEPS
+from support.harness import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def counted():
+    """Of each training, what waited in each of its steps: on a device that is pretended."""
+    environment = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "support.count_waits"]
+    found = subprocess.run(
+        words, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **environment}
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    return json.loads(found.stdout)
+
+
+def test_the_device_notices_what_waits(counted):
+    """First steps do: they look at the loss, and copy constants to the device."""
+    first = counted["alone"]["finite difference"][0]
+    assert {name.split()[0] for name in first} >= {"tolist", "aten._local_scalar_dense.default"}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_an_optimizer_alone(case, counted):
+    assert counted["alone"][case][1:] == [{}] * 7
+    if case == "AdamW":
+        assert counted["alone"][case][0] == {}
+
+
+@pytest.mark.parametrize("case", IN_THE_HARNESS)
+def test_a_step_of_the_harness(case, counted):
+    steps, rows = counted["harness"][case]
+    assert rows == STEPS // LOGGED
+    for number, waits in enumerate(steps[1:], 2):
+        # The end of a step is noted before its row is read: that belongs to the one after.
+        if (number - 1) % LOGGED == 0:
+            assert sum(n for name, n in waits.items() if name.startswith("tolist")) == 1
+            waits = {n: c for n, c in waits.items() if not n.startswith(("tolist", "synchronize"))}
+        if "averaged" in case:  # torch's AveragedModel copies its counter to the device
+            waits = {name: n for name, n in waits.items() if not name.endswith("update_average")}
+        assert waits == {}, f"step {number}"
