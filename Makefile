@@ -94,6 +94,11 @@ cifar10-resnet32: ## ResNet-32 on CIFAR-10, the paper's protocol
 cifar100-resnet32: ## ResNet-32 on CIFAR-100
 imagenet-resnet18: ## ResNet-18 on ImageNet (in DATA_ROOT/imagenet), the paper's protocol
 imagenet-resnet50: ## ResNet-50 on ImageNet, Sassha's protocol
+corpora: setup ## Download what corpora are made of into DATA_ROOT (ARGS="catalogues": these)
+	@$(PY) -m experiments.corpora $(ARGS)
+
+catalogues-transformer: config = configs/catalogues/transformer-small.yaml
+catalogues-transformer: ## A small transformer on the messages of eight programs (after make corpora)
 iwslt14-transformer: config = configs/iwslt14/transformer-small.yaml
 iwslt14-transformer: ## The paper's small transformer, German to English (in DATA_ROOT)
 wmt14-transformer: config = configs/wmt14/transformer-base.yaml
@@ -102,7 +107,7 @@ ptb-transformer: config = configs/ptb/transformer.yaml
 ptb-transformer: ## A causal transformer on Penn Treebank (in DATA_ROOT)
 wikitext103-transformer: config = configs/wikitext103/transformer.yaml
 wikitext103-transformer: ## A causal transformer on Wikitext-103 (in DATA_ROOT)
-texts := iwslt14-transformer wmt14-transformer ptb-transformer wikitext103-transformer
+texts := catalogues-transformer iwslt14-transformer wmt14-transformer ptb-transformer wikitext103-transformer
 experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32 imagenet-resnet18 imagenet-resnet50
 $(experiments): config = configs/$(subst -resnet,/resnet,$@).yaml
 $(experiments) $(texts): setup
@@ -224,4 +229,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart translation language-model $(experiments) $(texts) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart corpora translation language-model $(experiments) $(texts) $(tables) tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

@@ -14,9 +14,6 @@ same time, and one that is killed leaves nothing that anybody reads. The folder 
 import hashlib
 import importlib
 import json
-import os
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -41,11 +38,13 @@ from experiments.tasks.text.vocabulary import (
     read_vocabulary,
     train_pieces,
 )
+from experiments.tasks.text.whole_folder import whole_folder
 
 PIPELINE = 1  # changes with the steps of the pipeline, so that nobody reads what older ones left
 _HERE = "experiments.tasks.text.sources"
 SOURCES = {
     "cldr": f"{_HERE}.cldr",
+    "catalogues": f"{_HERE}.catalogues",
     "kjv": f"{_HERE}.kjv",
 }
 
@@ -131,7 +130,8 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
     """
     folder = recipe.folder(root)
     if not folder.is_dir():
-        _publish(recipe, root, folder)
+        with whole_folder(folder) as partial:
+            _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
     prepared = Prepared(folder)
     found = prepared.meta["sha256"]
     if sha256 is not None and not found.startswith(sha256):
@@ -162,26 +162,6 @@ def _source(corpus: str) -> Any:
 
 
 # -------------------------------------------------------------------------------------- preparing
-
-
-def _publish(recipe: Recipe, root: Path, folder: Path) -> None:
-    """Prepare a corpus beside its place, and move it there."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    try:
-        partial.mkdir(parents=True)
-        _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same result
-                raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; set DATA_ROOT to a folder that can "
-            "be written"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(recipe: Recipe, raw: Raw, folder: Path) -> None:
