@@ -99,6 +99,10 @@ corpora: setup ## Download what corpora are made of into DATA_ROOT (ARGS="catalo
 
 catalogues-transformer: config = configs/catalogues/transformer-small.yaml
 catalogues-transformer: ## A small transformer on the messages of eight programs (after make corpora)
+debian-transformer: config = configs/debian/transformer-small.yaml
+debian-transformer: ## The same on LibreOffice, GNOME and a dictionary (after make corpora)
+austen-transformer: config = configs/austen/transformer.yaml
+austen-transformer: ## A causal transformer on Jane Austen's novels (after make corpora)
 iwslt14-transformer: config = configs/iwslt14/transformer-small.yaml
 iwslt14-transformer: ## The paper's small transformer, German to English (in DATA_ROOT)
 wmt14-transformer: config = configs/wmt14/transformer-base.yaml
@@ -107,7 +111,7 @@ ptb-transformer: config = configs/ptb/transformer.yaml
 ptb-transformer: ## A causal transformer on Penn Treebank (in DATA_ROOT)
 wikitext103-transformer: config = configs/wikitext103/transformer.yaml
 wikitext103-transformer: ## A causal transformer on Wikitext-103 (in DATA_ROOT)
-texts := catalogues-transformer iwslt14-transformer wmt14-transformer ptb-transformer wikitext103-transformer
+texts := catalogues-transformer debian-transformer austen-transformer iwslt14-transformer wmt14-transformer ptb-transformer wikitext103-transformer
 experiments := digits-resnet20 fashion-mnist-resnet20 cifar10-resnet20 cifar10-resnet32 cifar100-resnet32 imagenet-resnet18 imagenet-resnet50
 $(experiments): config = configs/$(subst -resnet,/resnet,$@).yaml
 $(experiments) $(texts): setup

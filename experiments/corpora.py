@@ -14,7 +14,7 @@ from experiments.errors import UserError, nearest
 from experiments.runtime.paths import data_root
 from experiments.tasks.text.prepared import SOURCES
 
-FETCHED = ("catalogues",)
+FETCHED = ("catalogues", "debian", "austen")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

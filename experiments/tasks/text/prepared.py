@@ -25,6 +25,7 @@ from typing import Any, Literal
 import numpy
 
 from experiments.errors import UserError, nearest
+from experiments.runtime.progress import say
 from experiments.tasks.text import pipeline
 from experiments.tasks.text.pipeline import SPLITS, Example
 from experiments.tasks.text.sources import paper
@@ -45,7 +46,9 @@ _HERE = "experiments.tasks.text.sources"
 SOURCES = {
     "cldr": f"{_HERE}.cldr",
     "catalogues": f"{_HERE}.catalogues",
+    "debian": f"{_HERE}.debian",
     "kjv": f"{_HERE}.kjv",
+    "austen": f"{_HERE}.austen",
 }
 
 
@@ -130,6 +133,7 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
     """
     folder = recipe.folder(root)
     if not folder.is_dir():
+        say(f"preparing the corpus {recipe.corpus} in {folder}")
         with whole_folder(folder) as partial:
             _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
     prepared = Prepared(folder)

@@ -6,7 +6,8 @@ from support.harness import REPOSITORY
 from experiments.plans.load import load, resolve
 from experiments.training import optimizers
 
-FILES = ["cldr/transformer", "catalogues/transformer-small", "kjv/transformer",
+FILES = ["cldr/transformer", "catalogues/transformer-small", "debian/transformer-small",
+         "kjv/transformer", "austen/transformer",
          "iwslt14/transformer-small", "wmt14/transformer-base", "ptb/transformer",
          "wikitext103/transformer"]  # fmt: skip
 
