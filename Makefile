@@ -62,7 +62,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 # What only the tests need: JAX, the trainers, the packages that serve as oracles.
 $(VENV)/.ready-for-tests: $(VENV)/.ready
-	$(call install,harness$(comma)dev$(comma)jax$(comma)oracle$(comma)bench$(comma)trainers)
+	$(call install,harness$(comma)dev$(comma)jax$(comma)oracle$(comma)bench$(comma)trainers$(comma)paper-corpora)
 	@touch $@
 
 define install
