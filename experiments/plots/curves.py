@@ -51,6 +51,7 @@ def draw_training(
     metric_title: str,
     limits: tuple[float, float],
     path: Path,
+    log: bool = False,
 ) -> None:
     """Training loss and another metric over the epochs, a line per label.
 
@@ -58,6 +59,7 @@ def draw_training(
         losses, metrics: curves by label, the same labels in both.
         metric_title: of the metric's axis.
         limits: of the metric's axis.
+        log: whether it is logarithmic.
     """
     columns = max(1, min(4, LEGEND_CHARACTERS // (8 + max(map(len, losses)))))
     rows = -(-len(losses) // columns)
@@ -68,6 +70,10 @@ def draw_training(
         axes.grid(alpha=0.3)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=metric_title, ylim=limits)
+    if log:
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("{x:g}")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     figure.suptitle(title)
     save(figure, path)

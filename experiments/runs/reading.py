@@ -115,6 +115,21 @@ class Run:
             if isinstance(row.get(key), int | float) and math.isfinite(row[key])
         }
 
+    def samples(self) -> list[dict[str, str]]:
+        """What the trained model makes of some examples: texts by heading; none where not kept."""
+        try:
+            found = read_json(self.directory / "DONE").get("samples", [])
+            return [{str(key): str(text) for key, text in sample.items()} for sample in found]
+        except (OSError, ValueError, TypeError, AttributeError):
+            return []
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The headline metric on the test set of what learns nothing, by name."""
+        found = self.meta["sessions"][-1].get("baselines") if self.meta["sessions"] else None
+        values = found.items() if isinstance(found, dict) else ()
+        return {str(name): value for name, value in values if isinstance(value, int | float)}
+
     def spectra(self) -> dict[int, dict[str, Any]]:
         """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out.
 

@@ -14,8 +14,11 @@ same time, and one that is killed leaves nothing that anybody reads. The folder 
 import hashlib
 import importlib
 import json
+import os
+import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -112,6 +115,18 @@ class Prepared:
     def plain(self, text: str) -> str:
         """A line of `texts` as people write it: words that are split into pieces are joined."""
         return text if isinstance(self.vocabulary, Pieces) else join_pieces(text)
+
+    def remember(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `compute` returns, computed once where it can be kept beside the texts."""
+        path = self.folder / f"{name}.json"
+        if path.is_file():
+            return json.loads(_read(path))
+        found = compute()
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        with suppress(OSError):  # somebody else's folder: computed again next time
+            partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        return found
 
     def tokens(self, split: str, language: str) -> tuple[numpy.ndarray, numpy.ndarray]:
         """All numbers of a split one after the other, int32, and how many each line has, int64."""

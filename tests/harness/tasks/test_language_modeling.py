@@ -129,6 +129,8 @@ def test_it_learns_and_says_its_perplexity(home, tmp_path):
     directory = train(home, tmp_path, "dataset.steps_per_epoch=25", optimizer="adahessian")
     rows, meta = read_metrics(directory.metrics_path), read_json(directory.path / "meta.json")
     assert rows[-1]["test/perplexity"] < 0.7 * rows[0]["test/perplexity"]
+    baselines = meta["sessions"][0]["baselines"]
+    assert baselines["unigram"] > baselines["trigram"] > rows[-1]["test/perplexity"] / 100
     assert meta["headline"] == "perplexity" and meta["data"]["tokens"] == 130
     assert read_json(directory.path / "DONE")["best_epoch"] == {
         key: value for key, value in rows[-1].items() if not key.startswith("time/")

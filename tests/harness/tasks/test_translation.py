@@ -49,6 +49,12 @@ def train(home, root, *overrides, optimizer="sgd"):
     return directory
 
 
+def restored(directory, home):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("DATA_ROOT", str(home))
+        return restore(directory.path, "cpu")
+
+
 # --------------------------------------------------------------------------------------- batches
 
 
@@ -167,6 +173,14 @@ def test_a_run_measures_bleu_where_it_is_due(home, tmp_path):
     assert meta["headline"] == "bleu" and "version" in meta["sessions"][0]["bleu_signature"]
     assert done["best_epoch"]["val/bleu"] == max(row.get("val/bleu", -1) for row in rows)
     assert meta["data"]["tokens"] == 400
+    task, model, _ = restored(directory, home)
+    texts = [task.corpus.texts("test", language) for language in ("de", "en")]
+    samples = done["samples"]
+    assert len(samples) == 8 and samples[0]["source"] == texts[0][0]
+    assert samples[-1]["reference"] == texts[1][-1]
+    assert [x["translation"] for x in samples] == task.translate(
+        model.eval(), [x["source"] for x in samples]
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adahessian"])
@@ -203,11 +217,10 @@ def test_bleu_of_sums_is_sacrebleus_of_everything():
         assert f"tok:{options['tokenize']}" in bleu.signature
 
 
-def test_bleu_of_a_run_is_that_of_its_translations(home, tmp_path, monkeypatch):
+def test_bleu_of_a_run_is_that_of_its_translations(home, tmp_path):
     rates = ("optimizers.adahessian.lr=0.1", "dataset.steps_per_epoch=20", *NO_DROPOUT)
     directory = train(home, tmp_path, "epochs=2", *rates, optimizer="adahessian")
-    monkeypatch.setenv("DATA_ROOT", str(home))
-    task, model, _ = restore(directory.path, "cpu")
+    task, model, _ = restored(directory, home)
     outputs = task.translate(model.eval(), task.corpus.texts("val", "de"))
     counts = task.bleu.counts(outputs, task.corpus.texts("val", "en"))
     measured = read_metrics(directory.metrics_path)[-1]["val/bleu"]
