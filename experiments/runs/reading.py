@@ -126,9 +126,8 @@ class Run:
     @property
     def baselines(self) -> dict[str, float]:
         """The headline metric on the test set of what learns nothing, by name."""
-        found = self.meta["sessions"][-1].get("baselines") if self.meta["sessions"] else None
-        values = found.items() if isinstance(found, dict) else ()
-        return {str(name): value for name, value in values if isinstance(value, int | float)}
+        sessions = self.meta["sessions"]
+        return sessions[-1].get("baselines", {}) if sessions else {}
 
     def spectra(self) -> dict[int, dict[str, Any]]:
         """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out.
@@ -176,7 +175,10 @@ def _check(run: Run) -> None:
         raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
     for session in run.meta["sessions"]:
         for key, value in session.items():
-            if isinstance(value, list | dict):
+            if key == "baselines":  # the one entry that is no plain value
+                if not all(isinstance(number, int | float) for number in value.values()):
+                    raise TypeError(f"meta.json: a session's baselines are {value!r}")
+            elif isinstance(value, list | dict):
                 raise TypeError(f"meta.json: a session's {key} is {value!r}")
     for place, row in enumerate(run.rows, 1):
         row.setdefault("epoch", place)

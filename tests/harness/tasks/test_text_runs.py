@@ -8,6 +8,7 @@ from support.training import assert_equal, result
 from support.two_processes import end, start_two
 
 from experiments.plans.load import load, resolve
+from experiments.results.tables import read_results
 from experiments.runs.directory import RunDirectory
 from experiments.runs.metrics import read_metrics, without_times
 from experiments.training import loop
@@ -35,6 +36,8 @@ def test_interrupted_it_goes_on(task, optimizer, home, tmp_path, monkeypatch):
     )
     assert sessions > 3
     assert_equal(result(directory), result(whole))
+    (run,) = read_results(tmp_path / "cut").runs  # with what its sessions say of the task
+    assert run.state == "done" and len(run.baselines) == 3
 
 
 DIFFERENCE = "optimizers.adahessian.curvature=finite_difference"
