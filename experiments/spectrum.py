@@ -2,7 +2,7 @@
 
 Without RUN_DIR it takes the newest finished run below `RUNS_ROOT`. It loads the run's checkpoint
 and looks at the loss over the first batches of its first epoch, shuffled and augmented as in
-training, so that the same images are seen whenever it is asked. It prints the top eigenvalues
+training, so that the same examples are seen whenever it is asked. It prints the top eigenvalues
 and the trace with their errors, and writes into the run's directory:
 
 - `spectrum.npz`: the numbers, see `experiments.training.curvature.Spectrum.save`.
@@ -170,8 +170,8 @@ def section(result: Spectrum) -> Section:
 
 def _describe(result: Spectrum) -> str:
     return (
-        f"{result.num_params} parameters, {result.num_images} images, {result.settings.mode} mode, "
-        f"{result.seconds:.0f} s"
+        f"{result.num_params} parameters, {result.num_examples} {result.unit}, "
+        f"{result.settings.mode} mode, {result.seconds:.0f} s"
     )
 
 

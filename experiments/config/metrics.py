@@ -21,6 +21,7 @@ class Metric:
         digits: decimals of the value as it is shown.
         bounds: what a recorded value cannot leave, as an interval drawn around it must not either;
             None where there is none.
+        log: whether its axis is logarithmic: what counts are ratios.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Metric:
     scale: float = 1
     digits: int = 4
     bounds: tuple[float, float] | None = None
+    log: bool = False
 
     @property
     def title(self) -> str:

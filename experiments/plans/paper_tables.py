@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, validate
 from experiments.errors import UserError, nearest
 from experiments.plans import sweeps
-from experiments.plans.load import load, read_document
+from experiments.plans.load import load, load_one, read_document
 from experiments.plans.planned_run import PlannedRun
 from experiments.runtime.paths import runs_root
 
@@ -31,6 +31,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "tables"
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DIVERGES = "diverges"
+TEXT = "-text"  # ends the name of the file that has a table on text, where another has it on images
 
 
 class PaperValue(Section):
@@ -56,6 +57,7 @@ class Line(Section):
     Attributes:
         series, x: name the line: usually the optimizer, and what sets it apart from others of it.
         set: settings as in a sweep.
+        scale: of the optimizer's own settings, by `optimizer.KEY`, what multiplies them.
         paper: the paper's figures by block, or by what they are of where nothing compares.
         theory, paper_cost: cost in steps of the reference; what the paper measured, by block.
     """
@@ -63,6 +65,7 @@ class Line(Section):
     series: str
     x: int | float | str | None = None
     set: dict[str, Any]
+    scale: dict[Annotated[str, Field(pattern=r"^optimizer[.]\w+$")], PositiveFloat] = {}
     paper: dict[str, PaperValue | Literal["diverges"]] = {}
     theory: PositiveFloat | None = None
     paper_cost: dict[str, PositiveFloat] = {}
@@ -171,7 +174,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        return self.path.stem
+        return self.path.stem.removesuffix(TEXT)
 
     @property
     def variant(self) -> Variant:
@@ -214,8 +217,19 @@ class Request:
 
     def _sweep(self, block: Block, line: Line) -> sweeps.Sweep:
         content = {"config": block.config, "seeds": block.seeds, "set": block.set,
-                   "list": [line.set]}  # fmt: skip
+                   "list": [line.set | self._scaled(block, line)]}  # fmt: skip
         return validate(sweeps.Sweep, content, self.path)
+
+    def _scaled(self, block: Block, line: Line) -> dict[str, float]:
+        """The settings that are multiples of those of the block's configuration."""
+        if not line.scale:
+            return {}
+        config = load_one(self.path.parent / block.config, line.set.get("optimizer"), block.set)
+        own = config.optimizers[config.optimizer_name]
+        return {
+            key: float(f"{factor * getattr(own, key.partition('.')[2]):.12g}")  # 0.3, not 0.1 * 3
+            for key, factor in line.scale.items()
+        }
 
     @cached_property
     def shortened(self) -> str:
@@ -242,6 +256,8 @@ def names() -> list[str]:
 def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
     """A table by its name or file, on a data set; by default on the paper's, or the first.
 
+    Of `table6` on a data set of text the file is `table6-text.yaml`.
+
     Raises:
         UserError: there is no such table or data set, or the file is wrong.
     """
@@ -251,6 +267,11 @@ def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
         raise UserError(f"no table '{name}', neither a file nor below configs/tables/; "
                         + nearest(name, names()))  # fmt: skip
     table: PaperTable = validate(PaperTable, read_document(path), path)
+    on_text = path.with_name(f"{path.stem}{TEXT}.yaml")
+    if dataset is not None and dataset not in table.datasets and on_text.is_file():
+        other: PaperTable = validate(PaperTable, read_document(on_text), on_text)
+        if dataset in other.datasets:
+            path, table = on_text, other
     dataset = dataset or table.paper_dataset or next(iter(table.datasets))
     if dataset not in table.datasets:
         raise UserError(f"{name} on '{dataset}'? {nearest(dataset, table.datasets)}")

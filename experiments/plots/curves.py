@@ -53,6 +53,7 @@ def draw_training(
     metric_title: str,
     limits: tuple[float, float],
     path: Path,
+    log: bool = False,
 ) -> None:
     """Training loss and another metric over the epochs, a line per label.
 
@@ -60,6 +61,7 @@ def draw_training(
         losses, metrics: curves by label, the same labels in both.
         metric_title: of the metric's axis.
         limits: of the metric's axis.
+        log: whether it is logarithmic.
     """
     columns = max(1, min(4, LEGEND_CHARACTERS // (8 + max(map(len, losses)))))
     rows = -(-len(losses) // columns)
@@ -70,6 +72,10 @@ def draw_training(
         axes.grid(alpha=0.3)
     left.set(xlabel="epoch", ylabel="training loss", yscale="log")
     right.set(xlabel="epoch", ylabel=metric_title, ylim=limits)
+    if log:
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_minor_formatter("{x:g}")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     figure.suptitle(title)
     save(figure, path)

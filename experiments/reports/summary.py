@@ -75,7 +75,7 @@ def grid(table: ComparisonTable) -> Grid:
         ]
         for row in summarize(table, paper_figures())
     ]
-    note = f"{table.result_title}: mean ± sample std over n seeds. {NOTE}"
+    note = f"{table.result_title}: mean ± sample std over n seeds. {table.baselines} {NOTE}"
     return Grid("", columns, rows, note)
 
 
@@ -90,5 +90,6 @@ def draw(table: ComparisonTable, folder: Path) -> Path:
         for key, scale in (("train/loss", 1), (table.result_key, metric.scale))
     )
     limits = late_limits(metric, table.runs)
-    draw_training(table.title, losses, metrics, table.result_title, limits, path)
+    draw_training(table.title, losses, metrics, table.result_title, limits, path,
+                  metric.log and limits[0] > 0)  # fmt: skip
     return path

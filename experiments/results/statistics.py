@@ -279,6 +279,10 @@ def late_limits(metric: Metric, runs: Iterable[Run]) -> tuple[float, float]:
     ]
     if not late:
         return 0.0, 1.0
+    if metric.log and min(late) > 0:
+        low, high = map(math.log, (min(late), max(late)))
+        margin = high - low or 0.05
+        return math.exp(low - 0.03 * margin), math.exp(high + 0.15 * margin)
     low, high = min(late), max(late)
     margin = high - low or 0.05 * abs(low) or 1.0
     worse, better = 0.15 * margin, 0.03 * margin

@@ -67,6 +67,17 @@ class ComparisonTable:
         return self._example.test_key
 
     @property
+    def baselines(self) -> str:
+        """A sentence on what the test set's result is without learning; empty where not known."""
+        for run in self.runs:
+            if found := run.baselines:
+                data = run.meta.get("data") or {}
+                count = f" of {data['test examples']:,} examples" if "test examples" in data else ""
+                named = ", ".join(f"{key} {self.metric.text(v)}" for key, v in found.items())
+                return f"Without learning the test set{count} has: {named}."
+        return ""
+
+    @property
     def result_name(self) -> str:
         """Split and metric, as a sentence names them: `test loss`."""
         return f"{self._example.result_split} {self.metric.name}"

@@ -25,7 +25,7 @@ A run's directory, named by `experiments.runs.layout`, holds:
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -214,8 +214,10 @@ class RunDirectory:
         """
         return checkpoint.load(self.path, self.lease.check) if self.writes else None
 
-    def finish(self, headline: str, direction: str) -> None:
-        """Write the summary and so mark the run as done."""
+    def finish(
+        self, headline: str, direction: str, samples: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Write the summary and so mark the run as done; `samples`: see `Task.samples`."""
         if not self.writes:
             return
         rows = read_metrics(self.metrics_path)
@@ -225,6 +227,7 @@ class RunDirectory:
             "last_epoch": without_times(rows[-1]),
             "best_epoch": without_times(best),
             "best_epoch_split": self.config.best_epoch_split,
+            **({"samples": samples} if samples else {}),
         }
         self._write("DONE", json.dumps(summary, indent=2) + "\n")
 

@@ -131,6 +131,20 @@ class Run:
             if isinstance(row.get(key), int | float) and math.isfinite(row[key])
         }
 
+    def samples(self) -> list[dict[str, str]]:
+        """What the trained model makes of some examples: texts by heading; none where not kept."""
+        try:
+            found = read_json(self.directory / "DONE").get("samples", [])
+            return [{str(key): str(text) for key, text in sample.items()} for sample in found]
+        except (OSError, ValueError, TypeError, AttributeError):
+            return []
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        """The headline metric on the test set of what learns nothing, by name."""
+        sessions = self.meta["sessions"]
+        return sessions[-1].get("baselines", {}) if sessions else {}
+
     def spectra(self) -> dict[int, dict[str, Any]]:
         """The arrays of `spectra/epoch-*.npz` by epoch; files that cannot be read are left out.
 
@@ -182,7 +196,10 @@ def _check(run: Run) -> None:
         raise TypeError(f"config.yaml: best_epoch_split is {run.config['best_epoch_split']!r}")
     for session in run.meta["sessions"]:
         for key, value in session.items():
-            if isinstance(value, list | dict):
+            if key == "baselines":  # the one entry that is no plain value
+                if not all(isinstance(number, int | float) for number in value.values()):
+                    raise TypeError(f"meta.json: a session's baselines are {value!r}")
+            elif isinstance(value, list | dict):
                 raise TypeError(f"meta.json: a session's {key} is {value!r}")
     for place, row in enumerate(run.rows, 1):
         row.setdefault("epoch", place)

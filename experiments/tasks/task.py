@@ -43,6 +43,8 @@ class Task(ABC):
     """
 
     steps_per_epoch: int
+    unit: ClassVar[str] = "examples"
+    """What `weight` counts, in the plural."""
     final_metrics: ClassVar[tuple[str, ...]] = ()
     """Of `metrics`, those that cost too much to be measured after every epoch."""
 
@@ -156,6 +158,13 @@ class Task(ABC):
     def provenance(self) -> dict[str, Any]:
         """What a session's entry in `meta.json` is to hold of how the task measures."""
         return {}
+
+    def samples(self, model: nn.Module) -> list[dict[str, str]]:
+        """What a finished run's model makes of some examples, for reports: texts by heading.
+
+        Called once, by one process, with the weights that were evaluated, in evaluation mode.
+        """
+        return []
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Metrics by name, from sums over batches.

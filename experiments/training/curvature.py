@@ -64,7 +64,8 @@ class Spectrum:
     grid: Tensor
     density: Tensor
     num_params: int
-    num_images: int
+    num_examples: int
+    unit: str
     epoch: int
     settings: SpectrumSettings
     seconds: float
@@ -74,7 +75,7 @@ class Spectrum:
 
         `eigenvalues` with `residuals` and `converged`, `trace` and `trace_standard_error`, the
         density as `grid` and `density`, the quadrature's `nodes` and `weights` (one row per
-        repeat), `epoch`, `images`, and `settings` (JSON).
+        repeat), `epoch`, how many `images` (`tokens`, `examples`), and `settings` (JSON).
 
         Raises:
             StorageError: it cannot be written.
@@ -92,7 +93,7 @@ class Spectrum:
             "nodes": self.quadrature.nodes,
             "weights": self.quadrature.weights,
             "epoch": torch.tensor(self.epoch),
-            "images": torch.tensor(self.num_images),
+            self.unit: torch.tensor(self.num_examples),
         }
         with writing(path):
             path.parent.mkdir(exist_ok=True)
@@ -186,10 +187,20 @@ def compute_spectrum(
                 **shared,
             )
     seconds = time.perf_counter() - start
-    images = round(distributed.sum_over_ranks({"images": sum(weights.values())})["images"])
+    count = round(distributed.sum_over_ranks({"weight": sum(weights.values())})["weight"])
     grid, density = spectrum.smooth(quadrature)
     return Spectrum(
-        top, trace, quadrature, grid, density, hessian.size, images, epoch, settings, seconds
+        top,
+        trace,
+        quadrature,
+        grid,
+        density,
+        hessian.size,
+        count,
+        task.unit,
+        epoch,
+        settings,
+        seconds,
     )
 
 

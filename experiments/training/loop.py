@@ -98,8 +98,10 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
             directory.append(row)
             tracker.log(row)
             progress.note(_note(row, config), last=position.epoch == config.epochs)
+        with evaluated_weights(model, training.optimizer, training.average):
+            samples = task.samples(model.eval()) if distributed.is_main() else []
         # Before the tracker finishes: a result does not wait for wandb.
-        directory.finish(task.headline.name, task.headline.direction)
+        directory.finish(task.headline.name, task.headline.direction, samples)
 
 
 def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:

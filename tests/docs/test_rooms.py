@@ -21,6 +21,7 @@ FLOORS = (
         "export",
         "figures",
         "spectrum",
+        "corpora",
         "translate",
         "upload",
         "dashboard",

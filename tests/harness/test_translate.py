@@ -4,7 +4,7 @@ import io
 
 import pytest
 from support.harness import small_config
-from support.text import LANGUAGE_MODELING, TRANSLATION, prepare_small
+from support.text import small_home
 from support.training import train_here
 
 from experiments import translate
@@ -16,11 +16,7 @@ from experiments.training.restore import restore
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        root = prepare_small(tmp_path_factory.mktemp("data"), monkeypatch)
-        for name, text in (("translation", TRANSLATION), ("language", LANGUAGE_MODELING)):
-            (root / f"{name}.yaml").write_text(text, encoding="utf-8")
-    return root
+    return small_home(tmp_path_factory)
 
 
 @pytest.fixture

@@ -1,10 +1,18 @@
 """Tiny models and corpora of text."""
 
+import pytest
 import torch
 
 from experiments.models.text_transformer import EncoderDecoder, Size
+from experiments.plans.load import load, resolve
+from experiments.runs.directory import RunDirectory
+from experiments.tasks import registry
 from experiments.tasks.text.prepared import Recipe, prepare
 from experiments.tasks.text.sources import cldr, kjv
+from experiments.training import loop
+
+CPU = torch.device("cpu")
+NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0", "model.activation_dropout=0.0")
 
 OPTIMIZERS = """
 optimizers:
@@ -66,3 +74,27 @@ def prepare_small(root, monkeypatch):
     prepare(Recipe("cldr", ("de", "en"), "pieces", 400), root)
     prepare(Recipe("kjv", ("en",), "pieces", 130), root)
     return root
+
+
+def small_home(tmp_path_factory):
+    """A folder with `translation.yaml` and `language.yaml`, and the corpora that they need."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        root = prepare_small(tmp_path_factory.mktemp("data"), monkeypatch)
+    for name, text in (("translation", TRANSLATION), ("language", LANGUAGE_MODELING)):
+        (root / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return root
+
+
+def make_task(home, name, *overrides, optimizer="sgd", seed=1):
+    """The task of one of the two files."""
+    config = resolve(load(home / f"{name}.yaml", overrides), optimizer, seed)
+    return registry.build_task(config, CPU, home)
+
+
+def train_small(home, name, root, *overrides, optimizer="sgd"):
+    """Train a run of one of the two files; returns its directory."""
+    config = resolve(load(home / f"{name}.yaml", overrides), optimizer, 1)
+    directory = RunDirectory(root, config)
+    with directory.locked():
+        loop.train(config, directory, home)
+    return directory

@@ -105,8 +105,23 @@ def tables(results: Results) -> Iterator[Section]:
             )
         for one in shown:
             one.plot.update_layout(showlegend=False)  # the table above is their legend
-        section.blocks += shown
+        section.blocks += [*shown, *_samples(table)]
         yield section
+
+
+def _samples(table: ComparisonTable) -> list[Grid]:
+    """What the best run makes of some examples, beside what it was to make of them."""
+    best, _ = compare(table)
+    direction = table.metric.sign
+    run = max(table.groups[best], key=lambda run: direction * run.last())
+    found = run.samples()
+    if not found:
+        return []
+    result = f"{table.metric.text(run.last())} {table.metric.unit}".strip()
+    note = f"{best}, seed {run.meta['seed']}: {table.result_name} {result} at the end."
+    columns = list(found[0])
+    rows = [[sample.get(column, "") for column in columns] for sample in found]
+    return [Grid("Samples of the best run", columns, rows, note)]
 
 
 def _words(table: ComparisonTable, rows: list[Row]) -> list[Text]:
@@ -242,6 +257,8 @@ def _statistics(table: ComparisonTable) -> Text:
             "which would halve the degrees of freedom: what they have in common makes the "
             "intervals too wide, not too narrow."
         )
+    if table.baselines:
+        text += f" {table.baselines}"
     if any(run.series("time/epoch_seconds") for run in table.runs):
         text += f" {NOTE}"
     return Text(text, "note")

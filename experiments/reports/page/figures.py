@@ -188,7 +188,7 @@ def curves(
 def headline(table: ComparisonTable) -> Any:
     """The result over the epochs, with limits that show how the last epochs differ."""
     plot = curves(table, table.result_key, table.result_title, scale=table.metric.scale)
-    plot.update_yaxes(range=late_limits(table.metric, table.all_runs))
+    _show_late(plot, table)
     return plot
 
 
@@ -209,8 +209,17 @@ def headline_by_time(table: ComparisonTable) -> Any:
             times.append(passed / seconds_each)
         add_line(plot, place, name, times, mean, look=look)
     declutter(plot, table)
-    plot.update_yaxes(range=late_limits(table.metric, table.all_runs))
+    _show_late(plot, table)
     return plot
+
+
+def _show_late(plot: Any, table: ComparisonTable) -> None:
+    """Limits that show how the last epochs differ; of a logarithmic axis they are exponents."""
+    low, high = late_limits(table.metric, table.all_runs)
+    if table.metric.log and low > 0:
+        use_logarithmic_y(plot)
+        low, high = math.log10(low), math.log10(high)
+    plot.update_yaxes(range=(low, high))
 
 
 def add_line(

@@ -94,6 +94,7 @@ class Batch:
 class ImageClassification(Task):
     """The task behind `task: image_classification`; see `experiments.tasks.task.Task`."""
 
+    unit = "images"
     config: ImageClassificationConfig
 
     def __init__(

@@ -14,7 +14,7 @@ SPLIT_ALREADY = ("ptb", "wikitext103")
 class Dataset(TextDataset):
     """Which text."""
 
-    name: Literal["kjv", "ptb", "wikitext103"]
+    name: Literal["kjv", "austen", "ptb", "wikitext103"]
     """The corpus; the first folder of a run's path."""
     length: Positive
     """Tokens of a sequence: what the model sees at most of what came before."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from experiments.errors import UserError
 from experiments.models.text_transformer import LanguageModel
 from experiments.runtime import distributed
+from experiments.tasks.language_modeling.baselines import baselines
 from experiments.tasks.language_modeling.config import LanguageModelingConfig
 from experiments.tasks.text.task import TextTask
 from experiments.tasks.text.vocabulary import END, Vocabulary
@@ -147,6 +148,11 @@ class LanguageModeling(TextTask):
         return loss, self.surprise(output, targets, loss) if measured else loss.detach()
 
     # --------------------------------------------------------------------------------- measurement
+
+    def provenance(self) -> dict[str, Any]:
+        """The test perplexity of what counts tokens and learns nothing, which is also said."""
+        train, test = (self.streams[split].cpu().numpy() for split in ("train", "test"))
+        return {"baselines": self.say_baselines(baselines(self.corpus, train, test))}
 
     @torch.no_grad()
     def measure_text(self, model: nn.Module, lines: Sequence[str]) -> tuple[dict[str, float], int]:

@@ -8,7 +8,7 @@ from experiments.config.experiment import Config, DatasetSection, ModelSection
 from experiments.config.metrics import Metric
 from experiments.config.sections import NotNegative, Positive, refuse
 
-PERPLEXITY = Metric("perplexity", "min", digits=2)
+PERPLEXITY = Metric("perplexity", "min", digits=2, log=True)
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

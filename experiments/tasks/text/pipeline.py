@@ -10,7 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ SPLITS = ("train", "val", "test")
 BLOCK = 512  # rows of a similarity matrix in memory at a time
 
 _PLACEHOLDER = re.compile(r"%[\w(#.+-]|\{[^}]*\}|<[^>]*>|&\w+;|\$\w|https?://|\\[nt]|__\w+")
+# Behind three letters: abbreviations (z. B., e.g.) are shorter.
+_END_OF_SENTENCE = re.compile(r"(?<=\w{3}[.!?])\s+(?=[A-ZÄÖÜ„“\"(])")
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
 
 
@@ -49,6 +51,19 @@ class Rules:
 def normalize(text: str) -> str:
     """Unicode's composed form (NFC), single blanks, nothing invisible."""
     return " ".join(unicodedata.normalize("NFC", text).translate(_INVISIBLE).split())
+
+
+def sentences(example: Example) -> list[Example]:
+    """An example's paragraphs, or their sentences, wherever all its texts have equally many."""
+    found = []
+    for paragraphs in _aligned(example, lambda text: re.split(r"\n\s*\n", text.strip())):
+        found += _aligned(tuple(map(normalize, paragraphs)), _END_OF_SENTENCE.split)
+    return found
+
+
+def _aligned(example: Example, cut: Callable[[str], list[str]]) -> list[Example]:
+    parts = [cut(text) for text in example]
+    return list(zip(*parts, strict=True)) if len({len(part) for part in parts}) == 1 else [example]
 
 
 def key(text: str) -> str:

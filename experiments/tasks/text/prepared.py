@@ -15,10 +15,10 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +28,7 @@ from typing import Any, Literal
 import numpy
 
 from experiments.errors import UserError, nearest
+from experiments.runtime.progress import say
 from experiments.tasks.text import pipeline
 from experiments.tasks.text.pipeline import SPLITS, Example
 from experiments.tasks.text.sources import paper
@@ -41,12 +42,16 @@ from experiments.tasks.text.vocabulary import (
     read_vocabulary,
     train_pieces,
 )
+from experiments.tasks.text.whole_folder import whole_folder
 
 PIPELINE = 1  # changes with the steps of the pipeline, so that nobody reads what older ones left
 _HERE = "experiments.tasks.text.sources"
 SOURCES = {
     "cldr": f"{_HERE}.cldr",
+    "catalogues": f"{_HERE}.catalogues",
+    "debian": f"{_HERE}.debian",
     "kjv": f"{_HERE}.kjv",
+    "austen": f"{_HERE}.austen",
 }
 
 
@@ -111,6 +116,18 @@ class Prepared:
         """A line of `texts` as people write it: words that are split into pieces are joined."""
         return text if isinstance(self.vocabulary, Pieces) else join_pieces(text)
 
+    def remember(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What `compute` returns, computed once where it can be kept beside the texts."""
+        path = self.folder / f"{name}.json"
+        if path.is_file():
+            return json.loads(_read(path))
+        found = compute()
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        with suppress(OSError):  # somebody else's folder: computed again next time
+            partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, path)
+        return found
+
     def tokens(self, split: str, language: str) -> tuple[numpy.ndarray, numpy.ndarray]:
         """All numbers of a split one after the other, int32, and how many each line has, int64."""
         with numpy.load(self.folder / "tokens.npz") as arrays:
@@ -131,7 +148,9 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
     """
     folder = recipe.folder(root)
     if not folder.is_dir():
-        _publish(recipe, root, folder)
+        say(f"preparing the corpus {recipe.corpus} in {folder}")
+        with whole_folder(folder) as partial:
+            _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
     prepared = Prepared(folder)
     found = prepared.meta["sha256"]
     if sha256 is not None and not found.startswith(sha256):
@@ -162,26 +181,6 @@ def _source(corpus: str) -> Any:
 
 
 # -------------------------------------------------------------------------------------- preparing
-
-
-def _publish(recipe: Recipe, root: Path, folder: Path) -> None:
-    """Prepare a corpus beside its place, and move it there."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
-    try:
-        partial.mkdir(parents=True)
-        _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same result
-                raise
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; set DATA_ROOT to a folder that can "
-            "be written"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(recipe: Recipe, raw: Raw, folder: Path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.models.text_transformer import Size
+from experiments.runtime import distributed
+from experiments.runtime.progress import say
 from experiments.tasks.randomness import generator
 from experiments.tasks.task import Task
 from experiments.tasks.text.config import TextConfig
@@ -27,6 +29,7 @@ class TextTask(Task):
     set, or any number of steps, which may end in the middle of a pass. Each pass has its own order.
     """
 
+    unit = "tokens"
     config: Any  # a subclass of TextConfig, which each task names
 
     def __init__(self, config: TextConfig, device: torch.device, data_root: Path) -> None:
@@ -90,6 +93,14 @@ class TextTask(Task):
                 draw = generator(self.config.seed, number, "order")
                 order, order_of = torch.randperm(items, generator=draw), number
             yield order[place * size : (place + 1) * size]
+
+    def say_baselines(self, found: Mapping[str, float]) -> dict[str, float]:
+        """Say what the test set's result is without learning, and return it."""
+        if distributed.is_main():
+            words = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+            name = self.headline.unit or self.headline.name
+            say(f"test {name} without learning: {words or 'not computed'}")
+        return dict(found)
 
     def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The sum over all tokens of the loss with label smoothing; `PAD` counts nothing."""

@@ -6,9 +6,6 @@
   Dice coefficient of the pairs in which they are), in the source's order.
 """
 
-import json
-import os
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -26,9 +23,10 @@ def baselines(corpus: Prepared, bleu: Bleu, split: str = "test") -> dict[str, fl
     """
     if corpus.meta["examples"]["train"] > LARGEST:
         return {}
-    path = corpus.folder / f"baselines-{split}-{bleu.name}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+    return corpus.remember(f"baselines-{split}-{bleu.name}", lambda: _compute(corpus, bleu, split))
+
+
+def _compute(corpus: Prepared, bleu: Bleu, split: str) -> dict[str, float]:
     source, target = (
         {part: [corpus.plain(line) for line in corpus.texts(part, language)]
          for part in ("train", split)}
@@ -39,14 +37,10 @@ def baselines(corpus: Prepared, bleu: Bleu, split: str = "test") -> dict[str, fl
         "nearest": nearest(source["train"], target["train"], source[split]),
         "word by word": word_by_word(source["train"], target["train"], source[split]),
     }
-    found = {
+    return {
         name: round(bleu.score(bleu.counts(lines, target[split])), 2)
         for name, lines in outputs.items()
     }
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    return found
 
 
 def nearest(sources: Sequence[str], targets: Sequence[str], lines: Sequence[str]) -> list[str]:

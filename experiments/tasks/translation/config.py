@@ -15,7 +15,7 @@ SPLIT_ALREADY = ("iwslt14", "wmt14")
 class Dataset(TextDataset):
     """Which sentences, in which direction."""
 
-    name: Literal["cldr", "iwslt14", "wmt14"]
+    name: Literal["cldr", "catalogues", "debian", "iwslt14", "wmt14"]
     """The corpus; the first folder of a run's path."""
     source: Literal["de", "en"]
     """The language from which is translated."""

@@ -13,13 +13,14 @@ from experiments.errors import UserError
 from experiments.models.beam_search import beam_search
 from experiments.models.text_transformer import EncoderDecoder
 from experiments.runtime import distributed
-from experiments.runtime.progress import say
 from experiments.tasks.text.packs import Sentences, make_packs
 from experiments.tasks.text.task import TextTask
 from experiments.tasks.text.vocabulary import BEGIN, END, PAD
 from experiments.tasks.translation.baselines import baselines
 from experiments.tasks.translation.bleu import Bleu, has_counts
 from experiments.tasks.translation.config import TranslationConfig
+
+SAMPLES = 8  # translations that a finished run keeps
 
 
 @dataclass(frozen=True)
@@ -207,11 +208,19 @@ class Translation(TextTask):
 
     def provenance(self) -> dict[str, Any]:
         """sacreBLEU's signature, and the test BLEU of what learns nothing, which is also said."""
-        found = baselines(self.corpus, self.bleu)
-        if distributed.is_main():
-            words = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-            say(f"test BLEU without learning: {words or 'not computed'}")
+        found = self.say_baselines(baselines(self.corpus, self.bleu))
         return {"bleu_signature": self.bleu.signature, "baselines": found}
+
+    def samples(self, model: nn.Module) -> list[dict[str, str]]:
+        """Some sentences of the test set, from its beginning to its end, and their translations."""
+        sources = self.corpus.texts("test", self.config.dataset.source)
+        chosen = numpy.linspace(0, len(sources) - 1, min(SAMPLES, len(sources))).round().astype(int)
+        outputs = self.translate(model, [sources[number] for number in chosen])
+        return [
+            {"source": self.corpus.plain(sources[number]), "translation": output,
+             "reference": self.references("test")[number]}
+            for number, output in zip(chosen, outputs, strict=True)
+        ]  # fmt: skip
 
     def summarize(self, totals: Mapping[str, float]) -> dict[str, float]:
         measured = super().summarize(totals)

@@ -6,14 +6,16 @@ from support.harness import REPOSITORY
 from experiments.plans.load import load, resolve
 from experiments.training import optimizers
 
-FILES = ["cldr/transformer", "kjv/transformer", "iwslt14/transformer-small",
-         "wmt14/transformer-base", "ptb/transformer", "wikitext103/transformer"]  # fmt: skip
+FILES = ["cldr/transformer", "catalogues/transformer-small", "debian/transformer-small",
+         "kjv/transformer", "austen/transformer",
+         "iwslt14/transformer-small", "wmt14/transformer-base", "ptb/transformer",
+         "wikitext103/transformer"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_optimizer_of_the_file_can_be_made(name):
     config = load(REPOSITORY / "configs" / f"{name}.yaml")
-    assert list(config.optimizers) == ["sgd", "adamw", "adahessian"]
+    assert {"sgd", "adamw", "adahessian"} <= config.optimizers.keys()
     for optimizer in config.optimizers:
         optimizers.check_optimizer(resolve(config, optimizer, 1))
 

@@ -1,6 +1,8 @@
 """Runs of tasks that no image has: whatever their metric is, everything shows it rightly."""
 
+import html
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -23,7 +25,7 @@ from experiments.results.sweeps import read_sweep
 from experiments.results.tables import read_results
 from experiments.tracking.workspace import make_sections, read_metas
 
-PERPLEXITY = Metric("perplexity", "min", digits=2)
+PERPLEXITY = Metric("perplexity", "min", digits=2, log=True)
 MAE = Metric("mae", "min", unit="K", digits=3)
 BLEU = Metric("bleu", "max", digits=1)
 ERROR = Metric("error", "min", unit="%", scale=100, digits=1)
@@ -99,7 +101,35 @@ def test_pictures_have_the_metrics_axis_and_its_last_values(metric, root, monkey
     assert low < min(shown) and max(shown) < high < 40 * metric.scale, "the start is outside"
     plot = headline(table)
     assert plot.layout.yaxis.title.text == f"test {metric.title}"
-    assert list(plot.layout.yaxis.range) == pytest.approx([low, high])
+    assert right.get_yscale() == ("log" if metric.log else "linear")
+    assert (plot.layout.yaxis.type == "log") == metric.log
+    limits = [math.log10(low), math.log10(high)] if metric.log else [low, high]
+    assert list(plot.layout.yaxis.range) == pytest.approx(limits)
+
+
+def test_samples_of_the_best_run_and_what_needs_no_learning_are_shown(metric, root, capsys):
+    samples = {}
+    for run in read_results(root).runs:
+        samples[run.last()] = f"<b>text</b> of {run.last()}."
+        path, meta = run.directory / "DONE", run.meta
+        done = json.loads(path.read_text()) | {"samples": [{"source": samples[run.last()]}]}
+        path.write_text(json.dumps(done), encoding="utf-8")
+        meta["sessions"][-1]["baselines"] = {"copy": 0.2, "nearest": 0.25}
+        meta["data"] = {"test examples": 1234}
+        (run.directory / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    write_report(results := read_results(root), root / "report")
+    page = (root / "report.html").read_text()
+    best = max(samples, key=lambda value: metric.sign * value)
+    assert "Samples of the best run" in page and html.escape(samples[best]) in page
+    assert not any(html.escape(text) in page for last, text in samples.items() if last != best)
+    said = f"Without learning the test set of 1,234 examples has: copy {metric.text(0.2)}, "
+    for text in (page, (root / "report" / "report.md").read_text()):
+        assert said in text
+    assert said[:40] in " ".join(capsys.readouterr().out.split())
+    for run in results.runs:  # nothing of it is needed
+        (run.directory / "DONE").write_text('{"samples": 5}', encoding="utf-8")
+    write_report(read_results(root), root / "report")
+    assert "Samples of" not in (root / "report.html").read_text()
 
 
 def test_a_sweeps_best_is_the_best(metric, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@ import shutil
 import subprocess
 
 import pytest
-from support.harness import DIGITS, finish_run
+from support.harness import DIGITS, REPOSITORY, finish_run
 
 from experiments import export, paper_table
 from experiments.config.signature import signature
@@ -124,6 +124,61 @@ def test_the_tables_of_the_repository_elsewhere(name, dataset):
     request = plans_paper_tables.find(name, dataset)
     assert {cell.runs[0].config.dataset.name for cell in request.cells} <= {dataset, "imagenet"}
     assert request.comparable == (dataset == "cifar10" and name in ("table2", "table8"))
+
+
+ON_TEXT = ("iwslt14", "catalogues", "debian", "cldr")
+
+
+@pytest.mark.parametrize(
+    ("name", "datasets", "count"),
+    [
+        ("table3", ON_TEXT, 9),
+        ("table4", ("ptb", "kjv", "austen"), 9),
+        ("table6", ON_TEXT, 72),
+        ("table7", ON_TEXT, 27),
+    ],
+)
+def test_the_tables_on_text(name, datasets, count):
+    for dataset in datasets:
+        request = plans_paper_tables.find(name, dataset)
+        runs = [one.place for cell in request.cells for one in cell.runs]
+        columns, seeds = len(request.variant.blocks), {"iwslt14": 5, "ptb": 5}.get(dataset, 3)
+        expected = count // 3 * seeds if columns == 1 else count // 3 * (seeds + 1)
+        assert len(runs) == len(set(runs)) == expected
+        assert request.name == name
+        assert request.comparable == (dataset == "iwslt14")
+
+
+def test_a_scaled_setting_is_a_multiple_of_the_configurations_own():
+    for dataset, own in (("iwslt14", 0.047), ("cldr", 0.1)):
+        found = {
+            cell.line.x: cell.runs[0].config.optimizers["adahessian"].lr
+            for cell in plans_paper_tables.find("table6", dataset).cells
+            if cell.line.series == "AdaHessian"
+        }
+        assert found == {x: pytest.approx(x * own) for x in (0.5, 1, 2, 3, 4, 5, 6, 10)}
+    assert found[3] == 0.3  # as one would type it
+    cldr = plans_paper_tables.find("table6", "cldr").cells
+    (plain,) = select([REPOSITORY / "configs/cldr/transformer.yaml"], ["optimizer=adamw"])
+    once = next(one for one in cldr if (one.line.series, one.line.x) == ("AdamW", 1))
+    assert signature(once.runs[0].config) == signature(plain.config)
+
+
+def test_scales_are_of_the_optimizers_own_settings():
+    for scale in ({"epochs": 2}, {"optimizer.lr": 0}):
+        with pytest.raises(ValueError, match="scale"):
+            plans_paper_tables.Line(series="A", set={}, scale=scale)
+
+
+def test_a_table_on_text_is_there_before_any_run(capsys):
+    text = show("table3", capsys)
+    assert "35.79 ± 0.06" in text and "28.52" in text and "0 of 5 (5 new)" in text
+    assert "18 of 18 runs are missing" in text
+    assert "\n  make table3 DATASET=iwslt14 CLUSTER=slurm\n" in text
+    text = show("table6", capsys, "--dataset", "cldr")
+    assert "\n  make table6 DATASET=cldr CLUSTER=local\n" in text
+    text = " ".join(show("table4", capsys).split())
+    assert "not causal" in text and "51.5" not in text and "18 of 18 runs are missing" in text
 
 
 @pytest.mark.parametrize(

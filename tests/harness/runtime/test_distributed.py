@@ -3,17 +3,14 @@
 tests/cluster/test_slurm.py does so on Slurm.
 """
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from support.harness import DIGITS, REPOSITORY
+from support.harness import DIGITS
 from support.training import train_here
+from support.two_processes import end, start_two
 
 from experiments.errors import UserError
 from experiments.plans.load import load, resolve
@@ -80,24 +77,7 @@ def test_what_cannot_be_shared_is_refused(second_of_two):
 
 
 def start(root, optimizer, *overrides):
-    """The real command, twice, as torchrun would start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "error", "-m", "experiments.run", str(DIGITS), *OVERRIDES,
-               *overrides, f"optimizer={optimizer}"]  # fmt: skip
-    environment = {**os.environ, "RUNS_ROOT": str(root), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    return [
-        subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
-                         env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]  # fmt: skip
-
-
-def end(processes):
-    outputs = [one.communicate(timeout=240)[1] for one in processes]
-    return [one.returncode for one in processes], "\n".join(outputs)
+    return start_two(root, DIGITS, *OVERRIDES, *overrides, f"optimizer={optimizer}")
 
 
 @pytest.mark.slow

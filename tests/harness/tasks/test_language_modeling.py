@@ -1,50 +1,33 @@
 """Language modelling, from its sequences to a run that is interrupted."""
 
 import math
+from functools import partial
 
 import numpy
 import pytest
 import torch
-from support.harness import interrupted, until_done
-from support.text import LANGUAGE_MODELING, prepare_small
-from support.training import assert_equal, result
+from support.text import NO_DROPOUT, make_task, small_home, train_small
 
 from experiments.errors import UserError
-from experiments.plans.load import load, resolve
-from experiments.runs.directory import RunDirectory
+from experiments.plans.load import load
 from experiments.runs.metrics import read_json, read_metrics
-from experiments.tasks.language_modeling.task import LanguageModeling, stream
+from experiments.tasks.language_modeling.task import stream
 from experiments.tasks.text.vocabulary import END
 from experiments.training import loop
-
-CPU = torch.device("cpu")
-NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0", "model.activation_dropout=0.0")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The configuration's file, and beside it the corpus that it needs."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        root = prepare_small(tmp_path_factory.mktemp("data"), monkeypatch)
-    (root / "small.yaml").write_text(LANGUAGE_MODELING, encoding="utf-8")
-    return root
+    return small_home(tmp_path_factory)
 
 
 @pytest.fixture
 def make(home):
-    def make(*overrides, optimizer="sgd", seed=1):
-        config = resolve(load(home / "small.yaml", overrides), optimizer, seed)
-        return LanguageModeling(config, CPU, home)
-
-    return make
+    return partial(make_task, home, "language")
 
 
 def train(home, root, *overrides, optimizer="sgd"):
-    config = resolve(load(home / "small.yaml", overrides), optimizer, 1)
-    directory = RunDirectory(root, config)
-    with directory.locked():
-        loop.train(config, directory, home)
-    return directory
+    return train_small(home, "language", root, *overrides, optimizer=optimizer)
 
 
 def test_lines_are_one_text():
@@ -112,23 +95,12 @@ def test_micro_batches_and_parts_are_the_batch(make, cutoffs):
     assert task.part(batch, 0.0, 0.01) is None
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adahessian"])
-def test_interrupted_it_goes_on(optimizer, home, tmp_path, monkeypatch):
-    every = ("checkpoint_every_steps=3",)
-    whole = train(home, tmp_path / "whole", *every, optimizer=optimizer)
-    step = interrupted(loop.optimizer_step, lambda call: call % 6 == 5)
-    monkeypatch.setattr(loop, "optimizer_step", step)
-    directory, sessions = until_done(
-        lambda: train(home, tmp_path / "cut", *every, optimizer=optimizer)
-    )
-    assert sessions > 2
-    assert_equal(result(directory), result(whole))
-
-
 def test_it_learns_and_says_its_perplexity(home, tmp_path):
     directory = train(home, tmp_path, "dataset.steps_per_epoch=25", optimizer="adahessian")
     rows, meta = read_metrics(directory.metrics_path), read_json(directory.path / "meta.json")
     assert rows[-1]["test/perplexity"] < 0.7 * rows[0]["test/perplexity"]
+    baselines = meta["sessions"][0]["baselines"]
+    assert baselines["unigram"] > baselines["trigram"] > rows[-1]["test/perplexity"] / 100
     assert meta["headline"] == "perplexity" and meta["data"]["tokens"] == 130
     assert read_json(directory.path / "DONE")["best_epoch"] == {
         key: value for key, value in rows[-1].items() if not key.startswith("time/")
@@ -158,7 +130,7 @@ def test_a_text_is_measured(make):
 )
 def test_what_does_not_fit_is_refused(overrides, message, home):
     with pytest.raises(UserError) as caught:
-        load(home / "small.yaml", overrides)
+        load(home / "language.yaml", overrides)
     assert message in str(caught.value)
 
 

@@ -11,6 +11,7 @@ from experiments.tasks.text.pipeline import (
     drop_near_duplicates,
     key,
     normalize,
+    sentences,
     side,
     similarities,
     split,
@@ -64,6 +65,17 @@ def test_a_pair_never_changes_sides():
     for name in whole:
         assert set(part[name]) == set(whole[name]) & set(shuffled)
         assert all(side(f" {source.upper()}! ", 0.2) == name for source, _ in whole[name])
+
+
+def test_sentences_are_split_where_both_sides_have_as_many():
+    both = ("Das ist gut. Jetzt weiter?\n\nAm z. B. 5. Mai.", "This is good.  Now go\non?\n \nIt.")
+    assert sentences(both) == [("Das ist gut.", "This is good."), ("Jetzt weiter?", "Now go on?"),
+                               ("Am z. B. 5. Mai.", "It.")]  # fmt: skip
+    unequal = ("Erstens. Zweitens. Drittens.\n\nSchluss", "First. Second and third.\n\nThe end")
+    assert sentences(unequal) == [("Erstens. Zweitens. Drittens.", "First. Second and third."),
+                                  ("Schluss", "The end")]  # fmt: skip
+    assert sentences(("Eins.\n\nZwei.", "One, two.")) == [("Eins. Zwei.", "One, two.")]
+    assert sentences(("Eine Zeile.",)) == [("Eine Zeile.",)]
 
 
 def jaccard(one, other):

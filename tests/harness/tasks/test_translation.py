@@ -1,52 +1,39 @@
 """Translation, from its batches to a run that is interrupted."""
 
 import json
+from functools import partial
 
 import numpy
 import pytest
 import torch
-from support.harness import interrupted, until_done
-from support.text import TRANSLATION, prepare_small
-from support.training import assert_equal, result
+from support.text import NO_DROPOUT, make_task, small_home, train_small
 
 from experiments.errors import UserError
-from experiments.plans.load import load, resolve
-from experiments.runs.directory import RunDirectory
+from experiments.plans.load import load
 from experiments.runs.metrics import read_json, read_metrics
 from experiments.tasks.text.vocabulary import BEGIN, END, PAD
 from experiments.tasks.translation.bleu import Bleu
-from experiments.tasks.translation.task import Translation
-from experiments.training import loop
 from experiments.training.restore import restore
-
-CPU = torch.device("cpu")
-NO_DROPOUT = ("model.dropout=0.0", "model.attention_dropout=0.0", "model.activation_dropout=0.0")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """The configuration's file, and beside it the corpora that it needs."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        root = prepare_small(tmp_path_factory.mktemp("data"), monkeypatch)
-    (root / "small.yaml").write_text(TRANSLATION, encoding="utf-8")
-    return root
+    return small_home(tmp_path_factory)
 
 
 @pytest.fixture
 def make(home):
-    def make(*overrides, optimizer="sgd", seed=1):
-        config = resolve(load(home / "small.yaml", overrides), optimizer, seed)
-        return Translation(config, CPU, home)
-
-    return make
+    return partial(make_task, home, "translation")
 
 
 def train(home, root, *overrides, optimizer="sgd"):
-    config = resolve(load(home / "small.yaml", overrides), optimizer, 1)
-    directory = RunDirectory(root, config)
-    with directory.locked():
-        loop.train(config, directory, home)
-    return directory
+    return train_small(home, "translation", root, *overrides, optimizer=optimizer)
+
+
+def restored(directory, home):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("DATA_ROOT", str(home))
+        return restore(directory.path, "cpu")
 
 
 # --------------------------------------------------------------------------------------- batches
@@ -167,22 +154,14 @@ def test_a_run_measures_bleu_where_it_is_due(home, tmp_path):
     assert meta["headline"] == "bleu" and "version" in meta["sessions"][0]["bleu_signature"]
     assert done["best_epoch"]["val/bleu"] == max(row.get("val/bleu", -1) for row in rows)
     assert meta["data"]["tokens"] == 400
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adahessian"])
-def test_interrupted_it_goes_on(optimizer, home, tmp_path, monkeypatch):
-    """Inside an epoch and between them, with dropout and the average of the weights."""
-    every = ("checkpoint_every_steps=3",)
-    whole = train(home, tmp_path / "whole", *every, optimizer=optimizer)
-    step = interrupted(loop.optimizer_step, lambda call: call % 6 == 5)
-    monkeypatch.setattr(loop, "optimizer_step", step)
-    measure = interrupted(loop.evaluate, lambda call: call in (2, 6))
-    monkeypatch.setattr(loop, "evaluate", measure)
-    directory, sessions = until_done(
-        lambda: train(home, tmp_path / "cut", *every, optimizer=optimizer)
+    task, model, _ = restored(directory, home)
+    texts = [task.corpus.texts("test", language) for language in ("de", "en")]
+    samples = done["samples"]
+    assert len(samples) == 8 and samples[0]["source"] == texts[0][0]
+    assert samples[-1]["reference"] == texts[1][-1]
+    assert [x["translation"] for x in samples] == task.translate(
+        model.eval(), [x["source"] for x in samples]
     )
-    assert sessions > 3
-    assert_equal(result(directory), result(whole))
 
 
 def test_bleu_of_sums_is_sacrebleus_of_everything():
@@ -203,11 +182,10 @@ def test_bleu_of_sums_is_sacrebleus_of_everything():
         assert f"tok:{options['tokenize']}" in bleu.signature
 
 
-def test_bleu_of_a_run_is_that_of_its_translations(home, tmp_path, monkeypatch):
+def test_bleu_of_a_run_is_that_of_its_translations(home, tmp_path):
     rates = ("optimizers.adahessian.lr=0.1", "dataset.steps_per_epoch=20", *NO_DROPOUT)
     directory = train(home, tmp_path, "epochs=2", *rates, optimizer="adahessian")
-    monkeypatch.setenv("DATA_ROOT", str(home))
-    task, model, _ = restore(directory.path, "cpu")
+    task, model, _ = restored(directory, home)
     outputs = task.translate(model.eval(), task.corpus.texts("val", "de"))
     counts = task.bleu.counts(outputs, task.corpus.texts("val", "en"))
     measured = read_metrics(directory.metrics_path)[-1]["val/bleu"]
@@ -242,7 +220,7 @@ def test_it_learns(home, tmp_path):
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(overrides, message, home):
     with pytest.raises(UserError) as caught:
-        load(home / "small.yaml", overrides)
+        load(home / "translation.yaml", overrides)
     assert message in str(caught.value)
 
 

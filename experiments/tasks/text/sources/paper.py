@@ -21,13 +21,13 @@ class Corpus:
         folder: below `DATA_ROOT`, with the files `train`, `valid` and `test` and an ending.
         endings: of a file, by language.
         licence: of the texts.
-        preparation: how one gets the files.
+        archives: in which it is published, from which `experiments.corpora` prepares it.
     """
 
     folder: str
     endings: dict[str, str]
     licence: str
-    preparation: str
+    archives: str
 
 
 _PAIRS = {"de": "de", "en": "en"}
@@ -36,25 +36,26 @@ CORPORA = {
         "iwslt14.tokenized.de-en",
         _PAIRS,
         "CC BY-NC-ND 4.0 (TED)",
-        "fairseq's examples/translation/prepare-iwslt14.sh writes this folder",
+        "de-en.tgz",
     ),
     "wmt14": Corpus(
         "wmt14_en_de",
         _PAIRS,
         "see the licences of WMT14's parts",
-        "fairseq's examples/translation/prepare-wmt14en2de.sh --icml17 writes this folder",
+        "training-parallel-europarl-v7.tgz training-parallel-commoncrawl.tgz "
+        "training-parallel-nc-v9.tgz dev.tgz test-full.tgz",
     ),
     "ptb": Corpus(
         "ptb",
         {"en": "txt"},
         "LDC user agreement",
-        "Mikolov's ptb.train.txt, ptb.valid.txt and ptb.test.txt, renamed",
+        "simple-examples.tgz",
     ),
     "wikitext103": Corpus(
         "wikitext-103",
         {"en": "tokens"},
         "CC BY-SA 3.0",
-        "wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, renamed",
+        "wikitext-103-v1.zip",
     ),
 }
 
@@ -82,7 +83,8 @@ class PaperCorpus:
         if missing:
             raise UserError(
                 f"{self.name} is not in {folder} ({', '.join(missing)} missing), and nothing here "
-                f"can download it: {self.corpus.preparation}. `make translation` and "
+                f"can download it; `python -m experiments.corpora {self.name} --from "
+                f"{self.corpus.archives}` prepares it from its archives. `make translation` and "
                 "`make language-model` need no download"
             )
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
