@@ -5,6 +5,7 @@ one. What is theirs is what docs/adding.md prints.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from support.harness import DIGITS, REPOSITORY, SMALL
 from support.own_code import names, write_lab, write_pets
 
 from experiments.runs import attempts
+from experiments.runs.metrics import read_json
 from slurm.jobs import submitted
 from slurm.status import collect
 
@@ -84,6 +86,10 @@ def test_what_is_ones_own_is_trained_there(lab, folder, tmp_path):
     for row in rows:
         (attempt,) = attempts.read(lab.root / row.run)
         assert attempt.reason == "done"
+        (session,) = read_json(lab.root / row.run / "meta.json")["sessions"]
+        assert session["job"] == row.job
+        config = lab.root / row.run / "config.yaml"
+        assert shlex.split(session["command"])[2:] == ["experiments.run", str(config)]
 
 
 def test_a_setup_that_fails_says_which_line(lab):
