@@ -42,9 +42,9 @@ def fixed(results: BenchmarkResults) -> str:
     """What the file fixes, in a sentence."""
     benchmark = results.benchmark
     return (
-        f"Target: {benchmark.target.metric} of {benchmark.target.value:g}. Each row may try "
-        f"{benchmark.trials} points of its space in each of {benchmark.studies} studies "
-        f"({benchmark.method}); a study's score is that of its best trial."
+        f"Target: {benchmark.target.metric} of {benchmark.target.value:g}. Trials of a row in a "
+        f"study: {benchmark.trials} points of its space ({benchmark.method}); studies: "
+        f"{benchmark.studies}. A study's score is that of its best trial."
     )
 
 
@@ -60,14 +60,15 @@ def scores(results: BenchmarkResults) -> Grid:
         if finals and results.metric:
             final = results.metric.text(statistics.median(finals))
         rows.append(
-            [row, f"{reached} of {results.benchmark.studies}",
+            [row, f"{reached} of {len(values['steps'])}",
              *(_median(values[measure]) for measure in MEASURES), final]
         )  # fmt: skip
     note = (
         "Medians over studies, in brackets their 95 % bootstrap intervals; ∞: at least half of the "
-        "studies never reached the target. Reached: studies that did. Gradient equivalents count "
-        "evaluations of the gradient and hold on every machine; seconds are this one's. Final: "
-        f"{results.benchmark.target.metric} of the last epoch, best trial of a study."
+        "studies never reached the target. Reached: complete studies that did. Gradient "
+        "equivalents count evaluations of the gradient and hold on every machine; seconds are "
+        f"this one's. Final: {results.benchmark.target.metric} of the last epoch, best trial of a "
+        "study."
     )
     return Grid("", columns, rows, note)
 
@@ -93,11 +94,13 @@ def matrix(results: BenchmarkResults) -> Grid:
     names = list(results.benchmark.rows)
     found = wins({row: results.studies(row, MEASURES[0]) for row in names})
     rows = [
-        [row, *("wins" if (row, other) in found else "loses" if (other, row) in found
+        [f"{place} {row}",
+         *("wins" if (row, other) in found else "loses" if (other, row) in found
                 else "" if row == other else "–" for other in names)]
-        for row in names
+        for place, row in enumerate(names, 1)
     ]  # fmt: skip
-    return Grid("Gradient equivalents to target: row against column", ["", *names], rows)
+    columns = ["row", *(str(place) for place in range(1, len(names) + 1))]
+    return Grid("Gradient equivalents to target: row against column", columns, rows)
 
 
 def rule(results: BenchmarkResults) -> str:

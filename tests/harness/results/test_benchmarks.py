@@ -199,6 +199,10 @@ def test_a_study_counts_when_all_its_trials_have_come_to_an_end(tmp_path, monkey
     assert report.main(["--benchmark", str(path)]) == 0
     out = capsys.readouterr().out
     assert "1 of 14 trainings are missing" in out and f"make benchmark BENCHMARK={path}" in out
+    text = (root / "report" / "report.md").read_text(encoding="utf-8")
+    lines = [line.split("|") for line in text.splitlines() if line.startswith("|")]
+    reached = {line[1].strip(): line[2].strip() for line in lines if " of " in line[2]}
+    assert reached["sgd"] == "1 of 1" and reached["exact"] == "1 of 2", reached
 
 
 def test_a_training_that_diverges_is_a_result_and_has_no_final(tmp_path):
