@@ -161,6 +161,9 @@ bench: $(VENV)/.ready-for-tests ## What a step costs in steps of SGD: both ways 
 bench-train: setup ## Epochs per minute, and where a step goes, beside a plain PyTorch loop (4 minutes)
 	$(PY) -m experiments.benchmarks.training $(ARGS)
 
+bench-log: setup ## What a row of steps.jsonl costs, in steps (5 minutes)
+	$(PY) -m experiments.benchmarks.step_log $(ARGS)
+
 bench-loader: setup ## Images per second of ImageNet's loader and of the network (2 minutes)
 	$(PY) -m experiments.benchmarks.loader $(ARGS)
 
@@ -244,4 +247,4 @@ format: $(VENV)/.ready-for-tests ## Repair style and formatting
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-.PHONY: help setup quickstart corpora translation language-model $(experiments) $(texts) $(tables) table3 table4 tables results bench bench-train bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format
+.PHONY: help setup quickstart corpora translation language-model $(experiments) $(texts) $(tables) table3 table4 tables results bench bench-train bench-log bench-loader curvature-accuracy gpu spectrum evaluate jax-digits jax-bench keras-digits figures landscape-search report wandb-sync dashboard sweep status logs cancel slurm-test test browser test-all docs nightly lint format

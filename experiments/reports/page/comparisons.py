@@ -111,6 +111,8 @@ def tables(results: Results) -> Iterator[Section]:
 
 def _samples(table: ComparisonTable) -> list[Grid]:
     """What the best run makes of some examples, beside what it was to make of them."""
+    if not table.groups:
+        return []
     best, _ = compare(table)
     direction = table.metric.sign
     run = max(table.groups[best], key=lambda run: direction * run.last())

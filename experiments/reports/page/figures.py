@@ -218,6 +218,7 @@ def _show_late(plot: Any, table: ComparisonTable) -> None:
     low, high = late_limits(table.metric, table.all_runs)
     if table.metric.log and low > 0:
         use_logarithmic_y(plot)
+    if plot.layout.yaxis.type == "log":
         low, high = math.log10(low), math.log10(high)
     plot.update_yaxes(range=(low, high))
 
