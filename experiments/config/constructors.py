@@ -38,11 +38,19 @@ def find(path: str) -> Any:
     place, _, name = path.rpartition(".")
     if not place:
         raise ImportError("write it with the module that it is in, as in torch.optim.SGD")
-    found = module(place)
+    found = _module_or_class(place)
     try:
         return getattr(found, name)
     except AttributeError as error:
         raise ImportError(str(error)) from error
+
+
+def _module_or_class(path: str) -> Any:
+    """A module, or a class in one: its methods are constructors, too."""
+    outer, _, name = path.rpartition(".")
+    if outer and name[:1].isupper() and hasattr(owner := module(outer), name):
+        return getattr(owner, name)
+    return module(path)
 
 
 def module(path: str) -> Any:

@@ -32,6 +32,10 @@ TASKS = {
         f"{_HERE}.language_modeling.config.LanguageModelingConfig",
         f"{_HERE}.language_modeling.task.LanguageModeling",
     ),
+    "text_classification": (
+        f"{_HERE}.text_classification.config.TextClassificationConfig",
+        f"{_HERE}.text_classification.task.TextClassification",
+    ),
 }
 
 

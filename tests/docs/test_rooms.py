@@ -45,6 +45,7 @@ HOMES = {
     "sacrebleu": {"experiments.tasks"},
     "sentencepiece": {"experiments.tasks"},
     "babel": {"experiments.tasks"},
+    "transformers": {"experiments.tasks"},
 }
 
 

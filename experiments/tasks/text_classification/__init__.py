@@ -1,0 +1,1 @@
+"""Classification of sentences and pairs of them, by a network that somebody pretrained."""
