@@ -2,7 +2,7 @@
 
     config: ../digits/resnet20.yaml      # the workload: data, model, epochs; relative to the file
     set: {epochs: 20}                    # the same in all runs
-    target: {metric: test/accuracy, value: 0.9}   # as recorded, fixed before anything is run
+    target: {metric: test/METRIC, value: 0.9}   # as recorded, fixed before anything is run
     trials: 5                            # points of its space that each row may try in a study
     studies: 3                           # repetitions with other points and another seed
     rows:
@@ -48,9 +48,9 @@ class Target(Section):
     """What is to be reached."""
 
     metric: Annotated[str, Field(pattern=r"^(train|val|test)/\w+$")]
-    """Its key in `metrics.jsonl`, such as `val/accuracy`."""
+    """Its key in `metrics.jsonl`, such as `val/loss`."""
     value: FiniteFloat
-    """As it is recorded: an accuracy of 90 % is 0.9."""
+    """As it is recorded: 90 % is 0.9."""
 
 
 class Row(Section):
