@@ -95,7 +95,8 @@ def turned_quadratics(path: Path) -> str:
         _arrays(steps), quadratics.ANGLES, quadratics.CONDITIONS, most, quadratics.TOLERANCE, path
     )
     corners = (
-        f"{label}: {pictures.steps_text(t[0, -1], most)} to {pictures.steps_text(t[-1, -1], most)}"
+        f"{label}: {pictures.steps_text(float(t[0, -1]), most)} to "
+        f"{pictures.steps_text(float(t[-1, -1]), most)}"
         for label, t in steps.items()
     )
     return (

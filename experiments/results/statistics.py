@@ -251,7 +251,7 @@ def curve(runs: Iterable[Run], key: str, scale: float = 1) -> Curve:
     Mean and sample standard deviation are over the runs that have an epoch: runs can be of
     different lengths.
     """
-    values: dict[int, list[float]] = {}
+    values: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in run.series(key).items():
             values.setdefault(epoch, []).append(scale * value)

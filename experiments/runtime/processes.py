@@ -57,6 +57,7 @@ def run_each(
                     target=_call, args=(dict(os.environ), function, item, slot)
                 )
                 process.start()
+                assert process.pid is not None  # it was started
                 running[slot] = process, place
                 for number in came:  # while it was being started
                     os.kill(process.pid, number)
@@ -104,5 +105,6 @@ def _call(
 
 def _end_with_parent() -> None:
     """Stop as by a signal where the parent was killed, rather than go on unseen."""
-    multiprocessing.parent_process().join()
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

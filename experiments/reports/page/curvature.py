@@ -195,7 +195,7 @@ def layer_means(runs: list[Run]) -> tuple[list[str], list[int], Any]:
     return [key.removeprefix(prefix) for key in keys], epochs, numpy.array(means)
 
 
-def thin(epochs: list[int]) -> list[int]:
+def thin(epochs: list[float]) -> list[float]:
     """At most `COLUMN_LIMIT` of them, evenly chosen, the first and the last among them."""
     if len(epochs) <= COLUMN_LIMIT:
         return epochs

@@ -83,7 +83,7 @@ class TextClassification(Task):
 
     def build_model(self) -> nn.Module:
         spec = self.config.model
-        offered = {
+        offered: dict[tuple[str, ...], Any] = {
             ("pretrained_model_name_or_path",): str(self.folder),
             ("num_labels", *CLASSES): len(self.classes),
         }

@@ -59,4 +59,5 @@ def _files(path: Path, name: str) -> Iterator[bytes]:
         with tarfile.open(path, "r:*", encoding="utf-8") as archive:
             for member in archive:
                 if member.isfile() and member.name.rpartition("/")[2] == name:
-                    yield archive.extractfile(member).read()
+                    if (file := archive.extractfile(member)) is not None:
+                        yield file.read()
