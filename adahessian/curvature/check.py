@@ -74,14 +74,14 @@ class Slope:
     """
 
     def __init__(self, z: Mapping[Tensor, Tensor]) -> None:
-        self._z = z
+        self.z = z
         device = next(iter(z)).device
         self.along = torch.zeros((), device=device)  # zᵀg
         self.square = torch.zeros((), device=device)  # ‖g‖²
         self.seen: set[Tensor] = set()
 
     def __enter__(self) -> "Slope":
-        self._hooks = [p.register_hook(partial(self._add, p=p)) for p in self._z]
+        self._hooks = [p.register_hook(partial(self._add, p=p)) for p in self.z]
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -93,7 +93,7 @@ class Slope:
         self.seen.add(p)
         with _torch.below_torch_functions():
             grad = local(grad)
-            self.along += (grad * self._z[p]).sum().to(self.along)
+            self.along += (grad * self.z[p]).sum().to(self.along)
             self.square += grad.square().sum().to(self.square)
 
 
@@ -121,7 +121,9 @@ def unexplained(after: Evaluation, before: Evaluation, width: float, eps: float)
 
     The integral of zᵀg is taken by the trapezoidal rule, and what can be rounding is left out.
     """
-    if not after.losses or len(after.losses) != len(before.losses):
+    # A sharded parameter's gradient comes in another way than by a backward pass.
+    sharded = any(map(is_sharded, after.slope.z))
+    if sharded or not after.losses or len(after.losses) != len(before.losses):
         return torch.zeros(())
     second, first = torch.stack(after.losses), torch.stack(before.losses)
     along = after.slope.along + before.slope.along

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adahessian import _torch
 from adahessian.curvature.check import (
     TOLERANCES,
     AccuracyCheck,
@@ -211,7 +212,10 @@ class FiniteDifference:
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(values, first_values)
-        grads = {p: grads[p] for p in z if p in grads}
+        # Views are those of a communication buffer, which a further evaluation overwrites.
+        grads = {
+            p: grads[p].clone() if _torch.is_view(grads[p]) else grads[p] for p in z if p in grads
+        }
         return Evaluation(grads, value, slope, self.replay.loss(value), lost)
 
     def _doubt(
