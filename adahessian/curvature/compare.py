@@ -5,11 +5,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
+from adahessian.curvature.replay import Earlier
+from adahessian.replicas import local
 
 
 class CurvatureError(NamedTuple):
@@ -50,14 +53,22 @@ def compare_products(
         probe: a single one; parameters without a gradient are left out.
     """
     (z,) = probe.keep()
-    difference = FiniteDifference(closure, params, check=True)
+    values = [local(p.detach()).clone() for p in params]
+
+    def undo() -> None:  # a closure may write to parameters, to constrain them
+        with torch.no_grad():
+            torch._foreach_copy_([local(p.detach()) for p in params], values)
+        difference.replay.undo()
+
+    difference = FiniteDifference(closure, params, check=True, earlier=Earlier())
     difference.evaluate()
     approximate = difference.product(z)
     with difference.replay.rewound():
+        undo()
         exact_products = DoubleBackward(closure, params, probe)
         exact_products.evaluate()
         exact = exact_products.product(z)
-    difference.replay.undo()
+    undo()
     pairs = [(approximate[p], exact[p]) for p in approximate]
 
     def rms(tensors: Sequence[Tensor]) -> float:

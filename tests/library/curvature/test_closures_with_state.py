@@ -169,6 +169,23 @@ def test_each_step_leaves_what_one_evaluation_leaves(kind):
     torch.testing.assert_close(*models, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_error_is_that_of_one_evaluation_and_nothing_is_left_of_it(kind):
+    torch.manual_seed(1)
+    model = kind().double()
+    optimizer = AdaHessian(model.net.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model.loss()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    before = copy.deepcopy(attributes(model))
+    assert optimizer.curvature_error(closure).largest < 1e-5
+    torch.testing.assert_close(attributes(model), before, rtol=0, atol=0)
+
+
 def test_large_frozen_weights_are_not_copied():
     """As a language model's under an adapter; what is small beside the parameters may be."""
     model = nn.ModuleDict({"net": nn.Linear(2, 2), "frozen": nn.Linear(2000, 2000)})
