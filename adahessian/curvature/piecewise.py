@@ -102,8 +102,13 @@ def _can_look(t: Tensor) -> bool:
     return t.is_cpu and not _torch.under_functorch()
 
 
+def _bytes(mask: Tensor) -> Tensor:
+    """Return 0 and 1; without a copy, for which torch 2.11's vmap has no rule."""
+    return mask.to(torch.uint8) if _torch.under_functorch() else mask.view(torch.uint8)
+
+
 def _positive(x, **_):
-    return (x > 0).view(torch.uint8)
+    return _bytes(x > 0)
 
 
 def _region(x: Tensor, above: Tensor, below: Tensor) -> Tensor:
@@ -144,7 +149,7 @@ def _bounded_piece(region, x, low, high):
     y = _aten.hardtanh_backward(x, region, -1, 1)  # x where the region is 0, else 0
     for bound, beyond in ((low, region < 0), (high, region > 0)):
         if bound != 0:
-            y = y + _select(x.new_full((), bound), beyond.view(torch.uint8))
+            y = y + _select(x.new_full((), bound), _bytes(beyond))
     return y
 
 
@@ -242,7 +247,7 @@ _POINTWISE = {
     ),
     ("hardshrink",): _Pointwise(
         ("lambd",),
-        lambda x, lambd=0.5: (x.abs() > lambd).view(torch.uint8),
+        lambda x, lambd=0.5: _bytes(x.abs() > lambd),
         lambda on, x, lambd=0.5: _aten.hardshrink_backward(x, on, 0.5),
     ),
     ("abs", "absolute"): _Pointwise((), _sign, lambda sign, x: x * sign),
