@@ -96,9 +96,7 @@ class Attributes:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the values back."""
-        if self._places is None:
-            self.settle(Storages())
+        """Put the values back, without looking which have changed: a device is not waited for."""
         for entry in self._entries:
             entry.restore()
 

@@ -226,3 +226,25 @@ def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
 
     with pytest.raises(RuntimeError, match="use_reentrant=False"):
         optimizer.step(closure)
+
+
+@pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
+@pytest.mark.parametrize("kind", KINDS[:6], ids=lambda kind: kind.__name__)
+def test_a_part_of_the_batch_leaves_nothing(kind, way):
+    """Also where the slow copy moves only later: what the part's evaluations do is undone."""
+    models = []
+    for fraction in (1.0, 0.5):
+        torch.manual_seed(1)
+        model = kind().double()
+        options = {"curvature_fraction": fraction} if fraction < 1 else {"update_interval": 10**6}
+        optimizer = AdaHessian(model.net.parameters(), lr=0.0, curvature=way, **options)
+        for _ in range(3):
+            model.zero_grad()
+            model.loss().backward(create_graph=optimizer.needs_graph and fraction == 1)
+            with torch.no_grad():
+                for p in model.net.parameters():
+                    p.add_(0.1)
+            if fraction < 1:
+                optimizer.step(curvature_closure=lambda start, stop, model=model: model.loss())
+        models.append(attributes(model))
+    torch.testing.assert_close(*models, rtol=0, atol=0)
