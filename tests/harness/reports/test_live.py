@@ -101,7 +101,11 @@ def test_a_port_that_is_none(arguments, tmp_path, monkeypatch, capsys):
 def test_ctrl_c_ends_it(tmp_path):
     finish_run(tmp_path, small_config(), [0.5])
     before = contents(tmp_path)
-    words = [sys.executable, "-m", "experiments.report", "--watch", "--port", "0"]
+    script = (  # where this was started in the background, a child would ignore Ctrl-C
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from experiments import report; sys.exit(report.main(['--watch', '--port', '0']))"
+    )
+    words = [sys.executable, "-c", script]
     environment = {**os.environ, "RUNS_ROOT": str(tmp_path)}
     with subprocess.Popen(
         words, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True
