@@ -27,7 +27,7 @@ list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 benchmark_file = $(if $(wildcard $(BENCHMARK)),$(BENCHMARK),configs/benchmarks/$(BENCHMARK).yaml)
 train = $(PY) -m $(if $(CLUSTER),slurm.submit --profile $(CLUSTER),experiments.run)
 
-# What is set on make's command line is one of these, or nobody would notice that it has no effect.
+# Only these can be set on make's command line: a misspelt one would have no effect, unnoticed.
 variables := PYTHON DATA_ROOT RUNS_ROOT OPT SEEDS ARGS CLUSTER SWEEP BENCHMARK DATASET FUZZ_MINUTES
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 unknown := $(filter-out $(variables) MAKE% SHELL -%,$(given))
@@ -50,7 +50,7 @@ help: ## List the targets
 	@echo '  CLUSTER=slurm (or a profile) sends them to a cluster, CLUSTER=local to the background;'
 	@echo '  DATA_ROOT (now $(DATA_ROOT)) and RUNS_ROOT (now $(RUNS_ROOT)) move data and results.'
 
-setup: $(VENV)/.ready ## Create .venv and install everything; does nothing where all is in place
+setup: $(VENV)/.ready ## Create .venv and install the harness; does nothing where it is in place
 
 # The stamps make a second `make setup` free, and a change of the requirements install again.
 # uv installs in seconds what takes pip minutes; where it cannot be had, pip does the same.
@@ -96,11 +96,11 @@ cifar10-resnet32: ## ResNet-32 on CIFAR-10, the paper's protocol
 cifar100-resnet32: ## ResNet-32 on CIFAR-100
 imagenet-resnet18: ## ResNet-18 on ImageNet (in DATA_ROOT/imagenet), the paper's protocol
 imagenet-resnet50: ## ResNet-50 on ImageNet, Sassha's protocol
-corpora: setup ## Download what corpora are made of into DATA_ROOT (ARGS="catalogues": these)
+corpora: setup ## Download what corpora are made of into DATA_ROOT (ARGS=catalogues: for that one)
 	@$(PY) -m experiments.corpora $(ARGS)
 
 catalogues-transformer: config = configs/catalogues/transformer-small.yaml
-catalogues-transformer: ## A small transformer on the messages of eight programs (after make corpora)
+catalogues-transformer: ## A small transformer on the messages of eight programs, German to English (after make corpora)
 debian-transformer: config = configs/debian/transformer-small.yaml
 debian-transformer: ## The same on LibreOffice, GNOME and a dictionary (after make corpora)
 austen-transformer: config = configs/austen/transformer.yaml
@@ -143,7 +143,7 @@ $(tables) table3 table4: setup
 
 tables: $(tables) ## Tables 2, 6, 7 and 8
 
-results: setup ## Write what has run below results/, as data to be committed
+results: setup ## Write the finished runs to results/, as data to be committed
 	@$(PY) -m experiments.export $(ARGS)
 
 status: setup ## The state of every run, its result, attempts and job (ARGS="PATTERN --long --watch")
@@ -171,7 +171,7 @@ curvature-accuracy: setup ## Error of the finite difference over a zoo of networ
 	$(PY) -m experiments.benchmarks.curvature_accuracy $(ARGS)
 
 # On a bare machine, too: with its own Python where there is no .venv.
-gpu: ## Everything that wants a GPU, in parts that go on where they stopped (9 minutes), then docs/gpu.md
+gpu: ## Tests and benchmarks for a GPU (9 minutes; goes on where it stopped), then docs/gpu.md
 	@$(or $(wildcard $(PY)),$(PYTHON)) -m experiments.benchmarks.gpu $(ARGS); status=$$?; \
 	$(or $(wildcard $(PY)),$(PYTHON)) -m experiments.benchmarks.gpu_report && exit $$status
 
@@ -203,7 +203,7 @@ landscape-search: setup ## Repeat the search for the settings on Rosenbrock's an
 report: setup ## Tables, pictures and a page (report.html) of all runs, or of ARGS="--sweep NAME"
 	@$(PY) -m experiments.report $(ARGS)
 
-wandb-sync: setup ## Upload to wandb what it does not have of the runs yet
+wandb-sync: setup ## Upload to wandb what it lacks of the runs
 	@$(PY) -m experiments.upload
 
 dashboard: setup ## The runs side by side: on wandb with a key, else in the terminal
@@ -211,7 +211,7 @@ dashboard: setup ## The runs side by side: on wandb with a key, else in the term
 
 # What depends on clusters, signals and servers gets a second chance; -ra names what took it.
 PYTEST = $(PY) -m pytest -n auto --maxprocesses 4 --reruns 2
-test: $(VENV)/.ready-for-tests ## The test suite (at most 15 minutes on 2 cores)
+test: $(VENV)/.ready-for-tests ## The fast tests, in parallel (at most 15 minutes on 2 cores)
 	$(PYTEST) -m 'not slow' --reruns-delay 2
 
 # The report page's tests look at it in a browser. On other systems than Debian's: install one.
@@ -220,14 +220,14 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 		echo 'No Chromium: the tests that need a browser will say so.'
 
-test-all: test browser ## The test suite, and the slow tests after it (35 minutes more)
+test-all: test browser ## The fast tests, and the slow ones after them (35 minutes more)
 	$(PYTEST) -m slow --reruns-delay 5
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py
 
 FUZZ_MINUTES ?= 120
-fuzz: $(VENV)/.ready-for-tests ## Both ways to H·z on networks that nobody wrote, for FUZZ_MINUTES=120
+fuzz: $(VENV)/.ready-for-tests ## Both ways to H·z on random networks, for FUZZ_MINUTES=120
 	FUZZ_MINUTES=$(FUZZ_MINUTES) nice $(PY) -m pytest -s tests/library/curvature/test_fuzz.py
 
 docs: $(VENV)/.ready-for-tests ## Build the documentation's site into build/site (20 seconds)
