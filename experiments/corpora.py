@@ -26,8 +26,16 @@ FETCHED = ("catalogues", "debian", "austen")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.corpora", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(FETCHED))
-    parser.add_argument("--from", nargs="+", metavar="FILE", type=Path, default=(), dest="archives")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(FETCHED)}")
+    parser.add_argument(
+        "--from",
+        nargs="+",
+        metavar="FILE",
+        type=Path,
+        default=(),
+        dest="archives",
+        help="the archives of a corpus of the paper, or folders with their files",
+    )
     said = "interrupted; what is complete stays"
     return cli.execute(parser, _make, arguments, said)
 

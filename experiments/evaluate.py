@@ -18,7 +18,7 @@ from experiments.training.restore import find_run, name_of, restore
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.evaluate", description=__doc__)
-    parser.add_argument("run", nargs="*", metavar="RUN_DIR", help="default: the newest done")
+    parser.add_argument("run", nargs="*", metavar="RUN_DIR", help="default: the newest finished")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="in place of DATA_ROOT")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return cli.execute(parser, _evaluate, arguments)

@@ -27,7 +27,7 @@ from experiments.runtime.paths import runs_root
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.export", description=__doc__)
-    parser.add_argument("--to", type=Path, default=committed.FOLDER, help="not results/")
+    parser.add_argument("--to", type=Path, default=committed.FOLDER, help="in place of results/")
     return cli.execute(parser, lambda parsed: _export(parsed.to), arguments)
 
 

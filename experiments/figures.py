@@ -1,8 +1,8 @@
 """Draw the figures: `python -m experiments.figures`.
 
 The paper's curves with ours over them, its Fig. 1 and Fig. 3, Rosenbrock's and Rastrigin's
-function, and quadratics turned and stretched. Writes PNG files to `RUNS_ROOT/figures` (`--vector`:
-PDF and SVG, too) and prints what is seen on each with its path.
+function, and quadratics, rotated and stretched. Writes PNG files to `RUNS_ROOT/figures`
+(`--vector`: PDF and SVG, too) and prints what is seen on each with its path.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.paper_table", description=__doc__)
     parser.add_argument("name", help=f"{', '.join(names())}, or a YAML file")
-    parser.add_argument("--dataset", help="where; default: the paper's, with its figures beside")
+    parser.add_argument("--dataset", help="default: the paper's, beside its figures")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="a page whose tables to replace")
     return cli.execute(parser, _paper_table, arguments)
 

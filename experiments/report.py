@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parser.add_argument("--vector", action="store_true", help="pictures also as PDF and SVG")
     parser.add_argument("--watch", action="store_true", help="serve the page while runs go on")
-    parser.add_argument("--port", type=int, help=f"of --watch, by default {live.PORT}")
+    parser.add_argument("--port", type=int, help=f"for --watch; default: {live.PORT}")
     return cli.execute(parser, _report, arguments)
 
 

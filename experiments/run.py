@@ -1,11 +1,11 @@
 """Train: `python -m experiments.run FILE... [key=value ...] [--jobs N] [--dry-run]`.
 
-FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
-Several runs are trained at a time, each in a process and a directory of its own below `RUNS_ROOT`
-(default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is skipped; one
-that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP finish the
-steps, save them, and exit with 130, 143, 140 and 129. `--dry-run` shows instead
-what would be trained: each run's network, parameter groups and learning rate.
+FILE is an experiment, a sweep, a benchmark or a table of the paper; `experiments.plans.select` has
+the settings. Several runs are trained at a time, each in a process and a directory of its own below
+`RUNS_ROOT` (default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is
+skipped; one that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP
+finish the steps, save them, and exit with 130, 143, 140 and 129. `--dry-run` shows instead what
+would be trained: each run's network, parameter groups and learning rate.
 """
 
 import argparse
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.run",
-        description="Train the runs of experiments, sweeps or tables that are not done yet.",
+        description="Train the runs of experiments, sweeps, benchmarks or tables, those that are "
+        "not done yet.",
         epilog="example: python -m experiments.run configs/digits/resnet20.yaml "
         "optimizer=sgd,adahessian seed=1-3 epochs=30",
     )
@@ -49,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "words",
         nargs="+",
         metavar="FILE | key=value",
-        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, of a table "
-        "dataset=NAME, and any key.path=value of the configuration",
+        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, for a "
+        "table dataset=NAME, and any key.path=value of the configuration",
     )
     parser.add_argument(
         "--jobs",

@@ -16,8 +16,8 @@ from typing import Any
 class Job:
     """The callable that submitit stores and starts: paths and strings only.
 
-    It holds no progress. That is in the runs' directories, so whoever starts it again, by a
-    requeue, after a node's death, or by hand, starts it where its runs stand.
+    It holds no progress: that is in the runs' directories. So a job that is started again, by a
+    requeue, after a node's death, or by hand, goes on where its runs are.
 
     Attributes:
         configs: the `config.yaml` of each run.

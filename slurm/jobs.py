@@ -132,10 +132,10 @@ def _from_accounting(jobs: set[str]) -> dict[str, JobState]:
 
 
 def last_words(job: Submitted) -> str:
-    """Why a job ended, as the end of its log has it; empty where nothing is there.
+    """Why a job ended, from the end of its log; empty where that says nothing.
 
-    An `error:` of ours before an exception, and that before any other line. What srun says of the
-    end of its tasks, and submitit of itself, is no reason.
+    An `error:` of ours is preferred to an exception, and that to any other line. What srun says of
+    the end of its tasks, and submitit of itself, is no reason.
     """
     try:
         text = job.logs[1].read_bytes()[-LOG_BYTES:].decode(errors="replace")

@@ -95,9 +95,9 @@ class Profile(Section):
 
 
 def checked(setup: Sequence[str]) -> list[str]:
-    """The lines of a setup, the first of which that fails ends the job.
+    """The lines of a setup; the first one that fails ends the job.
 
-    Behind them the shell is where it was before: Python looks for the job's code there.
+    After them the shell is in the folder where it was before: Python looks for the code there.
     """
     lines = list(GUARD)
     for line in [*setup, 'cd "$SLURM_SUBMIT_DIR"']:

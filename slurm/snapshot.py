@@ -1,8 +1,8 @@
-"""The code that jobs run: a copy of ours, and of the packages beside it that their files name.
+"""The code that jobs run: a copy of ours, and of the packages of others that their files name.
 
-A package comes along when a configuration names something in it (`constructor: mylab.vit.ViT`, or
-a task), or when one that comes along imports it; and only where it is not installed. What lies in
-`site-packages` is there for the jobs, too; an editable install is a folder like any other.
+A package is copied when a configuration names something in it (`constructor: mylab.vit.ViT`, or a
+task), or when a copied one imports it; and only where it is not installed. Jobs find what lies in
+`site-packages` themselves; an editable install is a folder like any other.
 """
 
 import ast
@@ -48,7 +48,7 @@ def files(configs: Iterable[Config]) -> Files:
 
 
 def own_files(configs: Iterable[Config]) -> Files:
-    """The part of `files` that is not ours."""
+    """Those of `files` that are not ours."""
     importlib.invalidate_caches()
     found: Files = {}
     asked = dict(name for config in configs for name in _named(config.model_dump()))

@@ -128,7 +128,7 @@ def _ends_before_training(
               if job in over and not layout.holds(path, "DONE")}  # fmt: skip
     begun = set()
     for path, job in silent.items():
-        with suppress(OSError):  # whoever shows the run says so
+        with suppress(OSError):  # the row of the run says so
             begun |= {job for attempt in attempts.read(path) if attempt.job == job.job}
     return {path: jobs.last_words(job) for path, job in silent.items() if job not in begun}
 

@@ -1,9 +1,9 @@
 """Submit: `python -m slurm.submit FILE... [key=value ...] [--profile NAME] [--dry-run]`.
 
-FILE is an experiment, a sweep or a table of the paper; `experiments.plans.select` has the settings.
-Sends the runs that are neither done nor queued nor running, more than one of them as a job array,
-and returns at once: one line per run, with its job and its directory. Jobs run the code as it is
-now, from a copy: what is edited while they wait or are requeued does not reach them.
+FILE is an experiment, a sweep, a benchmark or a table of the paper; `experiments.plans.select` has
+the settings. Sends the runs that are neither done nor queued nor running, more than one of them as
+a job array, and returns at once: one line per run, with its job and its directory. Jobs run the
+code as it is now, from a copy: what is edited while they wait or are requeued does not reach them.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "words",
         nargs="+",
         metavar="FILE | key=value",
-        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, of a table "
-        "dataset=NAME, and any key.path=value of the configuration",
+        help="YAML files below configs/; optimizer=NAME[,NAME], seed=1-5 or seed=1,2,7, for a "
+        "table dataset=NAME, and any key.path=value of the configuration",
     )
     parser.add_argument("--profile", default="slurm", help="name or YAML file (default: slurm)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent")

@@ -1,8 +1,8 @@
 """What a logged step costs: `python -m experiments.benchmarks.step_log`.
 
-ResNet-20, batch 128, on random images. The time is the process's own, so that other load on the
-machine counts little. Steps with and without a row take turns; the cost is what a row takes, in
-steps, divided by the interval.
+ResNet-20, batch 128, on random images. What is measured is the process's own time, so that other
+load on the machine counts little. Steps with and without a row take turns; the cost is what a row
+takes, in steps, divided by the interval.
 """
 
 import argparse

@@ -33,7 +33,7 @@ def find(path: str) -> Any:
     """What a dotted path names.
 
     Raises:
-        ImportError: there is nothing of that name, or as `module`.
+        ImportError: there is nothing of that name, or `module` raises it.
     """
     place, _, name = path.rpartition(".")
     if not place:

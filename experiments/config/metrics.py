@@ -21,7 +21,7 @@ class Metric:
         digits: decimals of the value as it is shown.
         bounds: what a recorded value cannot leave, as an interval drawn around it must not either;
             None where there is none.
-        log: whether its axis is logarithmic: what counts are ratios.
+        log: whether its axis is logarithmic, because ratios count.
     """
 
     name: str

@@ -60,7 +60,7 @@ class Row(Section):
 
     constructor: str
     search: dict[str, Dimension] = {}
-    """Arguments that are searched; none: the row has no tuning, and its trials are one."""
+    """Arguments that are searched; none: the row is not tuned, and a study of it is one trial."""
     gradients_per_step: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     """Evaluations of the gradient in a mean step; null: counted where we know how, else 1."""
 

@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parents[2] / "configs" / "tables"
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DIVERGES = "diverges"
-TEXT = "-text"  # ends the name of the file that has a table on text, where another has it on images
+TEXT = "-text"  # ends the name of a table's file for text, beside that for images
 
 
 class PaperValue(Section):
@@ -57,7 +57,7 @@ class Line(Section):
     Attributes:
         series, x: name the line: usually the optimizer, and what sets it apart from others of it.
         set: settings as in a sweep.
-        scale: of the optimizer's own settings, by `optimizer.KEY`, what multiplies them.
+        scale: factors of the optimizer's own settings, by `optimizer.KEY`.
         paper: the paper's figures by block, or by what they are of where nothing compares.
         theory, paper_cost: cost in steps of the reference; what the paper measured, by block.
     """

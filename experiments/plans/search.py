@@ -1,4 +1,4 @@
-"""A sweep's `search`: points of a space, drawn once for all by the file.
+"""A sweep's `search`: points of a space, which the file alone determines.
 
     search:
       method: sobol                # quasi-random, the default; or random
@@ -9,9 +9,9 @@
         optimizer.weight_decay: {uniform: [0, 0.01]}
         optimizer.betas: {choices: [[0.9, 0.999], [0.9, 0.99]]}
 
-The points are a function of what stands there: the same file asks for the same runs, so a search
-that was interrupted goes on, and one with more `trials` keeps the first ones. Keys that are added
-to the space, or taken away, draw all points anew.
+The points are a function of this section: the same file asks for the same runs, so a search that
+was interrupted goes on, and one with more `trials` keeps the first ones. A key that is added to
+the space or taken away changes all points.
 """
 
 import math

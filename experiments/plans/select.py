@@ -1,8 +1,8 @@
 """Which runs a command line asks for: `FILE... [key=value ...]`, one grammar for all commands.
 
 A file is an experiment (`configs/digits/resnet20.yaml`), a sweep (`configs/sweeps/`), a benchmark
-(`configs/benchmarks/`), or a table of the paper (`configs/tables/`). The settings are those of
-every file:
+(`configs/benchmarks/`), or a table of the paper (`configs/tables/`). The settings hold for every
+file; a benchmark takes only `optimizer` (its rows) and `seed` (its studies):
 
 - `optimizer=sgd,adam`: these optimizers of an experiment; of a sweep or table that names its
   optimizers, only the runs of these.
@@ -30,7 +30,7 @@ def select(files: Sequence[str | Path], settings: Sequence[str] = ()) -> list[Pl
         UserError: a file or a setting is wrong, or they do not fit each other.
     """
     if not files:
-        raise UserError("which runs? name a file: an experiment, a sweep or a table")
+        raise UserError("which runs? name a file: an experiment, a sweep, a benchmark or a table")
     choice = parse_choice(settings)
     return each_once([run for path in files for run in _runs_of(Path(path), choice)])
 

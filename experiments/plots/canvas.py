@@ -40,7 +40,7 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
 
 
 def _save_vectors(figure: Any, path: Path) -> None:
-    """The same figure gives the same file; a PDF has its fonts as journals want them."""
+    """The same figure gives the same file; a PDF has its fonts embedded as journals want them."""
     date = "Date" if path.suffix == ".svg" else "CreationDate"
     with pyplot().rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
         figure.savefig(path, metadata={date: None})

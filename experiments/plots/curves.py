@@ -61,7 +61,7 @@ def draw_training(
         losses, metrics: curves by label, the same labels in both.
         metric_title: of the metric's axis.
         limits: of the metric's axis.
-        log: whether it is logarithmic.
+        log: whether this axis is logarithmic.
     """
     columns = max(1, min(4, LEGEND_CHARACTERS // (8 + max(map(len, losses)))))
     rows = -(-len(losses) // columns)

@@ -104,7 +104,7 @@ def matrix(results: BenchmarkResults) -> Grid:
 
 
 def rule(results: BenchmarkResults) -> str:
-    """The rule of the matrix, and whether it could tell anything apart."""
+    """The rule of the matrix, and whether there are enough studies for it."""
     rows, studies = len(results.benchmark.rows), results.benchmark.studies
     text = (
         "Exact two-sided permutation test of the studies' mean ranks, all pairs at once: "

@@ -1,7 +1,7 @@
 """The scores of a benchmark, from its file and its runs' files alone.
 
-A trial's score is what its training had cost when the target was reached, at the end of the first
-epoch that has it; infinite where none has. A study's score is that of its best trial, so that
+A trial's score is what its training had cost at the end of the first epoch in which the target was
+reached; infinite where it never was. A study's score is that of its best trial, so that
 tuning is part of what is measured; a row's is the median of its studies. Costs are steps, seconds
 of training (`time/epoch_seconds`, which only a quiet machine makes comparable), and gradient
 equivalents.
@@ -10,14 +10,14 @@ equivalents.
 one a step; and where the curvature is refreshed, every `update_interval` steps, for each sample two
 more by double backward, which goes forward and backward through the gradient's graph, or one by
 finite differences. From a part f of the batch a refresh costs f times that, and f for the part's
-own gradient. What cannot be counted so says `gradients_per_step` in its row. Checks of the finite
-difference, one evaluation in some hundred refreshes, are left out.
+own gradient. An optimizer that cannot be counted this way states `gradients_per_step` in its row.
+Checks of the finite difference, one evaluation in some hundred refreshes, are left out.
 
 **Who wins**, the rule: two rows' study scores in gradient equivalents are compared by the exact
 two-sided permutation test of their mean ranks; studies that never reach the target share the last
 rank. With all pairs of rows at once (Holm's correction), a win is called only at a family-wise
-error of 5 %. The test assumes nothing of the scores but that equal rows' are exchangeable. Few
-studies cannot tell anything apart so: `studies_needed` says how many could.
+error of 5 %. The test assumes only that the scores of equal rows are exchangeable. With few
+studies no win is possible: `studies_needed` says how many it takes.
 """
 
 import inspect
@@ -48,7 +48,7 @@ EXACT = 20_000  # splits of the studies, up to which all are taken
 
 @dataclass(frozen=True)
 class Score:
-    """A trial's, and of what it is.
+    """The score of a trial.
 
     Attributes:
         trial: what was planned.
@@ -99,7 +99,7 @@ class BenchmarkResults(Results):
 
     @cached_property
     def metric(self) -> Metric | None:
-        """The target's, where a run tells."""
+        """The target's metric, where a run's files declare it."""
         name = self.benchmark.target.metric.partition("/")[2]
         return next((run.metrics[name] for run in self.runs if name in run.metrics), None)
 

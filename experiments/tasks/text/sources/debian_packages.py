@@ -37,7 +37,7 @@ def fetch(corpus: str, folder: Path, packages: Sequence[str]) -> str:
 
 
 def versions(folder: Path) -> dict[str, str]:
-    """Of the packages that `fetch` has unpacked."""
+    """The versions of the packages that `fetch` has unpacked, by their names."""
     lines = (folder / VERSIONS).read_text(encoding="utf-8").splitlines()
     return dict(line.split(" ", 1) for line in lines)
 
