@@ -60,7 +60,7 @@ def module(path: str) -> Any:
         ImportError: it cannot be imported, whatever it raises; in one line with the place.
     """
     if not all(part.isidentifier() for part in path.split(".")):
-        raise ImportError("no dotted path, as torch.optim.SGD is one")
+        raise ImportError("no dotted path, such as torch.optim.SGD")
     try:
         return importlib.import_module(path)
     except Exception as error:

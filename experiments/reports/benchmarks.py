@@ -26,7 +26,7 @@ def sections(results: BenchmarkResults) -> Iterator[Section]:
         blocks += [matrix(results), Text(rule(results), "note"), profiles(results)]
     else:
         count = f"{len(results.missing)} of {len(results.members)} trainings are missing, so"
-        words = "who wins is not asked yet. This trains them (CLUSTER=slurm: on a cluster):"
+        words = "no winner is named yet. This trains them (CLUSTER=slurm: on a cluster):"
         blocks += [Text(f"{count} {words}"), Text(results.command, "command")]
     lines = [
         f"{one.state}: {one.directory.relative_to(results.root)}: {one.problem}"
@@ -108,10 +108,10 @@ def rule(results: BenchmarkResults) -> str:
     rows, studies = len(results.benchmark.rows), results.benchmark.studies
     text = (
         "Exact two-sided permutation test of the studies' mean ranks, all pairs at once: "
-        f"a win is called with a chance of at most {LEVEL:.0%} that any of them is wrong."
+        f"the chance that any win is called wrongly is at most {LEVEL:.0%}."
     )
     if studies < (needed := studies_needed(rows)):
-        text += f" {studies} studies of {rows} rows can tell nothing apart so: that takes {needed}."
+        text += f" {studies} studies of {rows} rows are too few for a win: that takes {needed}."
     return text
 
 

@@ -55,7 +55,7 @@ class TextClassification(Task):
         self.classes = {name: number for number, name in enumerate(classes)}
         for _, label in rows["val"]:
             if label not in self.classes:
-                raise UserError(f"dev.tsv has the class {label!r}, which train.tsv has not")
+                raise UserError(f"dev.tsv has the class {label!r}, which train.tsv lacks")
         self.splits = {split: self._encode(found) for split, found in rows.items()}
         self.steps_per_epoch = self.count_steps(len(rows["train"]), "examples")
 
