@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{arrows} arrows")
     for kind, nodes in (("rooms", graph.rooms), ("modules", graph.modules)):
         found = circles(nodes)
-        print(f"circles of {kind}: {len(found)}", *(f"\n  {', '.join(sorted(c))}" for c in found))
+        print(f"cycles of {kind}: {len(found)}", *(f"\n  {', '.join(sorted(c))}" for c in found))
     for room in sorted(level, key=lambda room: (-level[room], room)):
         print(f"{level[room]:3} {room} -> {', '.join(sorted(graph.rooms[room])) or 'nothing'}")
     return 0
