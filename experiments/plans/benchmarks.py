@@ -126,7 +126,7 @@ def find(name: str) -> Path:
     files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = files.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"no benchmark '{name}', neither a file nor below {FOLDER.name}/; "
+        raise UserError(f"no benchmark '{name}', neither a file nor below configs/benchmarks/; "
                         + nearest(name, files))  # fmt: skip
     read(path)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -177,7 +177,8 @@ def trials(benchmark: Benchmark, path: Path, choice: Choice | None = None) -> li
 def _check_target(metric: str, config: Config, path: Path) -> None:
     splits = ("train", *config.evaluation_splits)
     if metric.partition("/")[0] not in splits:
-        raise UserError(f"{path}: target.metric = {metric}: {config.task} measures {splits} here")
+        measured = f"{config.task} measures {', '.join(splits)} here"
+        raise UserError(f"{path}: target.metric = {metric}: {measured}")
 
 
 def runs_of(path: Path, choice: Choice) -> list[PlannedRun]:

@@ -83,7 +83,7 @@ def find(name: str) -> Path:
     files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = files.get(name, Path(name))
     if not path.is_file():
-        raise UserError(f"no sweep '{name}', neither a file nor below {FOLDER.name}/; "
+        raise UserError(f"no sweep '{name}', neither a file nor below configs/sweeps/; "
                         + nearest(name, files))  # fmt: skip
     document = read_document(path)
     if not isinstance(document, dict) or "config" not in document:

@@ -154,7 +154,7 @@ def train_epoch(
         training.set_options(done + position.step)
         number = done + position.step + 1
         is_logged = _log_is_due(training, number)
-        log = training.log if is_logged else None  # rank 0 has it, the others but read
+        log = training.log if is_logged else None  # rank 0 has it, the others only read
         if log:
             log.begin()
         unread.begin()

@@ -42,7 +42,7 @@ class Training:
 
     @property
     def learning_rate(self) -> float | None:
-        """Of the last step, where no group multiplies it; None where the optimizer has none."""
+        """The last step's, without the groups' factors; None where the optimizer has none."""
         rate = self.optimizer.param_groups[0].get("lr")
         return rate if rate is None else rate / self.groups[0].lr_factor
 
