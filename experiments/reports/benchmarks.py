@@ -111,7 +111,7 @@ def rule(results: BenchmarkResults) -> str:
         f"the chance that any win is called wrongly is at most {LEVEL:.0%}."
     )
     if studies < (needed := studies_needed(rows)):
-        text += f" {studies} studies of {rows} rows are too few for a win: that takes {needed}."
+        text += f" {studies} studies of {rows} rows can tell nothing apart: that takes {needed}."
     return text
 
 
