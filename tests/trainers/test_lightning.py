@@ -117,10 +117,7 @@ def test_automatic_optimization_is_the_plain_loop(curvature, options):
     assert_same_parameters(module.network, plain(curvature, **options))
     assert accuracy(module.network) > 0.93
     assert trainer.global_step == 60  # a closure that runs twice is still one step
-    refreshes = 60 // options.get("update_interval", 1)
-    # At the first step one more shows that it is repeatable, and one that the product is right.
-    second_evaluations = refreshes + 2 if curvature == "finite_difference" else 0
-    assert module.num_forwards == 60 + second_evaluations
+    assert module.num_forwards == 60  # further evaluations leave a module's counts alone
 
 
 def test_the_logged_loss_is_the_first_evaluations():
