@@ -19,7 +19,7 @@ from support.harness import DIGITS, REPOSITORY, SMALL, small_config
 from support.slurm_cluster import run
 from support.slurm_lab import LONG
 from support.training import assert_equal, result, train_here
-from support.wandb_cases import history, inspect, only
+from support.wandb_cases import history, inspect, of_epochs, only
 
 from experiments.plans.load import load, resolve
 from experiments.runs import attempts, checkpoint
@@ -86,7 +86,7 @@ def test_preempted_with_the_signal_it_is_one_run_of_wandb(lab, undisturbed, monk
     assert after != before and wandb_id(after) == wandb_id(before)
     (described,) = {item["run"]["run_id"] for item in inspect(after) if item["type"] == "run"}
     assert described == wandb_id(after)
-    assert [row["epoch"] for row in history(after)] == list(range(1, 9))
+    assert [row["epoch"] for row in of_epochs(history(after))] == list(range(1, 9))
 
 
 def wandb_id(record: Path) -> str:

@@ -106,6 +106,11 @@ def history(record: Path) -> list[dict]:
     return [item["history"]["item"] for item in inspect(record) if item["type"] == "history"]
 
 
+def of_epochs(rows: list[dict]) -> list[dict]:
+    """Without those of single steps."""
+    return [row for row in rows if not any(key.startswith("step/") for key in row)]
+
+
 def only(directory: RunDirectory) -> Path:
     (record,) = records(directory.path)
     return record
