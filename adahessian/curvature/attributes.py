@@ -16,7 +16,7 @@ from adahessian.curvature.constants import Storages
 
 Places = dict[nn.Module, set[str]]
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, tuple)
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _CONTAINERS = (list, dict, set, deque, OrderedDict)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
@@ -45,6 +45,8 @@ class _Entry(NamedTuple):
                 return False
             # A slow copy may happen to have moved by nothing yet.
             return value in written or not torch.equal(value, self.contents)
+        if type(value) not in _CONTAINERS:
+            return False  # an object of its own kind; only whether it is another one is seen
         before, after = _elements(self.contents), _elements(value)
         return len(before) != len(after) or any(
             a is not b for a, b in zip(before, after, strict=True)
@@ -104,9 +106,11 @@ class Attributes:
         return isinstance(value, Tensor) and value.requires_grad and value in self._ours
 
     def _copy(self, value: Any) -> Any:
-        if isinstance(value, _CONTAINERS):
+        if type(value) in _CONTAINERS:
             return value.copy()
-        if not isinstance(value, Tensor) or value.grad_fn is not None or not may_change(value):
+        if type(value) not in (Tensor, nn.Parameter):
+            return None
+        if value.grad_fn is not None or not may_change(value):
             return None
         if self._places is None:
             self._room -= value.numel()
@@ -129,8 +133,7 @@ def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
     if type(module).__module__.partition(".")[0] == "torch":  # its layers have buffers
         return
     for name, value in vars(module).items():
-        kinds = (*_PLAIN, *_CONTAINERS, Tensor)
-        if name not in _OF_EVERY_MODULE and type(value) in kinds:
+        if name not in _OF_EVERY_MODULE:
             yield name, value
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,6 +94,22 @@ class Bank(Model):
         return F.cross_entropy(out, LABELS) + (out * old).exp().mean()
 
 
+class Records(Model):
+    """What it counts is in an array, a tuple with a tensor, and an object of its own kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.array, self.pair = np.zeros(2), (1, torch.zeros(2))
+        self.range = range(0)
+
+    def loss(self):
+        self.array = self.array + 1
+        self.pair = (1, self.pair[1] + 1)
+        self.range = range(len(self.range) + 1)
+        weight = self.array[0] + float(self.pair[1].sum()) + len(self.range)
+        return F.cross_entropy(self.net(X), LABELS) + weight * self.net(X).square().mean()
+
+
 class Constrained(Model):
     """Rows of norm one."""
 
@@ -111,7 +128,8 @@ class ConstrainedByData(Model):
 
 
 KINDS = [
-    Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Constrained, ConstrainedByData,
+    Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
+    ConstrainedByData,
 ]  # fmt: skip
 
 
@@ -229,7 +247,7 @@ def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
 
 
 @pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
-@pytest.mark.parametrize("kind", KINDS[:6], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS[:7], ids=lambda kind: kind.__name__)
 def test_a_part_of_the_batch_leaves_nothing(kind, way):
     """Also where the slow copy moves only later: what the part's evaluations do is undone."""
     models = []
