@@ -5,9 +5,15 @@
 Trains in pairs (`experiments.benchmarks.trainings`): each arm beside the first one, from the same
 initial weights, on the same batches, with the same probes. An arm names the way to H·z (`exact` or
 `fd`), the fraction `f`, the interval `k` between refreshes and `lr`, a factor of the learning rate.
+
+With `--rates` each arm has its factor chosen first, on further seeds; an arm whose choice differs
+from the first one's is trained at both.
 """
 
 import argparse
+import functools
+import math
+import os
 import statistics
 import sys
 import time
@@ -38,6 +44,8 @@ LAST_STEPS = 20
 BOUND = 1.0  # per cent of the final validation loss: what "no loss" means
 RANGE = 15  # per cent, of the picture
 LENGTH = 64  # characters of a sequence
+TUNING_SEED = 1_000  # the seeds on which rates are chosen follow it
+EXPLODED = 2.0  # times the first arm's validation loss
 KEYS = ("cpu_seconds", "train_loss", "validation_loss")
 
 
@@ -146,11 +154,21 @@ PROBLEMS = {
 }
 
 
-def train(problem: Problem, arm: Arm, seed: int, data: Any, steps: int) -> dict[str, Any]:
-    """Train one network: a linear rise of the rate, and tenfold drops at one half and 3/4."""
-    (inputs, targets), validation = data
+@functools.cache
+def _data(name: str, device: str) -> Any:
+    return [tuple(t.to(device) for t in part) for part in PROBLEMS[name].data()]
+
+
+def train(name: str, steps: int, device: str, seed: int, text: str) -> dict[str, Any]:
+    """Train one network: a linear rise of the rate, and tenfold drops at one half and 3/4.
+
+    Args:
+        name, text: of the problem and of the arm.
+    """
+    problem, arm = PROBLEMS[name], Arm.parse(text)
+    (inputs, targets), validation = _data(name, device)
     torch.manual_seed(seed)
-    model = problem.build()
+    model = problem.build().to(device)
     optimizer = arm.build(model.parameters(), problem.lr, seed)
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
@@ -159,7 +177,7 @@ def train(problem: Problem, arm: Arm, seed: int, data: Any, steps: int) -> dict[
         drops = (step >= steps / 2) + (step >= steps * 3 / 4)
         rise = min(1.0, (step + 1) / problem.warmup_steps)
         optimizer.param_groups[0]["lr"] = problem.lr * arm.lr * rise * 0.1**drops
-        chosen = torch.randint(len(targets), (problem.batch_size,), generator=order)
+        chosen = torch.randint(len(targets), (problem.batch_size,), generator=order).to(device)
         losses.append(_step(optimizer, model, inputs[chosen], targets[chosen]))
     seconds = time.process_time() - start
     model.eval()
@@ -193,7 +211,9 @@ def _step(optimizer: AdaHessian, model: nn.Module, x: Tensor, y: Tensor) -> floa
         return float(optimizer.step(closure, curvature_closure=part if takes_part else None))
 
 
-def table(problem: Problem, arms: Sequence[str], pairs: dict[int, dict[str, Any]]) -> Grid:
+def table(
+    problem: Problem, arms: Sequence[str], pairs: dict[int, dict[str, Any]], note: str = ""
+) -> Grid:
     """A row for each arm, beside the first one."""
     rows = []
     for arm in arms:
@@ -209,21 +229,40 @@ def table(problem: Problem, arms: Sequence[str], pairs: dict[int, dict[str, Any]
             if key == "validation_loss":
                 within = -BOUND <= found.low and found.high <= BOUND
                 cells.append("yes" if within else "no" if found.low > BOUND else "open")
-        rows.append(tuple(cells))
+        rows.append((*cells, str(_exploded(arms[0], arm, pairs) or "")))
     note = (
         f"n = {len(pairs)} pairs: {problem.steps} steps, batch {problem.batch_size}, learning rate "
-        f"{problem.lr:g}. Mean loss, and the mean difference from the first row in % with its "
-        f"95 % interval. No loss: the interval lies within ±{BOUND:g} %."
+        f"{problem.lr:g}{note}. Mean loss, and the mean difference from the first row in % with "
+        f"its 95 % interval. No loss: the interval lies within ±{BOUND:g} %. Exploded: trainings "
+        f"whose validation loss is more than {EXPLODED:g} times the first row's median."
     )
     columns = ("curvature", "validation loss", "difference, %", "no loss",
-               f"training loss, last {LAST_STEPS} steps", "difference, %")  # fmt: skip
+               f"training loss, last {LAST_STEPS} steps", "difference, %", "exploded")  # fmt: skip
     return Grid(problem.title, columns, rows, note)
 
 
-def draw(found: dict[str, dict[int, dict[str, Any]]], arms: Sequence[str], path: Path) -> None:
+def _exploded(first: str, arm: str, pairs: dict[int, dict[str, Any]]) -> int:
+    usual = statistics.median(row[first]["validation_loss"] for row in pairs.values())
+    # Not `>`: a loss that is no number has exploded, too.
+    return sum(not row[arm]["validation_loss"] <= EXPLODED * usual for row in pairs.values())
+
+
+def best_rates(
+    arms: Sequence[str], rates: Sequence[float], rows: Sequence[dict[str, Any]]
+) -> dict[str, str]:
+    """Each arm at its best factor of the learning rate, by the mean validation loss."""
+
+    def mean(arm: str) -> float:
+        losses = [row["validation_loss"] for row in rows if row["arm"] == arm]
+        return statistics.mean(loss if math.isfinite(loss) else math.inf for loss in losses)
+
+    return {arm: min((f"{arm},lr={rate:g}" for rate in rates), key=mean) for arm in arms}
+
+
+def draw(found: dict[str, tuple[list[str], dict[int, dict[str, Any]]]], path: Path) -> None:
     """Price against quality: a point for each arm, a panel for each problem."""
     figure, all_axes = panels(len(found), (4.5 * len(found), 4))
-    for (name, pairs), axes in zip(found.items(), all_axes, strict=True):
+    for (name, (arms, pairs)), axes in zip(found.items(), all_axes, strict=True):
         columns = {
             arm: {key: [row[arm][key] for row in pairs.values()] for key in KEYS} for arm in arms
         }
@@ -263,6 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, help="default: the problem's own")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="factors of the learning rate, to choose from"
+    )
+    parser.add_argument("--tuning", type=int, default=6, help="trainings for each choice")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--folder", type=Path, default=Path("runs/part-quality"))
     parser.add_argument("--docs", type=Path, help="a page whose table to replace")
     parser.add_argument("--picture", type=Path, help="a PNG to draw")
@@ -270,27 +315,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    arms = {text: Arm.parse(text) for text in options.arms}
+    for text in options.arms:
+        Arm.parse(text)
+    if options.jobs > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that it starts
     options.folder.mkdir(parents=True, exist_ok=True)
     grids, found = [], {}
     for name in options.problem:
         problem = PROBLEMS[name]
         steps = options.steps or problem.steps
-        data = problem.data()
-        trainings = Trainings(options.folder, {"problem": name, "steps": steps, "lr": problem.lr})
-        trainings.train_missing(
-            range(1, options.pairs + 1),
-            list(arms),
-            lambda seed, arm, p=problem, d=data, n=steps: train(p, arms[arm], seed, d, n),
-        )
-        pairs = trainings.by_seed(list(arms))
+        settings = {"problem": name, "steps": steps, "lr": problem.lr}
+        if options.device != "cpu":
+            settings["device"] = options.device
+        trainings = Trainings(options.folder, settings)
+        run = functools.partial(train, name, steps, options.device)
+        arms, note = options.arms, ""
+        if options.rates:
+            arms = _tune(trainings, run, options)
+            rates = ", ".join(f"{rate:g}" for rate in options.rates)
+            note = (
+                f" times lr, chosen among {rates} for each row by the mean validation loss of "
+                f"{options.tuning} other trainings"
+            )
+        trainings.train_missing(range(1, options.pairs + 1), arms, run, options.jobs)
+        pairs = trainings.by_seed(arms)
         if len(pairs) >= 2:
-            grids.append(table(problem, list(arms), pairs))
-            found[name] = pairs
+            grids.append(table(problem, arms, pairs, note))
+            found[name] = (arms, pairs)
     if options.picture and found:
-        draw(found, list(arms), options.picture)
-    publish("part-quality", grids, provenance("cpu"), found, options.docs)
+        draw(found, options.picture)
+    data = {name: pairs for name, (_, pairs) in found.items()}
+    publish("part-quality", grids, provenance(options.device), data, options.docs)
     return 0
+
+
+def _tune(trainings: Trainings, run: Callable[..., Any], options: argparse.Namespace) -> list[str]:
+    """The arms with their rates; those that chose otherwise than the first one at its rate, too."""
+    seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + options.tuning)
+    tried = [f"{arm},lr={rate:g}" for arm in options.arms for rate in options.rates]
+    trainings.train_missing(seeds, tried, run, options.jobs)
+    rows = [row for row in trainings.rows() if row["seed"] in seeds]
+    chosen = best_rates(options.arms, options.rates, rows)
+    rate = Arm.parse(chosen[options.arms[0]]).lr
+    same = [f"{arm},lr={rate:g}" for arm in options.arms]
+    return list(dict.fromkeys([*same, *chosen.values()]))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ The command that trains may be interrupted, and several may work in one folder.
 
 import fcntl
 import json
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +52,10 @@ class Trainings:
             file.write(line)
 
     @contextmanager
-    def claimed(self, seed: int) -> Iterator[bool]:
-        """Whether the seed is ours to train; the claim ends with the block, or with the process."""
-        with (self.folder / f".seed-{seed}.lock").open("w", encoding="utf-8") as file:
+    def claimed(self, seed: int, arm: str) -> Iterator[bool]:
+        """Whether it is ours to train; the claim ends with the block, or with the process."""
+        name = f".{seed}-{arm.replace('/', '_')}.lock"
+        with (self.folder / name).open("w", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -65,23 +68,38 @@ class Trainings:
         seeds: Sequence[int],
         arms: Sequence[str],
         train: Callable[[int, str], dict[str, Any]],
+        jobs: int = 1,
     ) -> None:
         """Train what is not there and what no other process is training.
 
         Args:
             seeds: all seeds.
             arms: in this order.
-            train: a seed and an arm to the row of its training, without both.
+            train: a seed and an arm to the row of its training, without both. With several jobs
+                something that can be pickled.
+            jobs: how many to train at a time, each in a process of its own.
         """
-        for seed in seeds:
-            with self.claimed(seed) as ours:
-                done = {row["arm"] for row in self.rows() if row["seed"] == seed}
-                for arm in [arm for arm in arms if ours and arm not in done]:
-                    row = train(seed, arm)
-                    self.append({"seed": seed, "arm": arm, **row})
-                    numbers = {k: v for k, v in row.items() if isinstance(v, float)}
-                    said = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-                    print(f"seed {seed} {arm:17s} {said}", file=sys.stderr, flush=True)
+        done = {(row["seed"], row["arm"]) for row in self.rows()}
+        missing = [(seed, arm) for seed in seeds for arm in arms if (seed, arm) not in done]
+        if jobs == 1:
+            for seed, arm in missing:
+                self._train(seed, arm, train)
+            return
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(self._train, seed, arm, train) for seed, arm in missing]
+            for future in futures:
+                future.result()
+
+    def _train(self, seed: int, arm: str, train: Callable[[int, str], dict[str, Any]]) -> None:
+        with self.claimed(seed, arm) as ours:
+            found = any((row["seed"], row["arm"]) == (seed, arm) for row in self.rows())
+            if found or not ours:
+                return
+            row = train(seed, arm)
+            self.append({"seed": seed, "arm": arm, **row})
+            numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+            said = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            print(f"seed {seed} {arm:17s} {said}", file=sys.stderr, flush=True)
 
 
 class Difference(NamedTuple):

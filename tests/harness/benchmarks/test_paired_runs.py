@@ -55,11 +55,11 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
     assert pair[EXACT]["train_loss"] != pair[FAST]["train_loss"]
 
 
-def test_a_seed_is_trained_by_one_process_and_other_settings_are_other_results(tmp_path):
+def test_a_training_is_done_by_one_process_and_other_settings_are_other_results(tmp_path):
     results, others = (Trainings(tmp_path, {"steps": steps}) for steps in (1, 2))
-    with results.claimed(1) as ours, Trainings(tmp_path, {}).claimed(1) as theirs:
+    with results.claimed(1, "a") as ours, Trainings(tmp_path, {}).claimed(1, "a") as theirs:
         assert ours and not theirs
-    with results.claimed(1) as again:
+    with results.claimed(1, "a") as again:
         assert again
     results.append({"seed": 1, "arm": "a"})
     assert len(results.rows()) == 1 and others.rows() == []
