@@ -67,7 +67,8 @@ class Slope:
     """Sees by how much a loss changes along z, and what its gradient says of it.
 
     While it is active, it adds up zᵀg of what backward passes bring to the parameters: not of
-    ``grad``, which a closure may clear, mask or scale.
+    ``grad``, which a closure may clear, mask or scale. What is accumulated counts, and not what
+    ``torch.autograd.grad`` returns, of another loss perhaps; unless all of it comes that way.
 
     Args:
         z: the direction, by parameter.
@@ -76,12 +77,28 @@ class Slope:
     def __init__(self, z: Mapping[Tensor, Tensor]) -> None:
         self.z = z
         device = next(iter(z)).device
-        self.along = torch.zeros((), device=device)  # zᵀg
-        self.square = torch.zeros((), device=device)  # ‖g‖²
+        self._returned, self._accumulated = torch.zeros(2, 2, device=device)
+        self._latest: dict[Tensor, Tensor] = {}
+        self._accumulates = False
         self.seen: set[Tensor] = set()
 
+    @property
+    def along(self) -> Tensor:
+        """zᵀg, one element."""
+        return self._sums[0]
+
+    @property
+    def square(self) -> Tensor:
+        """‖g‖², one element."""
+        return self._sums[1]
+
+    @property
+    def _sums(self) -> Tensor:
+        return self._accumulated if self._accumulates else self._returned
+
     def __enter__(self) -> "Slope":
-        self._hooks = [p.register_hook(partial(self._add, p=p)) for p in self.z]
+        self._hooks = [p.register_hook(partial(self._see, p=p)) for p in self.z]
+        self._hooks += [p.register_post_accumulate_grad_hook(self._count) for p in self.z]
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -89,12 +106,19 @@ class Slope:
             hook.remove()
 
     @torch.no_grad()
-    def _add(self, grad: Tensor, p: Tensor) -> None:
+    def _see(self, grad: Tensor, p: Tensor) -> None:
         self.seen.add(p)
         with _torch.below_torch_functions():
             grad = local(grad)
-            self.along += (grad * self.z[p]).sum().to(self.along)
-            self.square += grad.square().sum().to(self.square)
+            sums = torch.stack([(grad * self.z[p]).sum(), grad.square().sum()])
+            self._latest[p] = sums.to(self._returned)
+            self._returned += self._latest[p]
+
+    @torch.no_grad()
+    def _count(self, p: Tensor) -> None:
+        self._accumulates = True
+        with _torch.below_torch_functions():
+            self._accumulated += self._latest[p]
 
 
 class Evaluation(NamedTuple):

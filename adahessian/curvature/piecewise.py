@@ -83,9 +83,11 @@ class _Pointwise(NamedTuple):
             beyond, on = x[few], pattern[few]
             out = func(x.index_put(few, self.edge(on, beyond.detach(), **given)), *args, **kwargs)
             return out.index_put(few, self.piece(on, beyond, **given).to(out.dtype))
-        inside = torch.where(moved, self.edge(pattern, x.detach(), **given), x)
-        out = func(inside, *args, **kwargs)
-        return torch.where(moved, self.piece(pattern, x, **given).to(out.dtype), out)
+        edge = self.edge(pattern, x.detach(), **given)
+        out = func(torch.where(moved, edge, x), *args, **kwargs)
+        # Elsewhere a piece can be infinite, of which torch.where's zero gradient makes no number.
+        beyond = self.piece(pattern, torch.where(moved, x, edge), **given)
+        return torch.where(moved, beyond.to(out.dtype), out)
 
 
 def _per_element(option: Any, x: Tensor) -> Any:

@@ -56,11 +56,11 @@ class Part:
 _ONCE = ("--quick", "--repetitions", "1")
 # What matters most comes first. To add a method is to add a row in step.py: the parts follow.
 PARTS = (
-    Part("tests", "gpu_tests", limit=180),
+    Part("tests", "gpu_tests", limit=300),
     Part("step-resnet20", "step", ("--network", "resnet20", "--repetitions", "3"),
-         ("--network", "resnet20", "--only", "finite", *_ONCE), 130),
+         ("--network", "resnet20", "--only", "finite", *_ONCE), 160),
     Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "3"),
-         ("--network", "transformer", "--only", "exact", *_ONCE), 80),
+         ("--network", "transformer", "--only", "exact", *_ONCE), 140),
     Part("accuracy", "curvature_accuracy", ("--images", "digits", "--at", "0", "20"),
          ("--quick", "--images", "digits", "--only", "tanh"), 90),
     Part("compiled", "compiled", (), ("--network", "transformer", *_ONCE), 110),
@@ -72,7 +72,7 @@ PARTS = (
           "--part", "products"), 60),
     Part("step-resnet20-tuned", "step",
          ("--network", "resnet20", "--repetitions", "2", "--cudnn-benchmark"),
-         ("--network", "resnet20", "--cudnn-benchmark", "--only", "adamw", *_ONCE), 100),
+         ("--network", "resnet20", "--cudnn-benchmark", "--only", "adamw", *_ONCE), 160),
     Part("loader", "loader", ("--repetitions", "3"), (*_ONCE, "--images", "40"), 60),
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ docs/implementations.md).
 
 import pytest
 import torch
-from support.device import on_gpu
+from support.device import on_gpu, random_state
 from support.stepping import assert_unchanged, save_and_load, snapshot, take_step
 from torch import nn
 
@@ -62,7 +62,7 @@ def run(curvature, num_steps=6, set_to_none=True, **options):
     closure = closure_of(model, optimizer, set_to_none)
     torch.manual_seed(7)
     losses = [optimizer.step(closure).item() for _ in range(num_steps)]
-    return model, optimizer, losses, torch.get_rng_state()
+    return model, optimizer, losses, random_state()
 
 
 @pytest.mark.parametrize("options", [{}, {"num_samples": 2}, {"update_interval": 3}])
@@ -91,12 +91,12 @@ def test_after_a_step_all_is_as_after_one_pass():
     before = [p.detach().clone() for p in model.parameters()]
     torch.manual_seed(3)
     loss = optimizer.step(closure_of(model, optimizer))
-    random = torch.get_rng_state()
+    random = random_state()
     torch.manual_seed(3)
     x, y = images()
     expected_loss = nn.functional.cross_entropy(plain(x), y)
     expected_loss.backward()
-    assert loss == expected_loss and torch.equal(random, torch.get_rng_state())
+    assert loss == expected_loss and torch.equal(random, random_state())
     for p, q, value in zip(model.parameters(), plain.parameters(), before, strict=True):
         assert torch.equal(p.grad, q.grad)
         assert torch.equal(p, value)  # lr is 0: restored bit for bit
@@ -123,11 +123,11 @@ def test_a_failing_second_pass_leaves_what_the_first_one_left():
     torch.manual_seed(3)
     with pytest.raises(MemoryError):
         optimizer.step(failing)
-    random = torch.get_rng_state()
+    random = random_state()
     torch.manual_seed(3)
     closure_of(plain, AdaHessian(plain.parameters(), curvature="finite_difference"))()
     assert_unchanged(optimizer, list(model.parameters()), before)
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(random, random_state())
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)
     for a, b in zip(model.buffers(), plain.buffers(), strict=True):
@@ -255,13 +255,13 @@ def test_curvature_error_changes_nothing(curvature):
     grads = [p.grad.clone() for p in model.parameters()]
     buffers = [b.clone() for b in model.buffers()]
     before = snapshot(optimizer, list(model.parameters()))
-    random = torch.get_rng_state()
+    random = random_state()
     error = optimizer.curvature_error(closure_of(model, optimizer))
     assert 0 < error.median < 1e-6 and error.largest < 1e-5
     assert error.mean_ratio == pytest.approx(1, abs=1e-6)
     assert list(error.flat) == [1]  # the bias before batch normalization
     assert_unchanged(optimizer, list(model.parameters()), before)
-    assert torch.equal(random, torch.get_rng_state())
+    assert torch.equal(random, random_state())
     for p, grad in zip(model.parameters(), grads, strict=True):
         assert torch.equal(p.grad, grad)
     for b, value in zip(model.buffers(), buffers, strict=True):

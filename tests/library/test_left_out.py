@@ -232,6 +232,7 @@ def test_the_device_decides(options):
 
 
 @pytest.mark.skipif(not on_gpu(), reason="on a GPU: pytest --device cuda")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_but_the_first_waits_for_the_device():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     optimizer = AdaHessian(model.parameters())

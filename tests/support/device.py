@@ -9,3 +9,12 @@ def device() -> str:
 
 def on_gpu() -> bool:
     return device() != "cpu"
+
+
+def random_state() -> torch.Tensor:
+    """That of the generator there."""
+    return torch.cuda.get_rng_state() if on_gpu() else torch.get_rng_state()
+
+
+def set_random_state(state: torch.Tensor) -> None:
+    torch.cuda.set_rng_state(state) if on_gpu() else torch.set_rng_state(state)

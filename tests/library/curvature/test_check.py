@@ -24,12 +24,13 @@ class Unseen(Function):
     def forward(ctx, x, value, slope):
         ctx.save_for_backward(x)
         ctx.slope = slope
-        return torch.from_numpy(value(x.detach().numpy()))
+        return torch.from_numpy(value(x.detach().cpu().numpy())).to(x)
 
     @staticmethod
     def backward(ctx, *grads):
         (x,) = ctx.saved_tensors
-        return grads[0] * torch.from_numpy(ctx.slope(x.detach().numpy())), None, None
+        slopes = torch.from_numpy(ctx.slope(x.detach().cpu().numpy()))
+        return grads[0] * slopes.to(x), None, None
 
 
 def unseen(value, slope):
@@ -166,7 +167,7 @@ def v_hat(optimizer, p):
 class StraightThrough(Function):
     @staticmethod
     def forward(ctx, w):
-        return torch.from_numpy((w.detach().numpy() * 8).round() / 8)
+        return torch.from_numpy((w.detach().cpu().numpy() * 8).round() / 8).to(w)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -363,10 +364,11 @@ def test_noise_that_comes_later_is_found_and_left_out():
     noisy.append(1)
     with pytest.warns(CurvatureWarning, match="left out"):
         optimizer.step(optimizer.closure)
-    for p, v in before.items():
-        torch.testing.assert_close(v_hat(optimizer, p), v)
-    noisy.clear()
-    optimizer.step(optimizer.closure)
+        for p, v in before.items():
+            torch.testing.assert_close(v_hat(optimizer, p), v)
+        noisy.clear()
+        for _ in range(2):  # a device's verdict comes later
+            optimizer.step(optimizer.closure)
 
 
 def test_a_loss_that_is_no_number_is_called_that():

@@ -208,3 +208,23 @@ def test_an_expanded_constant_is_replayed_as_such():
         x.data += 1
         gates.rewind()
     assert strides == [(0, 1), (0, 1)]
+
+
+def test_a_gradient_of_another_loss_is_no_part_of_the_slope():
+    """It passes the same parameters on its way, whatever the data: no alarm of the check."""
+    for seed in range(8):
+        net = network()
+        x = torch.randn(32, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        optimizer = AdaHessian(net.parameters(), lr=0.0, curvature="finite_difference")
+
+        def closure(net=net, x=x, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = net(x).exp().mean()
+            (g,) = torch.autograd.grad(value, net[0].weight, retain_graph=True)
+            value = net(x + 1).square().mean() + value / g.norm()
+            value.backward()
+            return value
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CurvatureWarning)
+            optimizer.step(closure)

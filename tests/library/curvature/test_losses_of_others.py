@@ -150,7 +150,7 @@ def radiance_field():
 
     def loss():
         out = net(torch.cat([points.sin(), points.cos()], -1))
-        opacity = 1 - (-0.1 * F.relu(out[..., 3])).exp()
+        opacity = 1 - (-0.1 * F.relu(out[..., 3] + 1)).exp()
         passed = torch.cumprod(F.pad(1 - opacity + 1e-10, (1, 0), value=1.0), 1)[:, :-1]
         rendered = ((opacity * passed)[..., None] * out[..., :3].sigmoid()).sum(1)
         return F.mse_loss(rendered, colours)
@@ -315,7 +315,7 @@ def set_prediction():
 
     def loss():
         out = net(x)
-        i, j = linear_sum_assignment(torch.cdist(out, truth, 1).detach().numpy())
+        i, j = linear_sum_assignment(torch.cdist(out, truth, 1).detach().cpu().numpy())
         return F.smooth_l1_loss(out[i], truth[j]) + (out[i] - truth[j]).abs().pow(1.5).mean()
 
     return net, loss
@@ -327,7 +327,7 @@ def weights_by_numpy():
 
     def loss():
         out = net(x)
-        weight = torch.from_numpy(out.detach().numpy().copy()).softmax(0)
+        weight = torch.from_numpy(out.detach().cpu().numpy().copy()).to(out).softmax(0)
         return (out * weight).square().mean()
 
     return net, loss

@@ -362,6 +362,20 @@ def test_a_replay_continues_the_piece(function, kinks, looks, monkeypatch):
     torch.testing.assert_close(slope2, slope, rtol=0, atol=10 * h)
 
 
+@pytest.mark.parametrize("in_place", [False, True], ids=["", "in place"])
+@pytest.mark.parametrize("function", [F.elu, F.celu, F.selu, F.hardswish, F.hardsigmoid])
+def test_infinite_values_have_their_pieces_on_a_device_too(function, in_place, monkeypatch):
+    monkeypatch.setattr(piecewise, "_can_look", lambda t: False)
+    x = torch.tensor([-torch.inf, -4, -1, 1, 4, torch.inf], dtype=torch.float64, requires_grad=True)
+    gates, found = Gates(), []
+    for _ in range(2):
+        with gates:
+            y = function(2 * x, inplace=in_place)
+        found += [y, *torch.autograd.grad(y, x, torch.ones_like(y))]
+        gates.rewind()
+    torch.testing.assert_close(found[2:], found[:2], equal_nan=True)
+
+
 # --- whole networks, on other processors' kernels -------------------------------------------------
 
 KERNELS = {

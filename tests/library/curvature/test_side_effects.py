@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from support.device import random_state
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -40,7 +41,7 @@ class Everything(nn.Module):
             self.later = torch.zeros(6)
         self.later.add_(h.detach().sum(0))
         h = F.dropout(self.norm(h @ self.matrices[1]) * loose, 0.1)
-        h = h + random.random() + torch.from_numpy(np.random.rand(6)).float()
+        h = h + random.random() + torch.from_numpy(np.random.rand(6)).to(h)
         return F.cross_entropy(h @ self.embedding.weight.t(), y)
 
 
@@ -71,7 +72,7 @@ class Problem:
             "gradients": [None if p.grad is None else p.grad.clone() for p in leaves],
             "parameters": [p.detach().clone() for p in leaves],
             "buffers": [b.clone() for b in self.model.buffers()],
-            "random": [random.getstate(), torch.get_rng_state(), tuple(state[1]), state[2]],
+            "random": [random.getstate(), random_state(), tuple(state[1]), state[2]],
         }
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from support.device import random_state, set_random_state
 from torch import nn
 from torch.nn import functional as F
 
@@ -88,18 +89,18 @@ def test_central_differences_are_closer_than_one_sided_ones():
     (z,) = probe.keep()
     earlier = taught(model, loss)
     torch.manual_seed(1)
-    random = torch.get_rng_state()
+    random = random_state()
     errors = {}
     twin = copy.deepcopy(model).double()
     pairs = dict(zip(model.parameters(), twin.parameters(), strict=True))
-    torch.set_rng_state(random)
+    set_random_state(random)
     twin.zero_grad()
     closure = filling_gradients(lambda: loss(twin), list(twin.parameters()), create_graph=True)
     exact = DoubleBackward(closure, list(twin.parameters()), probe)
     exact.evaluate()
     truth = exact.product({pairs[p]: s.double() for p, s in z.items()})
     for central in (False, True):
-        torch.set_rng_state(random)
+        set_random_state(random)
         model.zero_grad()
         found = difference(model, loss, earlier, central=central).product(z)
         wrong = torch.cat([(found[p] - truth[pairs[p]]).flatten() for p in z])
@@ -113,16 +114,16 @@ def test_one_evaluation_is_left_behind(central):
     model, x, y = problem()
     loss = lambda: F.cross_entropy(model(x), y)  # noqa: E731
     earlier = taught(model, loss)
-    weights, random = [p.detach().clone() for p in model.parameters()], torch.get_rng_state()
+    weights, random = [p.detach().clone() for p in model.parameters()], random_state()
     loss()
-    once = torch.get_rng_state()
+    once = random_state()
     batches = int(model.norm.num_batches_tracked)
-    torch.set_rng_state(random)
+    set_random_state(random)
     products = difference(model, loss, earlier, central=central)
     (z,) = Probes(list(model.parameters()), seed=0, step=0).keep()
     one, other = products.product(z), products.product(z)
     assert all(torch.equal(one[p], other[p]) for p in z)
-    assert torch.equal(torch.get_rng_state(), once)
+    assert torch.equal(random_state(), once)
     assert int(model.norm.num_batches_tracked) == batches + 1
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
 
