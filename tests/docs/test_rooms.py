@@ -32,7 +32,7 @@ FLOORS = (
     {"tracking", "plans"},
     {"runs", "tasks", "landscapes", "cli"},
     {"config", "runtime", "ports"},
-    {"adahessian", "models", "plots", "errors"},
+    {"adahessian", "models", "optimizers", "plots", "errors"},
 )
 # Packages of others, and the room that imports them. torchvision is three things: transforms, the
 # ImageNet networks, and the loader that ours is measured beside.
