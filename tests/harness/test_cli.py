@@ -1,9 +1,12 @@
 import argparse
+import importlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
@@ -54,6 +57,31 @@ def test_options_may_stand_between_words_and_the_code_is_the_commands():
 def test_an_option_of_earlier_says_what_to_write_now(capsys):
     assert run(arguments=["a", "--old", "x", "y"]) == 2
     assert capsys.readouterr().err == "error: --old is gone: write new=VALUE\n"
+
+
+COMMANDS = sorted(
+    ".".join(path.with_suffix("").parts[-2:])
+    for folder in ("experiments", "slurm")
+    for path in (REPOSITORY / folder).glob("*.py")
+    if "cli.execute(" in path.read_text("utf-8") and path.name != "cli.py"
+)
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_keeps_the_paragraphs_and_lists_of_a_docstring(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    module = importlib.import_module(name)
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    if "description=__doc__" in Path(module.__file__).read_text("utf-8"):
+        begun = re.findall(r"(?:\A|\n\n|\n(?=- ))(\S+ \S+)", module.__doc__)
+        assert len(begun) > 1
+        assert all(f"\n{words}" in shown for words in begun)
+    usage, text = shown.split("\n\n", 1)
+    assert not [line for line in text.splitlines() if len(line) > columns and " " in line.strip()]
 
 
 def test_a_reader_that_leaves_is_no_error():
