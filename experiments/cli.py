@@ -81,14 +81,17 @@ def guarded(command: Callable[[], int | None], interrupted: str = "interrupted")
         _forget_stdout()
         return 0
     except OSError as error:
-        if error.filename is not None or error.errno not in FULL:
+        if error.errno not in (FULL if error.filename is None else FULL | REFUSED):
             raise
-        _forget_stdout()
-        say(f"error: cannot write: {error.strerror}")
+        if error.filename is None:
+            _forget_stdout()
+        say(f"error: {error.filename or 'cannot write'}: {error.strerror}")
         return FAILED
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to a file can meet
+# What a place that somebody named can be, and no mistake of ours.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE}
 
 
 def _forget_stdout() -> None:

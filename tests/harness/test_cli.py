@@ -117,6 +117,35 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line():
     assert done.stderr == b"error: cannot write: No space left on device\n"
 
 
+DIGITS_ONCE = [str(DIGITS), "optimizer=sgd", "epochs=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("experiments.run", DIGITS_ONCE),
+        ("experiments.paper_table", ["table8", "--dataset", "digits"]),
+        ("experiments.figures", []),
+        ("experiments.export", ["--to", "root"]),
+        ("experiments.corpora", ["catalogues"]),
+        ("slurm.submit", [*DIGITS_ONCE, "--profile", "local"]),
+    ],
+)
+def test_a_place_that_takes_no_file_is_one_line(name, words, tmp_path, monkeypatch, capsys):
+    """Read-only, of another user, full or no folder: what root meets, too, is a file."""
+    root = tmp_path / "root"
+    root.write_text("", encoding="utf-8")
+    finish_run(tmp_path / "runs", small_config(), [0.5])
+    for variable in ("RUNS_ROOT", "DATA_ROOT"):
+        monkeypatch.setenv(variable, str(root))
+    if name == "experiments.export":
+        monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+        words = [str(root) if word == "root" else word for word in words]
+    assert importlib.import_module(name).main(words) in (1, 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and f"{root}/" in last and "Not a directory" in last
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])
 def test_without_a_stream_there_is_nobody_to_tell(closed):
     done = python(PRINT, closed)
