@@ -57,24 +57,38 @@ setup: $(VENV)/.ready ## Create .venv and install the harness; does nothing wher
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed: make setup PYTHON=/path/to/python3.11' >&2; exit 2; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install -q uv || true
 	$(call install,harness)
-	@touch $@
 
 # What only the tests need: JAX, the trainers, the packages that serve as oracles.
 $(VENV)/.ready-for-tests: $(VENV)/.ready
 	$(call install,harness$(comma)dev$(comma)jax$(comma)oracle$(comma)bench$(comma)trainers$(comma)paper-corpora)
-	@touch $@
 
+# One make at a time: the second one waits, and finds what the first one has done. A venv without
+# pip is what a make leaves that was ended while it made one.
+define lock
+import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("Another make is installing: waiting for it ...", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)
+except OSError:  # a file system without locks
+    pass
+endef
+export lock
 define install
-	@echo 'Installing $(1) into $(VENV) ...'
-	@export PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	@exec 9>>.venv.lock && $(PYTHON) -c "$$lock" || exit; \
+	test -e $@ && test -z "$$(find $^ -newer $@)" && exit; \
+	export PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	test -x $(PY) && { command -v uv || $(PY) -m pip --version; } >/dev/null 2>&1 || \
+		$(PYTHON) -m venv $(VENV) || exit; \
+	echo 'Installing $(1) into $(VENV) ...'; \
+	command -v uv >/dev/null || $(PY) -m pip install -q uv || true; \
 	if command -v uv >/dev/null; then \
 		uv pip install -q -p $(PY) -c constraints.txt -e '.[$(1)]'; \
 	else \
 		$(PY) -m pip install -q -c constraints.txt -e '.[$(1)]'; \
-	fi
+	fi && touch $@
 endef
 
 quickstart: setup ## Train on real images that need no download (about 5 minutes), then report

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -43,6 +44,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
         raise UserError(f"{message}; --help lists the options")
 
     parser.error = refuse
+    parser.formatter_class = Help
     parsed, unknown = parser.parse_known_intermixed_args(arguments)
     if not unknown:
         return parsed
@@ -79,14 +81,17 @@ def guarded(command: Callable[[], int | None], interrupted: str = "interrupted")
         _forget_stdout()
         return 0
     except OSError as error:
-        if error.filename is not None or error.errno not in FULL:
+        if error.errno not in (FULL if error.filename is None else FULL | REFUSED):
             raise
-        _forget_stdout()
-        say(f"error: cannot write: {error.strerror}")
+        if error.filename is None:
+            _forget_stdout()
+        say(f"error: {error.filename or 'cannot write'}: {error.strerror}")
         return FAILED
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to a file can meet
+# What a place that somebody named can be, and no mistake of ours.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE}
 
 
 def _forget_stdout() -> None:
@@ -98,6 +103,22 @@ def _forget_stdout() -> None:
         pass
     if sys.stdout:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Help(argparse.HelpFormatter):
+    """A module's docstring as it is written: argparse joins its paragraphs and lists into one."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = []
+        for paragraph in re.split(r"\n\s*\n", text.strip()):
+            for part in re.split(r"\n(?=- )", paragraph):
+                further = indent + ("  " if part.startswith("- ") else "")
+                words = " ".join(part.split())
+                filled.append(textwrap.fill(words, width, initial_indent=indent,
+                                            subsequent_indent=further, break_long_words=False,
+                                            break_on_hyphens=False))  # fmt: skip
+            filled.append("")
+        return "\n".join(filled[:-1])
 
 
 class Renamed(argparse.Action):

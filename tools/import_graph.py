@@ -4,7 +4,7 @@ A room is a folder of `experiments/` with all that is below it, or a module that
 there; the library is one room, `slurm` another. An arrow leads from a room to one that it imports
 from. A room's floor is the length of the longest way down from it: 1 where it imports nothing of
 ours. Imports within functions count, those for type checkers alone do not. The command prints the
-figures, the circles, and each room with what it imports.
+figures, the cycles, and each room with what it imports.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def room_of(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "experiments" else parts[0]
 
 
-def circles(graph: Graph) -> list[set[str]]:
+def cycles(graph: Graph) -> list[set[str]]:
     """Groups of nodes from each of which all others of the group can be reached."""
     reach = {node: _reachable(graph, node) for node in graph}
     found: list[set[str]] = []
@@ -82,9 +82,9 @@ def circles(graph: Graph) -> list[set[str]]:
 
 
 def floors(graph: Graph) -> dict[str, int]:
-    """The floor of each node; those of a circle share one, as high as if they lay in a row."""
+    """The floor of each node; those of a cycle share one, as high as if they lay in a row."""
     group = {node: frozenset([node]) for node in graph}
-    group |= {node: frozenset(circle) for circle in circles(graph) for node in circle}
+    group |= {node: frozenset(cycle) for cycle in cycles(graph) for node in cycle}
     known: dict[frozenset[str], int] = {}
 
     def floor(members: frozenset[str]) -> int:
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{arrows} arrows")
     for kind, nodes in (("rooms", graph.rooms), ("modules", graph.modules)):
-        found = circles(nodes)
+        found = cycles(nodes)
         print(f"cycles of {kind}: {len(found)}", *(f"\n  {', '.join(sorted(c))}" for c in found))
     for room in sorted(level, key=lambda room: (-level[room], room)):
         print(f"{level[room]:3} {room} -> {', '.join(sorted(graph.rooms[room])) or 'nothing'}")

@@ -96,6 +96,6 @@ def parse_seeds(text: str) -> list[int]:
         if last < first:
             raise UserError(f"seed = '{text}': {last} is below {first}")
         if last - first >= MOST_SEEDS:
-            raise UserError(f"seed = '{text}': {last - first + 1} seeds, and {MOST_SEEDS} may be")
+            raise UserError(f"seed = '{text}': {last - first + 1} seeds, at most {MOST_SEEDS}")
         seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))

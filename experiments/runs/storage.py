@@ -26,8 +26,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; the last good checkpoint stays. "
-            "Make room or writable, then the same command goes on from there"
+            f"cannot write {path}: {error.strerror or error}. What was saved before stays: make "
+            "room, or make it writable, and give the same command again"
         ) from error
 
 

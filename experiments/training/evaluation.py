@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -49,7 +50,27 @@ def update_average(
         epoch, inside = divmod(step, steps)
         if inside or epoch <= config.epochs - last:
             return
-    average.update_parameters(model)
+    decay = config.average.decay
+    if decay is None or average.n_averaged == 0:
+        average.update_parameters(model)
+    else:
+        _move(average, model, decay)
+
+
+def _move(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """`AveragedModel.update_parameters`, which would copy its counter to the device, and wait."""
+    move = get_ema_multi_avg_fn(decay)
+    tensors: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for averaged, trained in zip(_tensors(average.module), _tensors(model), strict=True):
+        tensors.setdefault(averaged.dtype, []).append((averaged, trained))
+    for pairs in tensors.values():
+        averaged, trained = map(list, zip(*pairs, strict=True))
+        move(averaged, trained, average.n_averaged)
+    average.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return (tensor.detach() for tensor in chain(model.parameters(), model.buffers()))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from experiments.tasks.registry import build_task
 from experiments.training import groups, optimizers, weights
 from experiments.training.schedule import GroupSchedule
 
+MOST_SHOWN = 2000  # steps in a picture, evenly spaced
+
 
 def preview(config: Config, data_root: Path) -> list[str]:
     """Lines of text, made by all that a training checks before its first step.
@@ -46,8 +48,9 @@ def picture(config: Config, steps_per_epoch: int) -> list[str]:
     if plateau := schedule.waits_for:
         return [f"learning rate {spec.lr:g} until {plateau.metric} stops improving"]
     rates = GroupSchedule(config, steps_per_epoch)
-    last = steps_per_epoch * config.epochs - 1
-    values = [rates.values(step)["lr"] for step in range(last + 1)]
+    steps = steps_per_epoch * config.epochs
+    shown = [*range(0, steps - 1, -(-steps // MOST_SHOWN)), steps - 1]
+    values = [rates.values(step)["lr"] for step in shown]
     said = f"{schedule.name}, from {values[0]:.3g} to {values[-1]:.3g} in the last step"
     return [f"learning rate: {said}", *terminal.curve(values)]
 

@@ -1,7 +1,8 @@
 """A user's own model, optimizer, data and task, each on a real Slurm; and jobs that cannot begin.
 
 The user starts commands in a folder with a space in its name, and has the YAML files in another
-one. What is theirs is what docs/adding.md prints.
+one. What is theirs is what docs/adding.md prints, and Fashion-MNIST: its first images where
+Debian's dataset-fashion-mnist is installed, or torchvision has put it into DATA_ROOT.
 """
 
 import os
@@ -11,11 +12,12 @@ import sys
 
 import pytest
 import yaml
+from support.fashion_mnist import write_few
 from support.harness import DIGITS, REPOSITORY, SMALL
 from support.own_code import names, write_lab, write_pets
 
 from experiments.runs import attempts
-from experiments.runs.metrics import read_json
+from experiments.runs.metrics import read_json, read_metrics
 from slurm.jobs import submitted
 from slurm.status import collect
 
@@ -25,6 +27,46 @@ SETUP = "[export OMP_NUM_THREADS=1, cd /]"
 TIMM = (
     "{constructor: timm.create_model, model_name: vit_tiny_patch16_224, img_size: 8, "
     "patch_size: 4, depth: 2}"
+)
+
+
+FASHION = """\
+task: image_classification
+dataset:
+  name: fashion
+  constructor: torchvision.datasets.FashionMNIST
+  validation_size: 0
+  crop_padding: 2
+  flip: true
+  channels: 3
+model:
+  constructor: torchvision.models.VisionTransformer
+  image_size: 28
+  patch_size: 7
+  num_layers: 2
+  num_heads: 2
+  hidden_dim: 32
+  mlp_dim: 64
+epochs: 1
+batch_size: 64
+schedule: {name: cosine}
+best_epoch_split: test
+optimizers:
+  sign:
+    constructor: mylab.sign.SignDescent
+    lr: 0.001
+    weight_decay: 0.01
+    weight_decay_divided_by_lr: false
+  adahessian:
+    constructor: adahessian.AdaHessian
+    lr: 0.15
+    weight_decay: 5e-4
+    weight_decay_divided_by_lr: true
+    curvature: finite_difference
+"""
+CLOTHES = (
+    "{name: clothes, root: clothes, validation_size: 0, crop_padding: 0, flip: true, "
+    "image_size: 24, resize_size: 28}"
 )
 
 
@@ -90,6 +132,40 @@ def test_what_is_ones_own_is_trained_there(lab, folder, tmp_path):
         assert session["job"] == row.job
         config = lab.root / row.run / "config.yaml"
         assert shlex.split(session["command"])[2:] == ["experiments.run", str(config)]
+
+
+def test_fashion_mnist_by_a_vit_and_by_timm_and_as_a_folder(lab, tmp_path, monkeypatch):
+    write_few(tmp_path / "data")  # before DATA_ROOT is another
+    folder = tmp_path / "my lab"
+    folder.mkdir()
+    write_lab(folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "data"))
+    vit, timm, clothes = (tmp_path / f"{name}.yaml" for name in ("vit", "timm", "clothes"))
+    base = yaml.safe_load(FASHION)
+    for path, more in {
+        vit: {},
+        timm: {"model": {"constructor": "timm.create_model", "model_name": "resnet10t"}},
+        clothes: {
+            "dataset": yaml.safe_load(CLOTHES),
+            "model": base["model"] | {"image_size": 24, "patch_size": 6},
+        },
+    }.items():
+        path.write_text(yaml.safe_dump(base | more), encoding="utf-8")
+    send(lab, vit, "optimizer=sign,adahessian")
+    send(lab, timm, "optimizer=adahessian")
+    send(lab, clothes, "optimizer=sign")
+    rows = wait_for_states(lab, *["done"] * 4)
+    assert sorted(row.run.rsplit("/", 1)[0] for row in rows) == [
+        "clothes/VisionTransformer/sign",
+        "fashion/VisionTransformer/adahessian",
+        "fashion/VisionTransformer/sign",
+        "fashion/resnet10t/adahessian",
+    ]
+    for row in rows:
+        (metrics,) = read_metrics(lab.root / row.run / "metrics.jsonl")
+        assert metrics["step"] == 512 / 64
+        assert (128 * metrics["test/accuracy"]).is_integer()
 
 
 def test_a_setup_that_fails_says_which_line(lab):

@@ -11,7 +11,7 @@ from tools import import_graph
 
 GRAPH = import_graph.read()
 
-# Top down. A room may import from its own floor (without a circle) and from those below it.
+# Top down. A room may import from its own floor (without a cycle) and from those below it.
 FLOORS = (
     {
         "run",
@@ -59,9 +59,9 @@ def test_every_room_is_on_a_floor():
     assert names - set.union(*FLOORS) == set()
 
 
-def test_no_circle_of_modules_or_rooms():
-    assert import_graph.circles(GRAPH.modules) == []
-    assert import_graph.circles(GRAPH.rooms) == []
+def test_no_cycle_of_modules_or_rooms():
+    assert import_graph.cycles(GRAPH.modules) == []
+    assert import_graph.cycles(GRAPH.rooms) == []
 
 
 def test_no_import_goes_up():
@@ -138,10 +138,10 @@ class TestGraph:
         assert graph.modules["experiments.a.one"] == {"adahessian.step", "experiments.b.two"}
         assert graph.foreign["adahessian"] == {"torch"}
 
-    def test_finds_circles_and_floors(self, graph):
-        circle = {"experiments.a", "experiments.b"}
-        assert import_graph.circles(graph.rooms) == [circle]
-        assert import_graph.circles(graph.modules) == [{"experiments.a.one", "experiments.b.two"}]
+    def test_finds_cycles_and_floors(self, graph):
+        cycle = {"experiments.a", "experiments.b"}
+        assert import_graph.cycles(graph.rooms) == [cycle]
+        assert import_graph.cycles(graph.modules) == [{"experiments.a.one", "experiments.b.two"}]
         floors = import_graph.floors(graph.rooms)
         assert floors["adahessian"] == 1 and floors["slurm"] == 5
         assert floors["experiments.a"] == floors["experiments.b"] == 3

@@ -61,7 +61,7 @@ def nothing_is_written(tmp_path, monkeypatch):
         (["epochs={a: b: c}"], "not valid YAML: line 1, column"),
         (["batch_size=5000"], "batch_size = 5000: the training set has 1297 images"),
         (["seed=3-1"], "seed = '3-1': 1 is below 3"),
-        (["seed=1-99999999999"], "99999999999 seeds, and 10000 may be"),
+        (["seed=1-99999999999"], "99999999999 seeds, at most 10000"),
         (["optimizers.lion.betas=0.9"], "no optimizer 'lion'; known: sgd, adam, adamw, adahessian"),
         (["optimizers.sdg.lr=0.9"], "'optimizers.sdg.lr': no optimizer 'sdg'; did you mean 'sgd'?"),
         (["optimizers.sgd.constructor=..a"], "'..a' cannot be imported: no dotted path"),

@@ -1,9 +1,12 @@
 import argparse
+import importlib
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
@@ -56,6 +59,31 @@ def test_an_option_of_earlier_says_what_to_write_now(capsys):
     assert capsys.readouterr().err == "error: --old is gone: write new=VALUE\n"
 
 
+COMMANDS = sorted(
+    ".".join(path.with_suffix("").parts[-2:])
+    for folder in ("experiments", "slurm")
+    for path in (REPOSITORY / folder).glob("*.py")
+    if "cli.execute(" in path.read_text("utf-8") and path.name != "cli.py"
+)
+
+
+@pytest.mark.parametrize("columns", [40, 100])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_keeps_the_paragraphs_and_lists_of_a_docstring(name, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    module = importlib.import_module(name)
+    with pytest.raises(SystemExit) as ended:
+        module.main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    if "description=__doc__" in Path(module.__file__).read_text("utf-8"):
+        begun = re.findall(r"(?:\A|\n\n|\n(?=- ))(\S+ \S+)", module.__doc__)
+        assert len(begun) > 1
+        assert all(f"\n{words}" in shown for words in begun)
+    usage, text = shown.split("\n\n", 1)
+    assert not [line for line in text.splitlines() if len(line) > columns and " " in line.strip()]
+
+
 def test_a_reader_that_leaves_is_no_error():
     script = (
         "import argparse, sys; from experiments import cli\n"
@@ -87,6 +115,35 @@ def test_output_that_cannot_be_written_is_an_error_of_one_line():
     done = python(PRINT, ">/dev/full")
     assert done.returncode == 1
     assert done.stderr == b"error: cannot write: No space left on device\n"
+
+
+DIGITS_ONCE = [str(DIGITS), "optimizer=sgd", "epochs=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("experiments.run", DIGITS_ONCE),
+        ("experiments.paper_table", ["table8", "--dataset", "digits"]),
+        ("experiments.figures", []),
+        ("experiments.export", ["--to", "root"]),
+        ("experiments.corpora", ["catalogues"]),
+        ("slurm.submit", [*DIGITS_ONCE, "--profile", "local"]),
+    ],
+)
+def test_a_place_that_takes_no_file_is_one_line(name, words, tmp_path, monkeypatch, capsys):
+    """Read-only, of another user, full or no folder: what root meets, too, is a file."""
+    root = tmp_path / "root"
+    root.write_text("", encoding="utf-8")
+    finish_run(tmp_path / "runs", small_config(), [0.5])
+    for variable in ("RUNS_ROOT", "DATA_ROOT"):
+        monkeypatch.setenv(variable, str(root))
+    if name == "experiments.export":
+        monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
+        words = [str(root) if word == "root" else word for word in words]
+    assert importlib.import_module(name).main(words) in (1, 2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and f"{root}/" in last and "Not a directory" in last
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full"])

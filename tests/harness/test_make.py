@@ -1,7 +1,10 @@
 """What `make` does with the words on its command line; nothing is trained."""
 
+import os
 import re
+import shutil
 import subprocess
+import sys
 
 import pytest
 from support.harness import REPOSITORY
@@ -51,3 +54,31 @@ def test_help_lists_every_target():
     phony = makefile.rpartition(".PHONY:")[2].split()
     named = {name for name in phony if not name.startswith("$")}
     assert named <= listed
+
+
+UV = """#!/bin/sh
+echo begin >>log
+sleep 0.5
+echo end >>log
+"""
+
+
+def test_two_makes_in_a_fresh_clone_install_once(tmp_path):
+    """The second one waits for the first. What they install with is no uv but notes its calls."""
+    clone = tmp_path / "a cloné"
+    (clone / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, clone)
+    (clone / "bin" / "uv").write_text(UV, encoding="utf-8")
+    (clone / "bin" / "uv").chmod(0o755)
+    environment = os.environ | {"PATH": f"{clone / 'bin'}:{os.environ['PATH']}"}
+    words = ["make", "setup", f"PYTHON={sys.executable}"]
+    both = [
+        subprocess.Popen(words, cwd=clone, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = "".join(one.communicate(timeout=100)[0] for one in both)
+    assert [one.returncode for one in both] == [0, 0]
+    assert said.count("Installing") == said.count("waiting") == 1
+    assert (clone / "log").read_text(encoding="utf-8") == "begin\nend\n"
+    assert (clone / ".venv/.ready").exists() and (clone / ".venv/bin/python").exists()

@@ -43,7 +43,12 @@ class Calls:
     def watched(self) -> Iterator[None]:
         """Watch the calls of this process."""
         originals = {name: getattr(os, name) for name in NAMES}
-        opened = pathlib.Path.open
+        opened, opened_low = pathlib.Path.open, os.open
+
+        def open_low(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+            if flags & os.O_CREAT:
+                self.made("open", os.path.abspath(path))
+            return opened_low(path, flags, *arguments, **named)
 
         def watch(name: str) -> Callable:
             def call(place: Any, *arguments: Any, **named: Any) -> Any:
@@ -58,13 +63,13 @@ class Calls:
 
         for name in NAMES:
             setattr(os, name, watch(name))
-        pathlib.Path.open = open_watched
+        pathlib.Path.open, os.open = open_watched, open_low
         try:
             yield
         finally:
             for name in NAMES:
                 setattr(os, name, originals[name])
-            pathlib.Path.open = opened
+            pathlib.Path.open, os.open = opened, opened_low
 
 
 class _File:

@@ -78,7 +78,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint(full_disk):
     checkpoint.save(full_disk, {"number": 1})
     too_much = {"number": 2, "data": torch.zeros(100_000)}
     with pytest.raises(
-        StorageError, match="full/checkpoint.pt: No space left on device; the last good"
+        StorageError, match="full/checkpoint.pt: No space left on device. What was saved"
     ):
         checkpoint.save(full_disk, too_much)
     assert [path.name for path in full_disk.iterdir()] == ["checkpoint.pt"]

@@ -1,5 +1,6 @@
 """Policies, erasing, mixing, label smoothing and averages: equal draws, and what they are."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from support.harness import interrupted, small_config, until_done
 from support.photographs import small_config as folder_config
 from support.photographs import write_imagenet
 from support.training import assert_equal, result, train_here
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms import v2
 
 from experiments.errors import UserError
@@ -20,6 +22,7 @@ from experiments.tasks.image_classification import augmentation
 from experiments.tasks.image_classification.augmentation import Mix, Transform, draw_mix
 from experiments.tasks.image_classification.config import Augmentation
 from experiments.training import loop
+from experiments.training.evaluation import build_average, update_average
 from experiments.training.restore import restore
 
 CPU = torch.device("cpu")
@@ -229,6 +232,24 @@ def test_an_average_is_that_of_its_formula_and_is_what_is_evaluated(tmp_path, mo
     weights = torch.load(plain.path / "checkpoint.pt", weights_only=True)["model"]
     for state in kept.values():
         assert all(map(torch.equal, weights.values(), state["model"].values()))
+
+
+def test_the_average_is_bitwise_torchs():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    model.register_buffer("short", torch.ones(3, dtype=torch.float16))
+    config = small_config(AVERAGES[0])
+    average = build_average(config, model, torch.optim.SGD(model.parameters()))
+    expected = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for step in range(1, 8):
+        with torch.no_grad():
+            for tensor in itertools.chain(model.parameters(), model.buffers()):
+                tensor += (torch.randn(tensor.shape) * 5).to(tensor.dtype)
+        update_average(average, model, config, step, 10)
+        expected.update_parameters(model)
+        found = average.state_dict()
+        assert found.keys() == expected.state_dict().keys()
+        assert all(map(torch.equal, found.values(), expected.state_dict().values()))
 
 
 @pytest.mark.parametrize(

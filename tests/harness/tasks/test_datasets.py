@@ -1,12 +1,11 @@
-import gzip
 import hashlib
 import pickle
 import socket
-import struct
 
 import numpy as np
 import pytest
 import torch
+from support.fashion_mnist import write_idx
 from support.harness import REPOSITORY
 
 from experiments.errors import UserError
@@ -139,13 +138,6 @@ def test_a_failing_download_is_told(tmp_path, monkeypatch):
 
 
 # -------------------------------------------------------------------------------- Fashion-MNIST
-
-
-def write_idx(path, values):
-    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
-    content = header + values.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
 @pytest.fixture

@@ -21,12 +21,18 @@ from experiments.runs.directory import RunDirectory
 from experiments.tasks import registry
 from experiments.training import loop
 
-SETTINGS = ("epochs=2", "batch_size=25", "checkpoint_every_steps=1", "optimizers.sgd.momentum=0.9")
+SETTINGS = (
+    "epochs=2",
+    "batch_size=25",
+    "checkpoint_every_steps=1",
+    "log_every_steps=1",
+    "optimizers.sgd.momentum=0.9",
+)
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Two epochs of two steps, each of them saved: milliseconds."""
+    """Two epochs of two steps, each of them logged and saved: milliseconds."""
     monkeypatch.setitem(registry.TASKS, "regression", LINE)
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     monkeypatch.setattr(lease, "STALE_SECONDS", 0.1)
@@ -83,7 +89,7 @@ def check(root, config, whole):
     assert_equal(result(directory), whole[1])
     left = {path.name for path in directory.path.iterdir()}
     assert left <= {"DONE", "attempts.jsonl", "checkpoint.pt", "checkpoint.prev.pt", "config.yaml",
-                    "meta.json", "metrics.jsonl"} | aside(left)  # fmt: skip
+                    "meta.json", "metrics.jsonl", "steps.jsonl"} | aside(left)  # fmt: skip
     shutil.rmtree(root)
 
 

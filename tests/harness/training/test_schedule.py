@@ -208,4 +208,7 @@ def test_a_picture_is_that_of_the_runs_own_schedule():
     shown = picture(small_config("schedule={name: linear}", "epochs=50"), 10)
     assert shown[0] == "learning rate: linear, from 0.1 to 0.0002 in the last step"
     assert all(len(line) <= 72 for line in shown)
+    many = picture(small_config("schedule={name: linear}", f"epochs={10**9}"), 10)
+    assert many[0] == "learning rate: linear, from 0.1 to 1e-11 in the last step"
+    assert many[1:] == shown[1:]
     assert terminal.curve([0.0] * 10) and len(terminal.curve([1.0])) == 6

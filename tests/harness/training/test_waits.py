@@ -47,6 +47,4 @@ def test_a_step_of_the_harness(case, counted):
         if (number - 1) % LOGGED == 0:
             assert sum(n for name, n in waits.items() if name.startswith("tolist")) == 1
             waits = {n: c for n, c in waits.items() if not n.startswith(("tolist", "synchronize"))}
-        if "averaged" in case:  # torch's AveragedModel copies its counter to the device
-            waits = {name: n for name, n in waits.items() if not name.endswith("update_average")}
         assert waits == {}, f"step {number}"
