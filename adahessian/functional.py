@@ -72,7 +72,8 @@ def value_grad_and_hessian(
         else:
             grads = [torch.zeros_like(leaf) for leaf in leaves]
 
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    device = "cpu" if generator is None else generator.device
+    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=device))
     probes = Probes(leaves, seed=seed, step=0, num_samples=num_samples)
     diagonal = [torch.zeros_like(leaf) for leaf in leaves]
     for sample, z in enumerate(probes, 1):

@@ -118,14 +118,15 @@ def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Tensor:
 
     To look up eight signs takes less than half the time of making them one by one.
     """
-    bits = (torch.arange(256).unsqueeze(1) >> torch.arange(8)) & 1
-    return (2 * bits - 1).to(device, dtype)
+    octets, places = torch.arange(256, device=device), torch.arange(8, device=device)
+    return (2 * (octets.unsqueeze(1) >> places & 1) - 1).to(dtype)
 
 
 @lru_cache(maxsize=16)
 def _layout(words: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return, for each random word, its index within its tensor and the place of that tensor."""
-    empty = torch.empty(0, dtype=torch.int64)
-    word_index = torch.cat([torch.arange(first, last) for first, last in words] + [empty])
-    counts = torch.tensor([last - first for first, last in words], dtype=torch.int64)
-    return word_index.to(device), torch.repeat_interleave(counts).to(device)
+    cpu = torch.device("cpu")  # whatever the default device is
+    empty = torch.empty(0, dtype=torch.int64, device=cpu)
+    parts = [torch.arange(first, last, device=cpu) for first, last in words]
+    counts = torch.tensor([last - first for first, last in words], dtype=torch.int64, device=cpu)
+    return torch.cat([*parts, empty]).to(device), torch.repeat_interleave(counts).to(device)

@@ -1,7 +1,7 @@
 """What an optimizer counts and remembers: how it begins, and how files are taken over.
 
-The counters of a parameter's state stay on the CPU: a step must not wait for the device to read
-them.
+The counters of a parameter's state stay on the CPU, whatever torch's default device is: a step must
+not wait for the device to read them.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
@@ -63,7 +63,7 @@ def init_state(
     """
     if "step" not in state:
         for name in _COUNTS:
-            state[name] = torch.tensor(0.0, dtype=torch.float32)
+            state[name] = torch.zeros((), dtype=torch.float32, device="cpu")
         for name in ("exp_avg", hessian_average):
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
     for name in SUMS if with_sums else ():
@@ -131,7 +131,8 @@ def take_over(
             state.setdefault("num_refreshes", state["step"])
             state.setdefault("last_refresh", state["step"])
             for name in _COUNTS:
-                state[name] = torch.tensor(float(state[name]), dtype=torch.float32)
+                count = float(state[name])
+                state[name] = torch.tensor(count, dtype=torch.float32, device="cpu")
             if not is_ours:
                 group["step"] = max(group["step"], int(state["step"]))
 

@@ -148,7 +148,7 @@ def unexplained(after: Evaluation, before: Evaluation, width: float, eps: float)
     # A sharded parameter's gradient comes in another way than by a backward pass.
     sharded = any(map(is_sharded, after.slope.z))
     if sharded or not after.losses or len(after.losses) != len(before.losses):
-        return torch.zeros(())
+        return torch.zeros_like(after.slope.along)
     second, first = torch.stack(after.losses), torch.stack(before.losses)
     along = after.slope.along + before.slope.along
     change = (second - first).sum() - width / 2 * along.to(second)

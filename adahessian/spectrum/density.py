@@ -53,7 +53,7 @@ def lanczos_quadrature(
     check_positive("num_repeats", num_repeats)
     steps = min(num_lanczos_steps, matvec.size)
     report = Counter(progress, steps * num_repeats)
-    nodes = torch.zeros(num_repeats, steps, dtype=torch.float64)
+    nodes = torch.zeros(num_repeats, steps, dtype=torch.float64, device="cpu")
     weights = torch.zeros_like(nodes)  # a sequence that ends early leaves zeros behind it
     basis = KrylovBasis(matvec, steps, on_host=on_host, seed=seed)
     for repeat in range(num_repeats):
@@ -111,7 +111,8 @@ def smooth(
     low, high = float(present.min()), float(present.max())
     if width is None:
         width = (high - low) / 100 or 0.01 * abs(high) or 0.01
-    grid = torch.linspace(low - 6 * width, high + 6 * width, num_points, dtype=torch.float64)
+    ends = low - 6 * width, high + 6 * width
+    grid = torch.linspace(*ends, num_points, dtype=torch.float64, device=nodes.device)
     bumps = torch.exp(-0.5 * ((grid - nodes.unsqueeze(-1)) / width) ** 2)
     density = (weights.unsqueeze(-1) * bumps).sum((0, 1)) / len(nodes)
     return grid, density / (width * math.sqrt(2 * math.pi))

@@ -167,7 +167,7 @@ def _sampled_products(
 
 def _mean(samples: Sequence[float]) -> tuple[float, float]:
     """Return the mean and its standard error."""
-    values = torch.tensor(samples, dtype=torch.float64)
+    values = torch.tensor(samples, dtype=torch.float64, device="cpu")
     error = float(values.std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.inf
     return float(values.mean()), error
 

@@ -40,9 +40,10 @@ class KrylovBasis:
         """Forget all vectors, but not which random ones have been used."""
         self._size = 0  # vectors there are, the last one possibly not yet multiplied
         self.num_products = 0
-        self._projected = torch.zeros(self._capacity + 1, self._capacity, dtype=torch.float64)
+        on_cpu = {"dtype": torch.float64, "device": "cpu"}
+        self._projected = torch.zeros(self._capacity + 1, self._capacity, **on_cpu)
         # Norms of the parts of A·q that restarts have dropped.
-        self._dropped = torch.zeros(self._capacity, dtype=torch.float64)
+        self._dropped = torch.zeros(self._capacity, **on_cpu)
 
     @property
     def full(self) -> bool:

@@ -5,6 +5,7 @@ import warnings
 from typing import NamedTuple
 
 import torch
+from support.device import device
 from support.torch_test_suite import common_methods_invocations
 from torch.utils import _pytree as pytree
 
@@ -38,7 +39,7 @@ def differentiable():
 
 def samples_of(op, number):
     """Return some of an operator's samples, spread over all of them."""
-    found = itertools.islice(op.sample_inputs("cpu", torch.float64, requires_grad=True), 400)
+    found = itertools.islice(op.sample_inputs(device(), torch.float64, requires_grad=True), 400)
     small = [s for s in found if sum(t.numel() for t in _tensors(s)) < LARGEST]
     return small[:: max(1, len(small) // number)][:number]
 

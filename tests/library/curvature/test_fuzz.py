@@ -176,6 +176,7 @@ def build(description):
     return model, x, LOSSES[loss]
 
 
+@torch.backends.cudnn.flags(enabled=False)  # whose recurrent layers have no second derivative
 def products(description):
     """Return the model, both products and the gradient, each by parameter."""
     model, x, loss = build(description)
@@ -203,8 +204,7 @@ def products(description):
     random_after = random_state()
     rewind()
     exactly = DoubleBackward(lambda: closure(create_graph=True), params, probe)
-    with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have none
-        exactly.evaluate()
+    exactly.evaluate()
     exact = exactly.product(probe.keep()[0])
     rewind()
     difference = FiniteDifference(closure, params, check=True)
