@@ -180,7 +180,7 @@ class Job:
     title: str
     gpus: Sequence[str]
     bar: bool
-    until: int | None
+    until: int | None = None
 
 
 def _train_in_processes(todo: Sequence[Todo], jobs: int | None) -> int:

@@ -121,7 +121,8 @@ def rule(results: BenchmarkResults) -> str:
         f"the chance that any win is called wrongly is at most {LEVEL:.0%}."
     )
     if studies < (needed := studies_needed(rows)):
-        text += f" {studies} studies of {rows} rows can tell nothing apart: that takes {needed}."
+        count = "1 study" if studies == 1 else f"{studies} studies"
+        text += f" {count} of {rows} rows can tell nothing apart: that takes {needed} studies."
     return text
 
 
