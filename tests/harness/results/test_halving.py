@@ -178,6 +178,25 @@ def test_survivors_do_not_depend_on_the_order_of_the_training(tmp_path):
     assert found[0] == found[1] == found[2]
 
 
+def test_each_comparison_is_at_its_own_epoch(tmp_path):
+    """Of three that go on, the last at the first comparison is the best at the second."""
+    path, root = write(tmp_path, BENCHMARK), tmp_path / "runs"
+    (bracket,) = select_brackets([path], ["optimizer=sgd", "seed=1"])
+    places = [run.place for run in bracket.runs]
+
+    def curve(run):
+        number = places.index(run.place) if run.place in places else 0
+        first, later = 0.1 + number / 100, 0.9 - number / 100
+        return [first, first, later, *[first] * 6]
+
+    trained = train(path, root, curve)
+    assert [trained[place] for place in places] == [1] * 6 + [9, 3, 3]
+    for planned in bracket.runs:  # whatever else is known of them
+        record(root, planned, curve(planned), 9)
+    far = limits([bracket], root)
+    assert [far[place] for place in places] == [Limit(n, True) for n in [1] * 6 + [9, 3, 3]]
+
+
 def test_a_comparison_waits_for_every_trial(tmp_path):
     path, root = write(tmp_path, BENCHMARK), tmp_path / "runs"
     brackets = select_brackets([path], ["optimizer=sgd", "seed=1"])
