@@ -108,13 +108,11 @@ class AdaHessian(Optimizer):
         max_grad_norm: clip the gradient, over all groups together, to this norm. Clipping has its
             place here because the curvature must not be clipped: within a closure it would
             scale the second gradient of a finite difference as well.
-        second_moment: what v averages, and the denominator with it; the rules that others published
-            on the same curvature (docs/rules.md). "rms": d², as above. "mean_abs": \|d\|, with
-            v̂^hessian_power + eps (Sassha). "signed": d with its sign, with max(v̂, 0)^hessian_power
-            and at least eps (Sophia); needs ``averaging="signed"`` and nearly always
-            ``update_clip``. Cannot be changed during training.
-        bias_correction: of the averages: "refreshes", as above; "steps", where v̂ = v / (1 − β₂ˢ)
-            with the s steps until the last refresh (Sassha); None, m̂ = m and v̂ = v (Sophia).
+        second_moment: what v averages, and the denominator with it: "rms", as above, "mean_abs"
+            (Sassha) or "signed" (Sophia), which needs ``averaging="signed"`` and nearly always
+            ``update_clip``. docs/rules.md has the formulas. Cannot be changed during training.
+        bias_correction: of the averages: "refreshes", as above, "steps" (Sassha) or None (Sophia);
+            docs/rules.md.
         update_clip: bound of each element of m̂ / denominator; None for none. An element then moves
             by at most lr · update_clip, besides the weight decay.
         process_group: average gradient and H·z over these processes, each of which has computed

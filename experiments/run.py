@@ -12,16 +12,19 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from experiments import cli
 from experiments.config.experiment import Config
 from experiments.errors import UserError
-from experiments.plans.select import select
+from experiments.plans.brackets import Bracket
+from experiments.plans.select import runs_of, select_brackets
 from experiments.plans.settings import split_words
+from experiments.results.halving import limits
 from experiments.results.paper_tables import have_result
 from experiments.runs.directory import RunDirectory
 from experiments.runs.labels import titles
@@ -72,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     if parsed.jobs is not None and parsed.jobs < 1:
         raise UserError(f"--jobs {parsed.jobs}: must be 1 or more")
-    planned = select(*split_words(parsed.words))
+    brackets = select_brackets(*split_words(parsed.words))
+    planned = runs_of(brackets)
     for run in planned:
         optimizers.check(run.config)
     known = have_result(planned, runs_root())
@@ -80,36 +84,81 @@ def _run(parsed: argparse.Namespace) -> int:
         say(f"{len(known)} runs of tables have a result already")
     configs = [run.config for run in planned if run.place not in known]
     todo = [
-        (config, title)
+        Todo(RunDirectory(runs_root(), config), title)
         for config, title in zip(configs, titles(configs), strict=True)
-        if distributed.world_size() > 1 or not say_if_done(RunDirectory(runs_root(), config))
     ]
+    todo = [one for one in todo if distributed.world_size() > 1 or not say_if_done(one.directory)]
     if parsed.dry_run:
-        return _show(todo)
-    if len(todo) < 2 or distributed.world_size() > 1:
-        _say_what_is_idle(todo)
-        code = max([train_unless_done(config, title=title) for config, title in todo], default=0)
-    else:
-        code = _train_in_processes(todo, parsed.jobs)
+        return _show(_due(todo, brackets, {}))
+    code = _train_all(todo, brackets, parsed.jobs)
     if todo and code == 0 and distributed.is_main():
         say(f"done: results are below {runs_root()}; make report shows them, make evaluate one")
     return code
 
 
-def _show(todo: Sequence[tuple[Config, str]]) -> int:
+@dataclass(frozen=True)
+class Todo:
+    """A run that is not done.
+
+    Attributes:
+        directory: where it is recorded.
+        title: among the runs of the command.
+        until: epochs after which it is to pause; None: all of them.
+    """
+
+    directory: RunDirectory
+    title: str
+    until: int | None = None
+
+    @property
+    def config(self) -> Config:
+        return self.directory.config
+
+
+def _show(todo: Sequence[Todo]) -> int:
     """Print what a training of each run would be, what is said already only once."""
     said = None
-    for config, title in todo:
-        lines = preview(config, data_root())
-        print(*([f"{title}: as above"] if lines == said else [title, *lines]), sep="\n")
+    for one in todo:
+        lines = preview(one.config, data_root())
+        print(*([f"{one.title}: as above"] if lines == said else [one.title, *lines]), sep="\n")
         said = lines
     return 0
 
 
-def _say_what_is_idle(todo: Sequence[tuple[Config, str]]) -> None:
+def _train_all(todo: Sequence[Todo], brackets: Sequence[Bracket], jobs: int | None) -> int:
+    """Train until nothing is due any more, comparison by comparison where trials are halved."""
+    code, tried = 0, {}
+    while due := _due(todo, brackets, tried):
+        tried |= {one.directory.path: one.until for one in due}
+        if len(due) < 2 or distributed.world_size() > 1:
+            _say_what_is_idle(due)
+            for one in due:
+                code = max(code, train_unless_done(one.config, title=one.title, until=one.until))
+        else:
+            code = max(code, _train_in_processes(due, jobs))
+    return code
+
+
+def _due(
+    todo: Sequence[Todo], brackets: Sequence[Bracket], tried: Mapping[Path, int | None]
+) -> list[Todo]:
+    """The runs that can go on now, and how far; what was tried before is not tried again."""
+    found = []
+    places = limits(brackets, runs_root())
+    for one in todo:
+        epochs = places[one.directory.path.relative_to(runs_root())].epochs
+        until = epochs if epochs < one.config.epochs else None
+        path = one.directory.path
+        if (path in tried and tried[path] == until) or (until and one.directory.has_come(until)):
+            continue
+        found.append(replace(one, until=until))
+    return distributed.broadcast(found) if tried else found
+
+
+def _say_what_is_idle(todo: Sequence[Todo]) -> None:
     """That a single run on a CPU leaves cores alone, where nobody has decided on its threads."""
     alone = len(todo) == 1 and distributed.world_size() == 1 and VARIABLE not in os.environ
-    if alone and cores() > 1 and build_device(todo[0][0]).type == "cpu":
+    if alone and cores() > 1 and build_device(todo[0].config).type == "cpu":
         say(
             f"one run with one thread, of {cores()} cores; {VARIABLE}=N trains it with N, "
             "with results that differ by rounding"
@@ -124,21 +173,23 @@ class Job:
         config, title: of the run.
         gpus: what CUDA_VISIBLE_DEVICES may be, by slot; empty on a CPU.
         bar: whether the terminal is the process's own.
+        until: as in `Todo`.
     """
 
     config: Config
     title: str
     gpus: Sequence[str]
     bar: bool
+    until: int | None = None
 
 
-def _train_in_processes(todo: Sequence[tuple[Config, str]], jobs: int | None) -> int:
-    gpus = _gpus() if any(build_device(config).type == "cuda" for config, _ in todo) else []
+def _train_in_processes(todo: Sequence[Todo], jobs: int | None) -> int:
+    gpus = _gpus() if any(build_device(one.config).type == "cuda" for one in todo) else []
     threads = threads_per_run()
     jobs = min(jobs or len(gpus) or max(cores() // threads, 1), len(todo))
     each = "" if gpus else f", {threads} thread{'s' if threads > 1 else ''} each"
     say(f"{len(todo)} runs, {jobs} at a time{each}")
-    items = [Job(config, title, gpus, bar=jobs == 1) for config, title in todo]
+    items = [Job(one.config, one.title, gpus, jobs == 1, one.until) for one in todo]
     # torch imports its compiler, as long as itself, when the first optimizer is made.
     preload = ["experiments.training.session", "torch._dynamo"]
     return max(run_each(_train_one, items, jobs, preload, _say_if_killed))
@@ -160,7 +211,7 @@ def _train_one(job: Job, slot: int) -> int:
 
     def train() -> int:
         try:
-            return train_unless_done(job.config, title=job.title)
+            return train_unless_done(job.config, title=job.title, until=job.until)
         except Stopped as stop:  # the parent says it, once
             return stop.exit_code
 

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ class Job:
         name: of a job with a single run; the members of an array are submitted under a common one.
         folder: where it was submitted, to which a relative path in a configuration refers; the
             code comes from a copy, in which Python has started.
+        until: of each run the epochs after which it is to pause; empty or None: none.
     """
 
     configs: list[str]
@@ -32,6 +33,7 @@ class Job:
     data_root: str
     name: str = ""
     folder: str = ""
+    until: Sequence[int | None] = ()
 
     def __call__(self) -> None:
         # submitit's handler, where it runs this: it asks Slurm (or the local controller) for a
@@ -44,7 +46,8 @@ class Job:
                 os.chdir(self.folder)
         _rename_member(self.name)
         _export_ranks()
-        failed = [path for path in self.configs if _train(path, requeue)]
+        until = self.until or [None] * len(self.configs)
+        failed = [p for p, u in zip(self.configs, until, strict=True) if _train(p, requeue, u)]
         if failed:
             raise SystemExit(f"failed: {', '.join(failed)}")
 
@@ -55,8 +58,12 @@ class Job:
         return DelayedSubmission(self)
 
 
-def _train(path: str, requeue: Callable[[int, None], None]) -> int:
-    """Train one run; returns its exit code, or leaves the process to be started again."""
+def _train(path: str, requeue: Callable[[int, None], None], until: int | None) -> int:
+    """Train one run, or pause after so many epochs.
+
+    Returns:
+        Its exit code; or it leaves the process, to be started again.
+    """
     # torch takes seconds to import: time in which submitit already answers signals.
     from experiments.errors import FAILED, USER_ERROR, UserError
     from experiments.plans.load import load
@@ -83,7 +90,7 @@ def _train(path: str, requeue: Callable[[int, None], None]) -> int:
         config = load(path)
         if not done.exists() and hopeless():
             return FAILED
-        return train_unless_done(config, wait=True)
+        return train_unless_done(config, wait=True, until=until)
     except stopping.Stopped as stop:
         say(str(stop))
         if (

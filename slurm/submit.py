@@ -16,16 +16,18 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from experiments import cli
 from experiments.config.experiment import write_yaml
 from experiments.errors import UserError
-from experiments.plans.select import select
+from experiments.plans.select import runs_of, select_brackets
 from experiments.plans.settings import split_words
+from experiments.results.halving import Limit, limits
 from experiments.results.paper_tables import have_result
 from experiments.runs.directory import RunDirectory
 from experiments.runs.labels import titles
@@ -68,9 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _submit(parsed: argparse.Namespace) -> None:
     profile = load_profile(parsed.profile)
-    planned = select(*split_words(parsed.words))
+    brackets = select_brackets(*split_words(parsed.words))
+    planned = runs_of(brackets)
     runs = [RunDirectory(runs_root(), run.config) for run in planned]
-    submit(runs, profile, parsed.dry_run, have_result(planned, runs_root()))
+    known, far = have_result(planned, runs_root()), limits(brackets, runs_root())
+    submit(runs, profile, parsed.dry_run, known, far)
+    if not all(limit.is_final for limit in far.values()):
+        print("trials are compared when these have ended: the same command then sends what goes on")
 
 
 def submit(
@@ -78,6 +84,7 @@ def submit(
     profile: Profile,
     dry_run: bool,
     elsewhere: Collection[Path] = (),
+    far: Mapping[Path, Limit] = MappingProxyType({}),
 ) -> None:
     """Send the runs that need it, and say so of each.
 
@@ -86,6 +93,7 @@ def submit(
         profile: where to.
         dry_run: show what would be sent instead.
         elsewhere: places of runs whose results are known without their directories.
+        far: how far each run is to be trained, by its place; others to their end.
 
     Raises:
         UserError: a run cannot work, or the cluster does not answer or refuses.
@@ -95,11 +103,17 @@ def submit(
     for path, problem in problems.items():
         print(f"taken for not submitted: {path} ({problem})", file=sys.stderr)
     known = jobs.slurm_jobs({one.job for one in last.values() if one.cluster == "slurm"})
-    missing = []
+    missing, until = [], {}
     for run in runs:
         reason = why_not(run, last.get(run.path), known)
-        if reason is None and run.path.relative_to(runs_root()) in elsewhere:
+        place = run.path.relative_to(runs_root())
+        if reason is None and place in elsewhere:
             reason = "its result is known"
+        if (limit := far.get(place)) and limit.epochs < run.config.epochs:
+            until[run.path] = limit.epochs
+            if reason is None and run.has_come(limit.epochs):
+                others = "stopped by halving" if limit.is_final else "waits for other trials"
+                reason = f"{others} after epoch {limit.epochs}"
         if reason:
             print(f"skipped, {reason}: {run.path}")
         else:
@@ -112,7 +126,7 @@ def submit(
         if dry_run:
             show(chunk, profile)
         else:
-            send(chunk, profile, code)
+            send(chunk, profile, code, until)
     if dry_run and (own := snapshot.packages(code)):
         print(f"copied for the jobs, beside this repository's code: {', '.join(own)}")
 
@@ -166,8 +180,19 @@ def why_not(
     return None
 
 
-def send(runs: Sequence[RunDirectory], profile: Profile, code: snapshot.Files) -> None:
-    """Submit runs, all of them at once, to run a copy of this code."""
+def send(
+    runs: Sequence[RunDirectory],
+    profile: Profile,
+    code: snapshot.Files,
+    until: Mapping[Path, int] = MappingProxyType({}),
+) -> None:
+    """Submit runs, all of them at once, to run a copy of this code.
+
+    Args:
+        runs, profile: which, and where to.
+        code: the copy.
+        until: epochs after which a run is to pause, by its directory.
+    """
     root = runs_root().absolute()
     folder = root / ".slurm" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(2)}"
     executor = None
@@ -181,7 +206,8 @@ def send(runs: Sequence[RunDirectory], profile: Profile, code: snapshot.Files) -
     parts = spread(runs, profile)
     calls = [
         Job([str((run.path / "config.yaml").absolute()) for run in part], str(root),
-            str(data_root().absolute()), names[part[0]] if len(part) == 1 else "", os.getcwd())
+            str(data_root().absolute()), names[part[0]] if len(part) == 1 else "", os.getcwd(),
+            tuple(until.get(run.path) for run in part))
         for part in parts
     ]  # fmt: skip
     if executor is None:

@@ -5,6 +5,7 @@
     target: {metric: test/METRIC, value: 0.9}   # as recorded, fixed before anything is run
     trials: 5                            # points of its space that each row may try in a study
     studies: 3                           # repetitions with other points and another seed
+    halving: {first: 2, factor: 3}       # optional: hopeless trials stop early, see `Halving`
     rows:
       sgd:
         constructor: torch.optim.SGD     # as in a configuration, all keys
@@ -36,9 +37,10 @@ from experiments.config.sections import (
     validate,
 )
 from experiments.errors import UserError, nearest
-from experiments.plans.load import load, read_document, resolve
-from experiments.plans.planned_run import PlannedRun, each_once
-from experiments.plans.search import Dimension, Search
+from experiments.plans.brackets import Bracket, halved
+from experiments.plans.load import find_file, load, read_document, resolve
+from experiments.plans.planned_run import PlannedRun
+from experiments.plans.search import Dimension, Halving, Search
 from experiments.plans.settings import Choice
 
 FOLDER = Path(__file__).parents[2] / "configs" / "benchmarks"
@@ -88,6 +90,7 @@ class Benchmark(Section):
     set: dict[str, Any] = {}
     method: Literal["sobol", "random"] = "sobol"
     seed: NotNegative = 0
+    halving: Halving | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Benchmark":
@@ -123,13 +126,9 @@ def find(name: str) -> Path:
     Raises:
         UserError: there is no such file, or it is no benchmark.
     """
-    files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-    path = files.get(name, Path(name))
-    if not path.is_file():
-        raise UserError(f"no benchmark '{name}', neither a file nor below configs/benchmarks/; "
-                        + nearest(name, files))  # fmt: skip
+    path = find_file(name, FOLDER, "benchmark")
     read(path)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return path
 
 
 def read(path: str | Path) -> Benchmark:
@@ -181,9 +180,18 @@ def _check_target(metric: str, config: Config, path: Path) -> None:
         raise UserError(f"{path}: target.metric = {metric}: {measured}")
 
 
-def runs_of(path: Path, choice: Choice) -> list[PlannedRun]:
-    """The runs of a benchmark's file, each once."""
-    return each_once([trial.run for trial in trials(read(path), path, choice)])
+def brackets(benchmark: Benchmark, path: Path, choice: Choice | None = None) -> list[Bracket]:
+    """The same trainings by what compares them: the trials of a row in a study."""
+    found = trials(benchmark, path, choice)
+    if benchmark.halving is None:
+        return [Bracket([[trial.run] for trial in found])]
+    studies: dict[tuple[str, int], list[list[PlannedRun]]] = {}
+    for trial in found:
+        studies.setdefault((trial.row, trial.study), []).append([trial.run])
+    return [
+        halved(runs, benchmark.halving, f"{path}, rows.{row}", benchmark.target.metric)
+        for (row, _), runs in studies.items()
+    ]
 
 
 def _points(benchmark: Benchmark, row: Row, study: int) -> Sequence[dict[str, Any]]:

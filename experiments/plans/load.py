@@ -31,6 +31,23 @@ def read_document(path: str | Path, kind: str = "configuration file") -> Any:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def find_file(name: str, folder: Path, kind: str) -> Path:
+    """A plan's file by its path, or by its name in the folder of its kind.
+
+    Args:
+        kind: what it is called in messages.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    files = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    path = files.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(f"no {kind} '{name}', neither a file nor below configs/{folder.name}/; "
+                        + nearest(name, files))  # fmt: skip
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 @lru_cache(maxsize=16)
 def _read_once(path: Path, *version: int) -> Any:
     """The runs of a sweep share their experiment's document; whoever changes it, changes a copy."""

@@ -1,5 +1,6 @@
 """A run that is to be: what it trains, and what sets it apart within its plan."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class PlannedRun:
         return path_of(self.config)
 
 
-def each_once(runs: list[PlannedRun]) -> list[PlannedRun]:
+def each_once(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The runs in their order, without those that came before under another name."""
     found: dict[Path, PlannedRun] = {}
     for run in runs:

@@ -8,6 +8,7 @@
         optimizer.lr: {log_uniform: [0.01, 1]}
         optimizer.weight_decay: {uniform: [0, 0.01]}
         optimizer.betas: {choices: [[0.9, 0.999], [0.9, 0.99]]}
+      halving: {first: 5, factor: 3}   # optional, see `Halving`
 
 The points are a function of this section: the same file asks for the same runs, so a search that
 was interrupted goes on, and one with more `trials` keeps the first ones. A key that is added to
@@ -15,7 +16,7 @@ the space or taken away changes all points.
 """
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +64,32 @@ class Dimension(Section):
         return min(max(float(f"{drawn:.{DIGITS}g}"), float(bounds[0])), float(bounds[1]))
 
 
+class Halving(Section):
+    """Successive halving (Jamieson and Talwalkar, 2016): hopeless trials are stopped early.
+
+    After `first` epochs, and again after `factor` times as many, the best of the trials that are
+    left go on, one in `factor` of them, rounded down, and at least one. The others stay where they
+    are. Every trial has the schedule of the whole training from its first step on.
+    """
+
+    first: Positive
+    """Epochs after which the trials are compared for the first time."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """One trial in so many goes on, and so many times the epochs come to the next comparison."""
+
+    def rungs(self, epochs: int) -> list[int]:
+        """The epochs after which trials are compared, in a training of so many."""
+        found, rung = [], self.first
+        while rung < epochs:
+            found.append(rung)
+            rung *= self.factor
+        return found
+
+    def kept(self, trials: int) -> int:
+        """How many of so many trials go on."""
+        return max(1, trials // self.factor)
+
+
 class Search(Section):
     """Points of a space."""
 
@@ -70,6 +97,7 @@ class Search(Section):
     space: dict[str, Dimension] = Field(min_length=1)
     method: Literal["sobol", "random"] = "sobol"
     seed: NotNegative = 0
+    halving: Halving | None = None
 
     def points(self) -> list[dict[str, Any]]:
         """The values of each trial by their keys, in the space's order; the same point once.

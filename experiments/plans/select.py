@@ -18,6 +18,7 @@ from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.plans import benchmarks, paper_tables, sweeps
+from experiments.plans.brackets import Bracket
 from experiments.plans.load import load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.plans.settings import Choice, parse_choice
@@ -29,10 +30,24 @@ def select(files: Sequence[str | Path], settings: Sequence[str] = ()) -> list[Pl
     Raises:
         UserError: a file or a setting is wrong, or they do not fit each other.
     """
+    return runs_of(select_brackets(files, settings))
+
+
+def select_brackets(files: Sequence[str | Path], settings: Sequence[str] = ()) -> list[Bracket]:
+    """The same runs by what compares them; one that several files ask for is in several brackets.
+
+    Raises:
+        UserError: as `select`.
+    """
     if not files:
         raise UserError("which runs? name a file: an experiment, a sweep, a benchmark or a table")
     choice = parse_choice(settings)
-    return each_once([run for path in files for run in _runs_of(Path(path), choice)])
+    return [one for path in files for one in _brackets_of(Path(path), choice)]
+
+
+def runs_of(brackets: Sequence[Bracket]) -> list[PlannedRun]:
+    """The runs of some brackets, each once."""
+    return each_once(run for one in brackets for run in one.runs)
 
 
 def is_table(path: str | Path) -> bool:
@@ -55,7 +70,7 @@ def _has(path: str | Path, key: str) -> bool:
     return isinstance(document, dict) and key in document
 
 
-def _runs_of(path: Path, choice: Choice) -> list[PlannedRun]:
+def _brackets_of(path: Path, choice: Choice) -> list[Bracket]:
     if is_table(path):
         request = paper_tables.find(str(path), choice.dataset)
         for block, config in request.absent.items():
@@ -64,11 +79,11 @@ def _runs_of(path: Path, choice: Choice) -> list[PlannedRun]:
     elif choice.dataset:
         raise UserError(f"dataset={choice.dataset} chooses where a table is made; {path} is none")
     elif is_benchmark(path):
-        found = benchmarks.runs_of(path, choice)
+        found = benchmarks.brackets(benchmarks.read(path), path, choice)
     elif is_sweep(path):
         found = sweeps.select_from([sweeps.read(path)], path, choice)
     else:
-        found = _runs_of_experiment(path, choice)
+        found = [Bracket([_runs_of_experiment(path, choice)])]
     return found
 
 

@@ -24,7 +24,8 @@ from pydantic import model_validator
 
 from experiments.config.sections import NotNegative, Section, validate
 from experiments.errors import UserError, nearest
-from experiments.plans.load import load_one, read_document, resolve
+from experiments.plans.brackets import Bracket, halved
+from experiments.plans.load import find_file, load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.plans.search import Search
 from experiments.plans.settings import Choice, parse_seeds
@@ -80,15 +81,11 @@ def find(name: str) -> Path:
     Raises:
         UserError: there is no such file, or it is no sweep.
     """
-    files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
-    path = files.get(name, Path(name))
-    if not path.is_file():
-        raise UserError(f"no sweep '{name}', neither a file nor below configs/sweeps/; "
-                        + nearest(name, files))  # fmt: skip
+    path = find_file(name, FOLDER, "sweep")
     document = read_document(path)
     if not isinstance(document, dict) or "config" not in document:
         raise UserError(f"{path} is no sweep: it has no `config`")
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return path
 
 
 def read(path: str | Path) -> Sweep:
@@ -130,8 +127,36 @@ def runs_of(sweep: Sweep, path: Path, choice: Choice | None = None) -> list[Plan
     return each_once(runs)
 
 
-def select_from(sweeps: Sequence[Sweep], path: Path, choice: Choice) -> list[PlannedRun]:
-    """The runs of the sweeps of one file that a command line chooses.
+def brackets(sweep: Sweep, path: Path, choice: Choice | None = None) -> list[Bracket]:
+    """The same runs by what compares them: the points of the search, everything else equal.
+
+    A point counts by its mean over the seeds, of the headline metric on the split that names the
+    best epoch.
+
+    Raises:
+        UserError: as `runs_of`, or a part of what is compared is chosen.
+    """
+    runs = runs_of(sweep, path, choice)
+    if sweep.search is None or sweep.search.halving is None:
+        return [Bracket([runs])]
+    space = sweep.search.space
+    if choice and choice.seeds:
+        raise UserError(f"seed cannot be set for {path}: halving compares means over its seeds")
+    if choice and choice.optimizers and "optimizer" in space:
+        raise UserError(f"optimizer cannot be set for {path}: halving compares its optimizers")
+    found: dict[str, dict[str, list[PlannedRun]]] = {}
+    for run in runs:
+        point = {key: value for key, value in run.settings.items() if key in space}
+        rest = {k: v for k, v in run.settings.items() if k not in (*space, "seed")}
+        found.setdefault(str(rest), {}).setdefault(str(point), []).append(run)
+    return [
+        halved(list(trials.values()), sweep.search.halving, f"{path}, search at {rest}")
+        for rest, trials in found.items()
+    ]
+
+
+def select_from(sweeps: Sequence[Sweep], path: Path, choice: Choice) -> list[Bracket]:
+    """The runs of the sweeps of one file that a command line chooses, by what compares them.
 
     Raises:
         UserError: it sets what the file varies, or wants an optimizer that no run has.
@@ -145,7 +170,7 @@ def select_from(sweeps: Sequence[Sweep], path: Path, choice: Choice) -> list[Pla
         for name in choice.optimizers:
             if named and name not in named:
                 raise UserError(f"{path} has no run of '{name}'; {nearest(name, sorted(named))}")
-    return each_once([run for sweep in sweeps for run in runs_of(sweep, path, choice)])
+    return [one for sweep in sweeps for one in brackets(sweep, path, choice)]
 
 
 def _settings(sweep: Sweep) -> list[dict[str, Any]]:

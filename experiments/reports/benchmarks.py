@@ -2,25 +2,23 @@
 
 import math
 import statistics
-from collections.abc import Iterator
+from pathlib import Path
 
-from experiments.reports.sections import Cell, Grid, Section, Text
-from experiments.results.benchmarks import (
-    LEVEL,
-    MEASURES,
-    BenchmarkResults,
-    median_interval,
-    profile,
-    studies_needed,
-    wins,
-)
+from experiments.reports import benchmark_plots
+from experiments.reports.sections import Cell, Figure, Grid, Section, Text
+from experiments.results.benchmarks import BenchmarkResults
+from experiments.results.prices import MEASURES
+from experiments.results.ranking import LEVEL, median_interval, profile, studies_needed, wins
 
 FACTORS = (1.0, 1.25, 1.5, 2.0, 4.0)
-NAMES = {"gradients": "gradient equivalents", "steps": "steps", "seconds": "seconds"}
 
 
-def sections(results: BenchmarkResults) -> Iterator[Section]:
-    """The benchmark's section, for every renderer."""
+def section(results: BenchmarkResults, picture: Path | None) -> Section:
+    """The benchmark, for every renderer.
+
+    Args:
+        picture: of its profiles and tuning curves, where there is one.
+    """
     blocks: list = [Text(fixed(results)), scores(results)]
     if not results.missing:
         blocks += [matrix(results), Text(rule(results), "note"), profiles(results)]
@@ -28,6 +26,11 @@ def sections(results: BenchmarkResults) -> Iterator[Section]:
         count = f"{len(results.missing)} of {len(results.members)} trainings are missing, so"
         words = "no winner is named yet. This trains them (CLUSTER=slurm: on a cluster):"
         blocks += [Text(f"{count} {words}"), Text(results.command, "command")]
+    if picture:
+        plots = benchmark_plots.lines(results)
+        titles = " and ".join(plot.title for plot in plots)
+        notes = ". ".join(f"{plot.title}: {plot.note}" for plot in plots)
+        blocks += [Figure(titles, picture=picture), Text(notes, "note")]
     lines = [
         f"{one.state}: {one.directory.relative_to(results.root)}: {one.problem}"
         for one in results.members
@@ -35,22 +38,27 @@ def sections(results: BenchmarkResults) -> Iterator[Section]:
     ]
     if lines:
         blocks.append(Text("\n".join(lines), "lines"))
-    yield Section(results.title, blocks)
+    return Section(results.title, blocks)
 
 
 def fixed(results: BenchmarkResults) -> str:
     """What the file fixes, in a sentence."""
-    benchmark = results.benchmark
+    benchmark, halving = results.benchmark, ""
+    if (rule := benchmark.halving) and benchmark.trials > 1:
+        halving = (
+            f" Of a study's trials one in {rule.factor} goes on after epoch {rule.first}, and "
+            f"again after {rule.factor} times as many; those that stop keep what they had reached."
+        )
     return (
         f"Target: {benchmark.target.metric} of {benchmark.target.value:g}. Trials of a row in a "
         f"study: {benchmark.trials} points of its space ({benchmark.method}); studies: "
-        f"{benchmark.studies}. A study's score is that of its best trial."
+        f"{benchmark.studies}. A study's score is that of its best trial.{halving}"
     )
 
 
 def scores(results: BenchmarkResults) -> Grid:
     """One row per optimizer: medians over studies."""
-    columns = ["optimizer", "reached", *(f"{NAMES[m]} to target" for m in MEASURES), "final"]
+    columns = ["optimizer", "reached", *MEASURES, "final", "tuning"]
     rows = []
     for row in results.benchmark.rows:
         values = {measure: results.studies(row, measure) for measure in MEASURES}
@@ -61,27 +69,29 @@ def scores(results: BenchmarkResults) -> Grid:
             final = results.metric.text(statistics.median(finals))
         rows.append(
             [row, f"{reached} of {len(values['steps'])}",
-             *(_median(values[measure]) for measure in MEASURES), final]
+             *(_median(values[measure]) for measure in MEASURES), final,
+             _median(results.prices(row), interval=False)]
         )  # fmt: skip
     note = (
         "Medians over studies, in brackets their 95 % bootstrap intervals; ∞: at least half of the "
-        "studies never reached the target. Reached: complete studies that did. Gradient "
-        "equivalents count evaluations of the gradient and hold on every machine; seconds are "
-        f"this one's. Final: {results.benchmark.target.metric} of the last epoch, best trial of a "
-        "study."
+        "studies never reached the target. Reached: complete studies that did. Gradients, steps, "
+        "seconds: until then; gradient equivalents count evaluations of the gradient and hold on "
+        f"every machine, seconds are this one's. Final: {results.benchmark.target.metric} of the "
+        "last epoch, best trial of a study. Tuning: gradient equivalents of all trials of a study, "
+        "reached or not."
     )
-    return Grid("", columns, rows, note)
+    return Grid("Scores", columns, rows, note)
 
 
-def _median(values: list[float]) -> Cell:
+def _median(values: list[float], interval: bool = True) -> Cell:
     if not values:
         return Cell("", math.nan)
     middle = statistics.median(values)
     if not math.isfinite(middle):
         return Cell("∞", math.inf)
     text = _number(middle)
-    if interval := median_interval(values):
-        text += f" [{_number(interval[0])}, {_number(interval[1])}]"
+    if interval and (found := median_interval(values)):
+        text += f" [{_number(found[0])}, {_number(found[1])}]"
     return Cell(text, middle)
 
 
@@ -111,7 +121,8 @@ def rule(results: BenchmarkResults) -> str:
         f"the chance that any win is called wrongly is at most {LEVEL:.0%}."
     )
     if studies < (needed := studies_needed(rows)):
-        text += f" {studies} studies of {rows} rows can tell nothing apart: that takes {needed}."
+        count = "1 study" if studies == 1 else f"{studies} studies"
+        text += f" {count} of {rows} rows can tell nothing apart: that takes {needed} studies."
     return text
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plots.curves import draw_training
-from experiments.reports import benchmarks, page, sweep_plots, sweeps
-from experiments.reports.render import markdown, terminal
+from experiments.reports import benchmark_plots, benchmarks, page, sweep_plots, sweeps
+from experiments.reports.render import latex, markdown, terminal
 from experiments.reports.sections import Figure, Grid, Section, number
 from experiments.results.benchmarks import BenchmarkResults
 from experiments.results.cost import NOTE
@@ -33,9 +33,14 @@ def write_sweep_report(results: SweepResults, folder: Path) -> None:
 
 
 def write_benchmark_report(results: BenchmarkResults, folder: Path) -> None:
-    """Print a benchmark's scores; write them and the page."""
-    shown = list(benchmarks.sections(results))
-    _write(results, shown, shown, page.SECTIONS_OF_A_BENCHMARK, folder)
+    """Print a benchmark's scores; write them, as LaTeX too, a picture and the page."""
+    name = f"benchmark-{results.path.stem}"
+    picture = benchmark_plots.draw(results, folder / f"{name}.png")
+    shown, written = (benchmarks.section(results, which) for which in (None, picture))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / f"{name}.tex", latex.render([shown]))
+    _write(results, [shown], [written], page.SECTIONS_OF_A_BENCHMARK, folder)
 
 
 def _write(

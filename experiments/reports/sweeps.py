@@ -22,8 +22,8 @@ def section(results: SweepResults, picture: Path | None, every_state: bool) -> S
         blocks.append(Text(words))
     lines = [
         f"{state}: {run} ({place}){f': {problem}' if problem else ''}"
-        for state, run, place, problem in states(results)
-        if state != "done"
+        for (state, run, place, problem), one in zip(states(results), results.members, strict=True)
+        if state != "done" and not one.stopped
     ]
     if lines and not every_state:
         blocks.append(Text("\n".join(lines), "lines"))

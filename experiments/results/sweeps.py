@@ -16,7 +16,8 @@ from typing import Any
 from experiments.config.flat import flatten
 from experiments.config.signature import signature
 from experiments.plans import sweeps
-from experiments.plans.planned_run import PlannedRun
+from experiments.plans.planned_run import PlannedRun, each_once
+from experiments.results.halving import Limit, limits
 from experiments.results.statistics import compare
 from experiments.results.tables import ComparisonTable, Results, find_reference
 from experiments.runs.reading import Run
@@ -33,6 +34,7 @@ class Member:
         record: what its files say; None where there are none, or none that can be read.
         state: see `experiments.runs.states`.
         problem: why it has no result, as far as its files say.
+        stopped: whether halving has left it behind, in this plan.
     """
 
     run: PlannedRun
@@ -40,11 +42,13 @@ class Member:
     record: Run | None
     state: State
     problem: str = ""
+    stopped: bool = False
 
     @property
     def missing(self) -> bool:
         """Whether submitting the sweep again sends this run."""
-        return not (self.directory / "DONE").exists() and self.state != "running"
+        done = self.stopped or (self.directory / "DONE").exists()
+        return not done and self.state != "running"
 
 
 @dataclass
@@ -65,7 +69,8 @@ class Point:
 
     @property
     def finished(self) -> list[Run]:
-        return [one.record for one in self.members if one.record and one.state == "done"]
+        return [one.record for one in self.members
+                if one.record and one.state == "done" and not one.stopped]  # fmt: skip
 
     @property
     def complete(self) -> bool:
@@ -149,7 +154,8 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
     """
     sweep = sweeps.read(path)
     results = SweepResults(root, path=path, searched=sweep.search is not None)
-    runs = sweeps.runs_of(sweep, path)
+    brackets = sweeps.brackets(sweep, path)
+    runs, far = each_once(run for one in brackets for run in one.runs), limits(brackets, root)
     named = dict.fromkeys(key for run in runs for key in run.settings)
     keys = [key for key in named if key not in ("optimizer", "seed")]
     values = [_effective(run, keys) for run in runs]
@@ -161,7 +167,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
         label = " ".join([name, *words])
         point = points.setdefault(signature(run.config), Point(label, name, swept, []))
-        point.members.append(member(run, results))
+        point.members.append(member(run, results, far[run.place]))
     results.points = list(points.values())
     return results
 
@@ -179,15 +185,21 @@ def _effective(run: PlannedRun, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
-def member(run: PlannedRun, results: Results) -> Member:
-    """Read one run of a sweep into the results, if it was begun."""
+def member(run: PlannedRun, results: Results, limit: Limit | None = None) -> Member:
+    """Read one run of a sweep into the results, if it was begun.
+
+    Args:
+        limit: how far it was to be trained; None: to its end.
+    """
     path = results.root / run.place
     state, reason = read_state(path)
     if state == "unreadable":
         return Member(run, path, None, state, reason)
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:
-        return Member(run, path, record, record.state, record.problem)
+        stopped = bool(limit and limit.is_final and limit.epochs < run.config.epochs)
+        problem = "" if stopped and state == "stopped" else record.problem
+        return Member(run, path, record, record.state, problem, stopped)
     if path in results.unreadable:
         return Member(run, path, None, "unreadable", results.unreadable[path])
     return Member(run, path, None, state, reason)

@@ -18,7 +18,7 @@ from experiments.runs import checkpoint
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.lease import Lease, LeaseLost, job_id
 from experiments.runs.storage import StorageError, writing
-from experiments.runtime.stopping import Stopped
+from experiments.runtime.stopping import Paused, Stopped
 
 NAME = "attempts.jsonl"
 KILLED = "killed"
@@ -105,7 +105,7 @@ def hopeless(directory: Path, job: str | None) -> str | None:
 
 def describe(error: BaseException) -> str:
     """An attempt's end in one line."""
-    if isinstance(error, Stopped):
+    if isinstance(error, Stopped | Paused):
         return str(error)
     text = " ".join(str(error).split())
     if type(error) is UserError and text:

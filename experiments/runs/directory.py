@@ -67,6 +67,12 @@ class RunDirectory:
     def done(self) -> bool:
         return (self.path / "DONE").exists()
 
+    def has_come(self, epochs: int | None) -> bool:
+        """Whether the run has been trained and evaluated for so many epochs; None: for all."""
+        if epochs is None:
+            return self.done
+        return any(row.get("epoch", 0) >= epochs for row in read_metrics(self.metrics_path))
+
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
         """Create the directory, keep other processes out of it, and record the attempt.

@@ -2,8 +2,8 @@
 
 - `done`: trained to its end, with a result.
 - `running`: a process that is alive holds its lease.
-- `stopped`: a signal ended the last attempt (a time limit, a preemption, `scancel`, Ctrl-C); it
-  goes on from the step that it saved.
+- `stopped`: a signal ended the last attempt (a time limit, a preemption, `scancel`, Ctrl-C), or it
+  paused where halving compares trials; it goes on from the step that it saved.
 - `killed`: the last attempt ended without a word; it goes on from its last checkpoint.
 - `failed`: an error ended the last attempt; the reason is its text.
 - `diverged`: its loss or weights became infinite or not a number, or a metric of its last row did.
@@ -48,7 +48,7 @@ def _read_state(directory: Path) -> tuple[State, str]:
     if reason is None:
         return "killed", ""
     # A second Ctrl-C does not wait for the step: KeyboardInterrupt.
-    if reason.startswith(("stopped by ", "KeyboardInterrupt")):
+    if reason.startswith(("stopped by ", "paused after ", "KeyboardInterrupt")):
         return "stopped", reason
     return "diverged" if reason.startswith("NonFiniteLoss") else "failed", reason
 

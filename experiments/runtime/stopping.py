@@ -29,6 +29,17 @@ class Stopped(Exception):
         self.exit_code = 128 + number
 
 
+class Paused(Exception):
+    """A training that ended after the epoch up to which it was asked for; its checkpoint is saved.
+
+    Args:
+        epoch: of them.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"paused after epoch {epoch}, where trials are compared")
+
+
 def requested() -> signal.Signals | None:
     """The signal that asked to stop, if one did."""
     return _requested

@@ -40,8 +40,10 @@ class NonFiniteLoss(Exception):
     """A training that cannot go on: its loss or a weight is infinite or not a number."""
 
 
-def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
-    """Train a run to its end, from its checkpoint where it has one.
+def train(
+    config: Config, directory: RunDirectory, data_root: Path, until: int | None = None
+) -> None:
+    """Train a run to its end, or until an epoch, from its checkpoint where it has one.
 
     Interrupted at any moment and called again, on a CPU, it leaves bitwise the metrics (except
     `time/`) and weights of an uninterrupted run: the order of the data does not depend on
@@ -51,14 +53,17 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
         config: the resolved configuration.
         directory: where the run is recorded; the caller holds its lock.
         data_root: where data sets are.
+        until: epochs after which to pause; the run must not have come so far.
 
     Raises:
+        Paused: after `until`, where that is not the end; called again, it goes on from there.
         NonFiniteLoss: with step and learning rate; the last good checkpoint stays.
         Stopped: a signal asked for it; the step during which it came is saved.
         StorageError: a file cannot be written; the last good checkpoint stays.
         LeaseLost: another process has taken over.
     """
     training = build(config, directory, data_root)
+    training.until = min(until or config.epochs, config.epochs)
     task, model = training.task, training.model
     parameters = sum(p.numel() for p in model.parameters())
     declared = metrics.dump(task.metrics)
@@ -75,7 +80,7 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
     steps = config.epochs * task.steps_per_epoch
     mode = None if distributed.is_main() else "disabled"
     with Tracker(directory.path, mode) as tracker, Progress(directory.title, steps) as progress:
-        while position.epoch < config.epochs:
+        while position.epoch < training.until:
             times = train_epoch(training, position, progress, tracker)
 
             measured = {"train": task.summarize(position.totals)}
@@ -97,7 +102,9 @@ def train(config: Config, directory: RunDirectory, data_root: Path) -> None:
                 training.plateau.step(row[config.learning_rate_schedule.waits_for.metric])
             directory.append(row)
             tracker.log(row)
-            progress.note(_note(row, config), last=position.epoch == config.epochs)
+            progress.note(_note(row, config), last=position.epoch == training.until)
+        if training.until < config.epochs:
+            raise stopping.Paused(training.until)
         with evaluated_weights(model, training.optimizer, training.average):
             samples = task.samples(model.eval()) if distributed.is_main() else []
         # Before the tracker finishes: a result does not wait for wandb.
@@ -228,7 +235,7 @@ def _save_is_due(training: Training, position: Position) -> bool:
     if every and done % every == 0:
         return True
     epochs, inside = divmod(done, steps)
-    last = epochs == config.epochs
+    last = epochs == training.until
     return not inside and (last or epochs % config.checkpoint_every_epochs == 0)
 
 

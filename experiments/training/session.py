@@ -22,13 +22,16 @@ from experiments.training import weights
 from experiments.training.loop import NonFiniteLoss, train
 
 
-def train_unless_done(config: Config, wait: bool = False, title: str = "") -> int:
+def train_unless_done(
+    config: Config, wait: bool = False, title: str = "", until: int | None = None
+) -> int:
     """Train one run, or say that it is done; returns the exit code.
 
     Args:
         config: of the run.
         wait: while another process trains it, rather than refuse.
         title: see `RunDirectory`.
+        until: epochs after which to pause; None: to the end.
     """
     device = build_device(config)
     if device.type == "cpu":
@@ -39,9 +42,12 @@ def train_unless_done(config: Config, wait: bool = False, title: str = "") -> in
         return 0
     try:
         with stopping.listening(), directory.locked(wait):
-            if not distributed.broadcast(directory.done):  # it may be since we waited
+            # It may be since we waited.
+            if not distributed.broadcast(directory.done or directory.has_come(until)):
                 _warn_of_other_threads(directory, device)
-                train(config, directory, data_root())
+                train(config, directory, data_root(), until)
+    except stopping.Paused as pause:
+        say(f"{directory.title}: {pause}")
     except NonFiniteLoss as error:
         say(f"error: {error}")
         return FAILED

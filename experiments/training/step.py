@@ -34,8 +34,10 @@ class Training:
     plateau: ReduceLROnPlateau | None = None
     data: dict[str, Any] | None = None
     average: AveragedModel | None = None
+    until: int = 0  # epochs after which to end or pause; 0: all
 
     def __post_init__(self) -> None:
+        self.until = self.until or self.config.epochs
         self.capabilities = optimizers.Capabilities.of(self.optimizer)
         self.schedule = GroupSchedule(self.config, self.task.steps_per_epoch)
         self.groups = groups.split(self.config, self.model)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.reports import benchmarks
 from experiments.reports.page import (
+    benchmarks,
     comparisons,
     curvature,
     paper_tables,
@@ -44,7 +44,7 @@ SECTIONS_OF_A_SWEEP: tuple[Maker, ...] = (
 
 
 SECTIONS_OF_A_BENCHMARK: tuple[Maker, ...] = (
-    benchmarks.sections,
+    benchmarks.answer,
     comparisons.tables,
     provenance.runs,
 )

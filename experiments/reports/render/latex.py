@@ -53,6 +53,8 @@ _ESCAPED = {
     "×": r"$\times$",
     "−": r"$-$",
     "²": r"\textsuperscript{2}",
+    "∞": r"$\infty$",
+    "–": "--",
 }
 
 

@@ -12,14 +12,14 @@ from support.harness import DIGITS, finish_run
 from experiments import report
 from experiments.errors import UserError
 from experiments.plans import benchmarks
-from experiments.plans.load import load
 from experiments.plans.select import is_benchmark, is_sweep, select
-from experiments.results.benchmarks import (
-    gradients_per_step,
+from experiments.reports import benchmark_plots
+from experiments.results.benchmarks import read_benchmark
+from experiments.results.ranking import (
+    best_of,
     median_interval,
     p_value,
     profile,
-    read_benchmark,
     studies_needed,
     wins,
 )
@@ -156,7 +156,9 @@ def test_scores_are_what_the_raw_files_say(tmp_path):
     results = read_benchmark(path, root)
     planned = benchmarks.trials(benchmarks.read(path), path)
     for row in ("sgd", "exact", "untuned"):
-        price = {"sgd": 1.0, "exact": 1 + 2 / 4, "untuned": 2.5}[row]
+        price = {"sgd": 1.0, "exact": 1 + 2 / 4, "untuned": 2.5}[
+            row
+        ]  # 4 divides an epoch's 100 steps
         expected = {"steps": [], "seconds": [], "gradients": []}
         finals = []
         for study in (1, 2):
@@ -186,6 +188,11 @@ def test_scores_are_what_the_raw_files_say(tmp_path):
     assert results.studies("exact", "gradients") == [300, math.inf]
     assert results.studies("untuned", "steps") == [math.inf, math.inf]
     assert not results.missing
+
+
+def results_of(path, root, row):
+    """Of all trials of a row: gradient equivalents to the target."""
+    return [score for study in read_benchmark(path, root).trials(row) for score in study]
 
 
 def test_a_study_counts_when_all_its_trials_have_come_to_an_end(tmp_path, monkeypatch, capsys):
@@ -234,78 +241,26 @@ def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys)
         for line in text.splitlines()
         if line.startswith(("| sgd", "| exact", "| untuned")) and " of 2" in line
     }
-    assert cells["sgd"] == ["2 of 2", "200", "200", "3 [2, 4]", "70.00"], cells
-    assert cells["exact"] == ["1 of 2", "∞", "∞", "∞", "40.00"], cells
+    assert cells["sgd"] == ["2 of 2", "200", "200", "3 [2, 4]", "70.00", "900"], cells
+    assert cells["exact"] == ["1 of 2", "∞", "∞", "∞", "40.00", "1,350"], cells
     assert cells["untuned"][:4] == ["0 of 2", "∞", "∞", "∞"]
     page = (root / "report.html").read_text(encoding="utf-8")
     assert "Benchmark benchmark" in page and "Performance profile" in page
+    latex = (root / "report" / "benchmark-benchmark.tex").read_text(encoding="utf-8")
+    assert r"untuned & 0 of 2 & $\infty$ & $\infty$ & $\infty$ &" in latex
+    assert r"3 untuned & -- & -- &" in latex
+    picture = (root / "report" / "benchmark-benchmark.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and "](benchmark-benchmark.png)" in text
+    (profiles, tuning) = benchmark_plots.lines(read_benchmark(path, root))
+    # Studies: sgd 200 and 200, exact 300 and never, untuned never.
+    assert profiles.x == [1.0, 1.5, 2.0]
+    assert profiles.lines == {"sgd": [1, 1, 1], "exact": [0, 0.5, 0.5], "untuned": [0, 0, 0]}
+    assert sorted(results_of(path, root, "sgd")) == [200, 200, 300, 300, math.inf, math.inf]
+    assert tuning.lines["sgd"] == [300, 200, 200]
+    assert [math.isnan(y) for y in tuning.lines["exact"]] == [True, False, False]
+    assert page.count("best of n trials") >= 1
     for more in (["--sweep", str(path)], ["--dataset", "digits"]):
         assert report.main(["--benchmark", str(path), *more]) != 0
-
-
-# --- prices ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "price"),
-    [
-        ({}, 3),
-        ({"curvature": "finite_difference"}, 2),
-        ({"update_interval": 5}, 1 + 2 / 5),
-        ({"curvature": "finite_difference", "update_interval": 5}, 1.2),
-        ({"num_samples": 2}, 5),
-        ({"curvature_fraction": 0.25}, 1 + 0.25 * 3),
-        ({"curvature_fraction": 0.25, "curvature": "finite_difference"}, 1 + 2 * 0.25),
-        ({"curvature_fraction": 0.5, "update_interval": 2}, 1 + 0.5 * 3 / 2),
-    ],
-)
-def test_gradients_are_counted_from_the_configuration(options, price):
-    overrides = {f"optimizers.adahessian.{key}": value for key, value in options.items()}
-    optimizer = load(DIGITS, overrides).optimizers["adahessian"]
-    assert gradients_per_step(optimizer) == pytest.approx(price)
-
-
-def test_the_price_is_that_of_the_evaluations_that_are_made():
-    """How often a refresh passes a node of the graph backward, on top of the step's own pass."""
-    import torch
-
-    from adahessian import AdaHessian
-
-    for way, refresh in (("double_backward", 2), ("finite_difference", 1)):
-        count = 0.0
-
-        class Counted(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x):
-                return x.clone()
-
-            @staticmethod
-            def backward(ctx, grad):
-                nonlocal count
-                count += 1
-                return Counted.apply(grad)
-
-        x = torch.ones(3, dtype=torch.float64, requires_grad=True)
-        optimizer = AdaHessian([x], curvature=way, check_interval=0, update_interval=2)
-
-        def closure(x=x, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = (Counted.apply(x) ** 4).sum()  # noqa: B023
-            loss.backward(create_graph=optimizer.needs_graph)
-            return loss
-
-        for step in range(8):
-            before = count
-            optimizer.step(closure)
-            if step > 1:  # the first refresh looks for pieces, too
-                assert count - before == 1 + refresh * (step % 2 == 0), (way, step)
-
-
-def test_after_epochs_changes_the_price():
-    overrides = {"optimizers.adahessian.after_epochs": {2: {"update_interval": 4}}}
-    optimizer = load(DIGITS, overrides).optimizers["adahessian"]
-    assert [gradients_per_step(optimizer, epoch) for epoch in range(4)] == [3, 3, 1.5, 1.5]
-    assert gradients_per_step(load(DIGITS).optimizers["sgd"]) == 1
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -382,3 +337,15 @@ def test_bootstrap_intervals_cover_the_median():
     assert median_interval([1.0]) is None and median_interval([1.0, math.inf]) is None
     assert median_interval([2.0, 2.0]) is None
     assert median_interval([1.0, 2.0, 3.0]) == median_interval([1.0, 2.0, 3.0])
+
+
+def test_best_of_n_is_the_enumeration_of_all_choices():
+    draw = random.Random(3)
+    studies = [[draw.choice([1.0, 2, 3, 5, math.inf]) for _ in range(5)] for _ in range(3)]
+    for n in range(1, 6):
+        bests = sorted(min(c) for study in studies for c in itertools.combinations(study, n))
+        for share in (0.25, 0.5, 0.75):
+            place = next(i for i in range(len(bests)) if (i + 1) / len(bests) >= share - 1e-12)
+            assert best_of(studies, n, share) == bests[place], (n, share)
+    assert best_of([[3.0, 1.0, 2.0]], 3) == 1.0
+    assert best_of([[math.inf, 4.0, math.inf]], 1) == math.inf
