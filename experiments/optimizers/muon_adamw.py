@@ -84,6 +84,7 @@ class MuonAdamW(torch.optim.Optimizer):
         twins = []
         for p in params:
             twin = nn.Parameter(p.detach().flatten(1))  # the same memory, where p is contiguous
+            assert p.grad is not None
             twin.grad = p.grad.flatten(1)
             twins.append(twin)
         optimizer = _muon(twins, group)
