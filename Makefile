@@ -208,7 +208,7 @@ keras-digits: setup ## Adam beside AdaHessian in Keras on each of its backends, 
 		KERAS_BACKEND=$$backend .venv-keras/bin/python -m experiments.ports.keras_digits $(ARGS) || exit 1; \
 	done
 
-figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (1 minute)
+figures: setup ## The paper's curves with ours over them, its Fig. 1 and 3, and test functions (80 seconds)
 	@$(PY) -m experiments.figures $(ARGS)
 
 landscape-search: setup ## Repeat the search for the settings on Rosenbrock's and Rastrigin's function

@@ -98,7 +98,7 @@ def tables(results: Results) -> Iterator[Section]:
         if table.groups:
             shown.append(
                 Figure(
-                    f"Last epoch by seed: {table.result_name}",
+                    f"Last epoch by seed: {table.result_title}",
                     figures.seeds(table),
                     f"Dots: seeds. Diamond: their mean, with its own {CONFIDENCE:.0%} interval.",
                 )

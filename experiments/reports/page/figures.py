@@ -107,9 +107,8 @@ def seeds(table: ComparisonTable) -> Any:
     """Each seed's last epoch, and per group the mean with its confidence interval."""
     rows = len(table.groups)
     height = max(HEIGHT, 90 + (26 if rows <= CROWD else 18) * rows)
-    plot = figure(
-        f"last epoch, {table.result_title}", "", height, hovermode="closest", showlegend=False
-    )
+    # No title below the axis: on a phone, long names leave no room for it.
+    plot = figure("", "", height, hovermode="closest", showlegend=False)
     names = []
     for place, (name, runs) in enumerate(table.groups.items()):
         recorded, scale = [run.last() for run in runs], table.metric.scale

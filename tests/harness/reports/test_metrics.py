@@ -76,7 +76,7 @@ def test_the_report_shows_the_metric_and_its_best(metric, root, capsys):
     mean = f"{shown(metric, best_of(metric))} {metric.unit}".strip()
     start = f"{best_of(metric)} has the best mean last-epoch test {metric.name}: {mean} (n = 2)."
     assert words.startswith(start)
-    assert f"last epoch, test {metric.title}" in page
+    assert f"Last epoch by seed: test {metric.title}" in page
     assert ("percentage points" in page) == (metric.unit == "%")
     behind = re.search(r"behind the best by[^<]*", page)[0]
     assert behind == {"": "behind the best by", "K": "behind the best by, K"}.get(
@@ -215,7 +215,9 @@ def test_without_a_test_set_the_result_is_that_of_another_split(metric, root, ca
     out, page = capsys.readouterr().out, (root / "report.html").read_text()
     assert f"val {metric.title}: mean" in out and f"test {metric.name}" not in out
     assert f"Test {metric.name}" not in page and f"test {metric.name}" not in page
-    assert f"last epoch, val {metric.title}" in page and "chosen on the val set itself" in page
+    assert (
+        f"Last epoch by seed: val {metric.title}" in page and "chosen on the val set itself" in page
+    )
 
 
 # ---------------------------------------------------------------------------------- who knows what

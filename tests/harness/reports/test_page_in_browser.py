@@ -258,6 +258,25 @@ def test_the_page_itself_never_scrolls_sideways(width, visit, report):
     assert right <= width
 
 
+def test_on_a_phone_no_words_of_a_plot_are_cut_off(visit, tmp_path):
+    """Long names leave little room for the axis below them."""
+    for every in (1, 2, 3):
+        changed = f"optimizers.adahessian.after_epochs={{5: {{update_interval: {every}}}}}"
+        for seed in (1, 2, 3):
+            config = small_config(changed, "epochs=8", optimizer="adahessian", seed=seed)
+            finish_run(tmp_path, config, [0.5, 0.6 + seed / 10])
+    page = visit(write_page(read_results(tmp_path), tmp_path / "report.html"), **PHONE)
+    read_through(page)
+    cut = page.evaluate(
+        "[...document.querySelectorAll('.plot')].flatMap(plot => [...plot.querySelectorAll('text')]"
+        ".filter(text => { const box = text.getBoundingClientRect(), "
+        "all = plot.getBoundingClientRect();"
+        "return box.width && (box.right > all.right + 1 || box.left < all.left - 1) })"
+        ".map(text => text.textContent))"
+    )
+    assert cut == []
+
+
 def test_plots_follow_the_width_of_the_window(visit, report):
     page = visit(report, viewport={"width": 800, "height": 740})
     read_through(page)
