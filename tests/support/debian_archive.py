@@ -35,7 +35,7 @@ def unpacked(folder):
             "Choose colors", "Click on", "Colors"),
         "libreoffice-l10n-de/usr/lib/libreoffice/program/resource/de/LC_MESSAGES/x.mo": catalogue(
             {"~Print all": "Alles ~drucken"}),
-        f"{austen.PACKAGES[0]}/{austen.FILE.split('/', 1)[1]}": database([novel(1), novel(2)]),
+        f"{austen.PACKAGES.names[0]}/{austen.FILE.split('/', 1)[1]}": database([novel(1), novel(2)]),
     }  # fmt: skip
     for place, content in files.items():
         path = folder / place
@@ -70,7 +70,7 @@ def archive(folder, monkeypatch):
     trees, place = unpacked(folder / "trees"), folder / "archive"
     place.mkdir()
     entries = []
-    for name in (*debian.PACKAGES, *austen.PACKAGES):
+    for name in (*debian.PACKAGES.names, *austen.PACKAGES.names):
         control = f"Package: {name}\nVersion: 2:1.0-1\nArchitecture: all\n"
         control += "Maintainer: nobody <nobody@example.org>\nDescription: a test\n"
         (trees / name / "DEBIAN").mkdir()
