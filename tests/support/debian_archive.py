@@ -24,6 +24,7 @@ ein Wort {n} | noch ein Wort :: only one side
 def unpacked(folder):
     """Write the content of all packages below `folder/<package>/`."""
     help_ = "usr/share/libreoffice/help/{}/text/a.html"
+    novels = database([novel(1), novel(2)])
     files = {
         f"libreoffice-help-de/{help_.format('de')}": HELP.format(7, "Öffnet alle Dateien"),
         f"libreoffice-help-en-us/{help_.format('en-US')}": HELP.format(7, "Opens all files"),
@@ -35,7 +36,7 @@ def unpacked(folder):
             "Choose colors", "Click on", "Colors"),
         "libreoffice-l10n-de/usr/lib/libreoffice/program/resource/de/LC_MESSAGES/x.mo": catalogue(
             {"~Print all": "Alles ~drucken"}),
-        f"{austen.PACKAGES.names[0]}/{austen.FILE.split('/', 1)[1]}": database([novel(1), novel(2)]),
+        austen.FILE: novels,
     }  # fmt: skip
     for place, content in files.items():
         path = folder / place
