@@ -49,7 +49,7 @@ def _make(parsed: argparse.Namespace) -> None:
         print(f"{names[0]}: {prepare_paper(names[0], parsed.archives, data_root())}")
     elif own := [name for name in names if name in known]:
         raise UserError(
-            f"{own[0]} cannot be downloaded here: {own[0]} --from {paper.CORPORA[own[0]].archives} "
+            f"{own[0]} cannot be downloaded here; `{paper.CORPORA[own[0]].command(own[0])}` "
             "prepares it from its archives"
         )
     else:

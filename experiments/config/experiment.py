@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from experiments.config.metrics import LOSS, Metric
 from experiments.config.optimizers import Optimizer
@@ -51,6 +51,27 @@ class ModelSection(Section):
     def label(self) -> str:
         """Names architecture and size, as in `resnet20`; the second folder of a run's path."""
         return self.name
+
+
+class ConstructedSection(ModelSection):
+    """Base of a `model` of any kind: `constructor(**every other key)`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    constructor: str
+    """Dotted path of a class or a function that returns a module."""
+    name: Literal[""] | FolderName = ""
+    """Second folder of a run's path; empty: made of the other keys."""
+
+    @model_validator(mode="after")
+    def _check_label(self) -> "ConstructedSection":
+        check_folder_name(self.label)
+        return self
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor is given."""
+        return dict(self.model_extra or {})
 
 
 class Average(Section):

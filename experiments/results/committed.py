@@ -83,7 +83,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _entry(run: Run) -> dict[str, Any]:
     rows = [row for row in run.rows if row.get("epoch", 0) > 0]
     split = f"{run.config['best_epoch_split']}/{run.headline.name}"
-    keys = dict.fromkeys(["train/loss", run.test_key, split, "time/epoch_seconds"])
+    keys = dict.fromkeys(["train/loss", run.test_key, split])
+    # Where the result is measured at the end alone, as BLEU is, the other metrics are the curve.
+    if len(run.evaluated) < len(rows):
+        keys |= dict.fromkeys(key for row in rows for key in row if _is_measured(run, key))
+    keys["time/epoch_seconds"] = None
     if run.series("time/waited_share"):  # runs of earlier versions have none
         keys["time/waited_share"] = None
     entry: dict[str, Any] = {
@@ -100,6 +104,12 @@ def _entry(run: Run) -> dict[str, Any]:
         "steps": rows[-1].get("step", 0) if rows else 0,
         "curves": {key: [_rounded(row.get(key)) for row in rows] for key in keys},
     }
+
+
+def _is_measured(run: Run, key: str) -> bool:
+    """Whether a row's key is a metric of an evaluated split."""
+    split, _, name = key.partition("/")
+    return split != "train" and name in run.metrics
 
 
 def _run(content: dict[str, Any], seed: int, entry: dict[str, Any], directory: Path) -> Run:

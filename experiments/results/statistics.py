@@ -207,7 +207,7 @@ def _quantile(level: float, groups: int, freedom: float) -> float:
         return float(stats.studentized_range.sf(quantile * math.sqrt(2), groups, freedom)) - alpha
 
     single, bonferroni = student(alpha), student(alpha / math.comb(groups, 2))
-    return optimize.brentq(excess, single, bonferroni, xtol=1e-4)
+    return float(optimize.root_scalar(excess, bracket=(single, bonferroni), xtol=1e-4).root)
 
 
 def intervals(groups: int) -> str:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 from support.harness import REPOSITORY, finish_run, small_config
+from support.text import small_home, train_small
 
 from experiments import export, report
 from experiments.config.signature import signature
@@ -49,6 +50,21 @@ def test_runs_come_back_as_they_were(tmp_path):
         assert run.series("test/accuracy") == {1: 0.12346, 2: 0.8, 3: run.last()}
 
 
+def test_curves_of_a_run_whose_result_is_measured_at_the_end_alone(tmp_path, tmp_path_factory):
+    """BLEU costs a search: its run's curves are the loss and the perplexity of every epoch."""
+    home = small_home(tmp_path_factory)
+    at_the_end = ("decoding.every_epochs=0", "decoding.max_length=2")
+    train_small(home, "translation", tmp_path / "runs", *at_the_end)
+    assert export.main([]) == 0
+    (live,) = read_results(tmp_path / "runs").runs
+    (back,) = read(tmp_path / "results", tmp_path / "runs").values()
+    assert back.epoch() == 3 and list(back.series("test/bleu")) == [3]
+    for key in ("train/loss", "val/loss", "val/perplexity", "test/loss", "test/perplexity"):
+        assert len(live.series(key)) == 3
+        assert back.series(key) == pytest.approx(live.series(key), rel=1e-4)
+    assert back.last() == pytest.approx(live.last(), abs=1e-4)
+
+
 def test_files_hold_no_host_and_no_path_and_are_the_same_each_time(tmp_path):
     finish(tmp_path, 1)
     meta = next((tmp_path / "runs").glob("*/*/*/*/meta.json"))
@@ -84,7 +100,9 @@ def test_the_committed_results_are_what_their_names_say():
     for path in (REPOSITORY / "results").glob("*/*/*.json"):
         assert path.stem == signed_name(path)
     for run in read(REPOSITORY / "results", REPOSITORY / "runs").values():
-        assert run.state == DIVERGED or 0 <= run.last() <= run.best() <= 1
+        sign, (low, high) = run.headline.sign, run.headline.bounds or (0, math.inf)
+        assert run.state == DIVERGED or low <= run.last() <= high
+        assert run.state == DIVERGED or sign * run.last() <= sign * run.best()
         assert not any("host" in session for session in run.meta["sessions"])
 
 

@@ -6,8 +6,10 @@ import numpy
 import pytest
 import torch
 from support.harness import complete
+from support.text import small_home, train_small
 
 from experiments import spectrum
+from experiments.training.restore import restore
 
 QUICK = ["batches=2", "k=2", "trace_matvecs=6", "num_lanczos_steps=5", "max_matvecs=12"]
 
@@ -53,6 +55,52 @@ def test_asking_again_gives_the_same_numbers(run_directory):
             found.append(dict(file))
     for key, value in found[0].items():
         assert numpy.array_equal(value, found[1][key]), key
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return small_home(tmp_path_factory)
+
+
+@pytest.mark.parametrize("name", ["translation", "language"])
+def test_runs_on_text_have_one_too(name, home, tmp_path, monkeypatch, capsys):
+    """Of the loss that is trained, a mean over all tokens: against differences of gradients."""
+    monkeypatch.setenv("DATA_ROOT", str(home))
+    path = train_small(home, name, tmp_path).path
+    words = ["batches=2", "k=1", "trace_matvecs=6", "num_lanczos_steps=5", "max_matvecs=200"]
+    assert spectrum.main([str(path), *words, "mode=eval"]) == 0
+    with numpy.load(path / "spectrum.npz") as file:
+        found = dict(file)
+    task, model, _ = restore(path, "cpu")
+    batches = [batch for batch, _ in zip(task.training_batches(0, 0), range(2), strict=False)]
+    model.double().eval()
+    sums = [task.loss(model, batch)[1]["weight"] for batch in batches]
+    assert found["tokens"] == sum(sums) and f"{int(sum(sums))} tokens" in capsys.readouterr().out
+    params = list(model.parameters())
+
+    def gradient():
+        total = sum(task.loss(model, batch)[0] * w for batch, w in zip(batches, sums, strict=True))
+        return [g.clone() for g in torch.autograd.grad(total / sum(sums), params)]
+
+    def product(direction, h=1e-6):
+        found = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                torch._foreach_add_(params, direction, alpha=sign * h)
+            found.append(gradient())
+            with torch.no_grad():
+                torch._foreach_sub_(params, direction, alpha=sign * h)
+        return [(a - b) / (2 * h) for a, b in zip(*found, strict=True)]
+
+    torch.manual_seed(0)
+    direction = [torch.randn_like(p) for p in params]
+    for _ in range(60):  # power iteration, to the eigenvalue of the largest magnitude
+        norm = torch.stack([d.square().sum() for d in direction]).sum().sqrt()
+        direction = [d / norm for d in direction]
+        turned = product(direction)
+        value = float(sum((a * b).sum() for a, b in zip(direction, turned, strict=True)))
+        direction = turned
+    assert found["eigenvalues"][0] == pytest.approx(value, rel=0.02)
 
 
 def test_the_newest_finished_run_is_the_default(run_directory, monkeypatch):

@@ -24,6 +24,7 @@ ein Wort {n} | noch ein Wort :: only one side
 def unpacked(folder):
     """Write the content of all packages below `folder/<package>/`."""
     help_ = "usr/share/libreoffice/help/{}/text/a.html"
+    novels = database([novel(1), novel(2)])
     files = {
         f"libreoffice-help-de/{help_.format('de')}": HELP.format(7, "Öffnet alle Dateien"),
         f"libreoffice-help-en-us/{help_.format('en-US')}": HELP.format(7, "Opens all files"),
@@ -35,7 +36,7 @@ def unpacked(folder):
             "Choose colors", "Click on", "Colors"),
         "libreoffice-l10n-de/usr/lib/libreoffice/program/resource/de/LC_MESSAGES/x.mo": catalogue(
             {"~Print all": "Alles ~drucken"}),
-        f"{austen.PACKAGES[0]}/{austen.FILE.split('/', 1)[1]}": database([novel(1), novel(2)]),
+        austen.FILE: novels,
     }  # fmt: skip
     for place, content in files.items():
         path = folder / place
@@ -70,7 +71,7 @@ def archive(folder, monkeypatch):
     trees, place = unpacked(folder / "trees"), folder / "archive"
     place.mkdir()
     entries = []
-    for name in (*debian.PACKAGES, *austen.PACKAGES):
+    for name in (*debian.PACKAGES.names, *austen.PACKAGES.names):
         control = f"Package: {name}\nVersion: 2:1.0-1\nArchitecture: all\n"
         control += "Maintainer: nobody <nobody@example.org>\nDescription: a test\n"
         (trees / name / "DEBIAN").mkdir()

@@ -7,10 +7,10 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from experiments.config.experiment import (
     Config,
+    ConstructedSection,
     DatasetSection,
     FolderName,
     ModelSection,
-    check_folder_name,
 )
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, refuse
@@ -156,7 +156,7 @@ class Model(ModelSection):
         return f"{self.name.removeprefix('imagenet-')}{self.depth}"
 
 
-class ConstructedModel(ModelSection):
+class ConstructedModel(ConstructedSection):
     """Any network: `constructor(**every other key)`, a class or a function that returns a module.
 
     It takes images `(n, channels, height, width)` and returns logits `(n, classes)`. The numbers of
@@ -164,22 +164,10 @@ class ConstructedModel(ModelSection):
     `in_channels`, `in_chans`, ...), unless they are given.
     """
 
-    model_config = ConfigDict(extra="allow")
-
     constructor: str
     """Dotted path, such as `torchvision.models.resnet18` or `timm.create_model`."""
     name: Literal[""] | FolderName = ""
     """Second folder of a run's path; empty: `model_name`, or else the path's last part."""
-
-    @model_validator(mode="after")
-    def _check_label(self) -> "ConstructedModel":
-        check_folder_name(self.label)
-        return self
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the constructor is given."""
-        return dict(self.model_extra or {})
 
     @property
     def label(self) -> str:

@@ -8,23 +8,16 @@ from experiments.config.metrics import LOSS
 from experiments.config.sections import Positive, refuse
 from experiments.tasks.text.config import PERPLEXITY, TextConfig, TextDataset, TransformerSection
 
-SPLIT_ALREADY = ("ptb", "wikitext103")
-
 
 class Dataset(TextDataset):
     """Which text."""
+
+    split_already = ("ptb", "wikitext103")
 
     name: Literal["kjv", "austen", "ptb", "wikitext103"]
     """The corpus; the first folder of a run's path."""
     length: Positive
     """Tokens of a sequence: what the model sees at most of what came before."""
-
-    @model_validator(mode="after")
-    def _check_vocabulary(self) -> Self:
-        if self.name in SPLIT_ALREADY and self.vocabulary is not None:
-            refuse(f"vocabulary {self.vocabulary}: the words of {self.name} are its vocabulary, "
-                   "set null")  # fmt: skip
-        return self
 
 
 class Model(TransformerSection):

@@ -1,6 +1,6 @@
 """What the configurations of the tasks on text share."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class TextDataset(DatasetSection):
     """Base of the `dataset` of a task on text."""
 
+    split_already: ClassVar[tuple[str, ...]] = ()
+    """Corpora whose words or pieces are their vocabulary."""
+
     vocabulary: Positive | None
     """Pieces of words (sentencepiece, BPE); null: what stands between blanks, all of it."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
@@ -24,6 +27,13 @@ class TextDataset(DatasetSection):
     """Steps from one evaluation to the next, across the ends of passes; 0: a pass."""
     tokens_per_epoch: NotNegative
     """The same, in tokens of the training set; 0: not so."""
+
+    @model_validator(mode="after")
+    def _check_vocabulary(self) -> Self:
+        if self.name in self.split_already and self.vocabulary is not None:
+            refuse(f"vocabulary {self.vocabulary}: {self.name} is split into words or pieces "
+                   "already, set null")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _check_epoch(self) -> Self:

@@ -1,15 +1,14 @@
 """The configuration of classification of texts."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field
 
 from experiments.config.experiment import (
     Config,
+    ConstructedSection,
     DatasetSection,
     FolderName,
-    ModelSection,
-    check_folder_name,
 )
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.config.sections import Positive
@@ -28,7 +27,7 @@ class Dataset(DatasetSection):
     """The most tokens of an example; longer ones are cut."""
 
 
-class Model(ModelSection):
+class Model(ConstructedSection):
     """Which network: `constructor(**every other key)`.
 
     It is given the folder as `pretrained_model_name_or_path` and the number of classes as
@@ -36,24 +35,12 @@ class Model(ModelSection):
     `(examples, classes)`, or an object that has them as `logits`.
     """
 
-    model_config = ConfigDict(extra="allow")
-
     constructor: str
     """A dotted path, as `transformers.AutoModelForSequenceClassification.from_pretrained`."""
     folder: str
     """The folder of the pretrained network and its tokenizer, below `DATA_ROOT`."""
-    name: FolderName = ""
+    name: Literal[""] | FolderName = ""
     """Second folder of a run's path; empty: the last part of `folder`."""
-
-    @model_validator(mode="after")
-    def _check_label(self) -> "Model":
-        check_folder_name(self.label)
-        return self
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What the constructor is given."""
-        return dict(self.model_extra or {})
 
     @property
     def label(self) -> str:

@@ -9,11 +9,12 @@ from experiments.config.sections import NotNegative, Positive, Section, refuse
 from experiments.tasks.text.config import PERPLEXITY, TextConfig, TextDataset, TransformerSection
 
 BLEU = Metric("bleu", "max", unit="BLEU", digits=2)
-SPLIT_ALREADY = ("iwslt14", "wmt14")
 
 
 class Dataset(TextDataset):
     """Which sentences, in which direction."""
+
+    split_already = ("iwslt14", "wmt14")
 
     name: Literal["cldr", "catalogues", "debian", "iwslt14", "wmt14"]
     """The corpus; the first folder of a run's path."""
@@ -28,10 +29,7 @@ class Dataset(TextDataset):
     def _check_languages(self) -> Self:
         if self.source == self.target:
             refuse(f"source and target are both '{self.source}'")
-        if self.name in SPLIT_ALREADY and self.vocabulary is not None:
-            refuse(f"vocabulary {self.vocabulary}: {self.name} is split into pieces already, "
-                   "set null")  # fmt: skip
-        if self.name not in SPLIT_ALREADY and self.vocabulary is None:
+        if self.name not in self.split_already and self.vocabulary is None:
             refuse(f"vocabulary null: {self.name} is plain text, set a number of pieces")
         return self
 

@@ -27,7 +27,7 @@ PAIRS = [
 
 
 def place(module, root):
-    folder = debian_archive.unpacked(module.folder(root))
+    folder = debian_archive.unpacked(module.PACKAGES.folder(root))
     (folder / debian_packages.VERSIONS).write_text("one 1.0\n", encoding="utf-8")
     return folder
 
@@ -101,7 +101,7 @@ def test_packages_are_downloaded_and_unpacked_once(tmp_path, monkeypatch, capsys
     assert corpora.main(["debian", "austen"]) == 0
     assert "trans-de-en 2:1.0-1" in capsys.readouterr().out
     root = tmp_path / "data"
-    assert debian.versions(root).keys() == set(debian.PACKAGES)
+    assert debian.versions(root).keys() == set(debian.PACKAGES.names)
     assert list(debian.read(root, ("de", "en")).examples) == PAIRS
     assert len(austen.read(root, ("en",)).splits["train"]) > 10
     shutil.rmtree(archive)

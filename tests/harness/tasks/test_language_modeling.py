@@ -121,7 +121,7 @@ def test_a_text_is_measured(make):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["dataset.name=ptb"], "the words of ptb are its vocabulary, set null"),
+        (["dataset.name=ptb"], "ptb is split into words or pieces already, set null"),
         (["model.adaptive_cutoffs=[40]"], "an adaptive softmax avoids; set 0"),
         (["model.adaptive_cutoffs=[40, 20]"], "adaptive_cutoffs [40, 20]: must rise"),
         (["model.adaptive_cutoffs=[4, 5, 6]"], "need a width of 64 or more"),

@@ -41,7 +41,7 @@ def test_it_is_refused_where_it_is_missing(name, tmp_path):
         prepare(RECIPES[name], tmp_path)
     message = str(caught.value)
     assert str(tmp_path / CORPORA[name].folder) in message and "need no download" in message
-    assert f"{name} --from {CORPORA[name].archives}" in message and "\n" not in message
+    assert f"`{CORPORA[name].command(name)}` prepares it" in message and "\n" not in message
     assert find(RECIPES[name], tmp_path) is None
     folder = write(tmp_path, name)
     (path,) = folder.glob(f"valid.{CORPORA[name].endings['en']}")

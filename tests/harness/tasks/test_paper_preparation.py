@@ -186,7 +186,15 @@ def test_files_are_found_in_folders_too(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["iwslt14"], "cannot be downloaded here: iwslt14 --from de-en.tgz"),
+        (
+            ["iwslt14"],
+            "cannot be downloaded here; `pip install -c constraints.txt -e "
+            "'.[paper-corpora]' && python -m experiments.corpora iwslt14 --from de-en.tgz`",
+        ),
+        (
+            ["ptb"],
+            "downloaded here; `python -m experiments.corpora ptb --from simple-examples.tgz`",
+        ),
         (["iwslt14", "ptb", "--from", "x"], "name one of iwslt14, wmt14, ptb, wikitext103"),
         (["debian", "--from", "x"], "name one of iwslt14"),
     ],

@@ -16,7 +16,7 @@ from experiments.training import loop
 
 FILE = REPOSITORY / "configs" / "glue" / "sst2.yaml"
 WORDS = ["good", "bad", "film", "plot", "a", "the", "very", "quite", "and", "not"]
-SMALL = ("epochs=2", "schedule={name: constant}", "optimizers.adahessian.lr=0.05", "batch_size=10",
+SMALL = ("epochs=2", "schedule={name: constant}", "optimizers.adahessian.lr=0.3", "batch_size=10",
          "model.folder=tiny", "dataset.max_length=8")  # fmt: skip
 
 
@@ -65,16 +65,11 @@ def train(data, root, config):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adahessian"])
 def test_it_fine_tunes_and_goes_on_after_interruptions(optimizer, tiny, tmp_path, monkeypatch):
-    settings = (
-        f"epochs={6 if optimizer == 'adamw' else 2}",
-        "checkpoint_every_steps=3",
-        "optimizers.adamw.lr=0.01",
-    )
+    settings = ("epochs=6", "checkpoint_every_steps=3", "optimizers.adamw.lr=0.01")
     one = config(optimizer, *settings)
     whole = train(tiny, tmp_path / "whole", one)
     rows = read_metrics(whole.metrics_path)
-    if optimizer == "adamw":
-        assert rows[-1]["val/accuracy"] > 0.9
+    assert rows[-1]["val/accuracy"] > 0.9
     step = interrupted(loop.optimizer_step, lambda call: call % 7 == 6)
     monkeypatch.setattr(loop, "optimizer_step", step)
     directory, sessions = until_done(lambda: train(tiny, tmp_path / "cut", one))

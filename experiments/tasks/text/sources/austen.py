@@ -12,37 +12,16 @@ from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.tasks.text.pipeline import Example, Rules, side
-from experiments.tasks.text.sources import debian_packages
+from experiments.tasks.text.sources.debian_packages import DebianPackages
 from experiments.tasks.text.sources.source import Raw
 
-PACKAGES = ("r-cran-janeaustenr",)
+PACKAGES = DebianPackages("austen", ("r-cran-janeaustenr",), megabytes=2)
+fetch, versions = PACKAGES.fetch, PACKAGES.versions
 FILE = "r-cran-janeaustenr/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 RULES = Rules(held_out=0.08, near_duplicates=None)
-HOW = "`make corpora ARGS=austen` downloads it (2 MB) where there is apt-get"
 STRINGS, STRING = 16, 9  # R's types of a vector of strings, and of one
 _CHAPTER = re.compile(r"(chapter|letter) [ivxl\d]+\.?$", re.IGNORECASE)
 _VOLUME = re.compile(r"volume [iv]+$", re.IGNORECASE)
-
-
-def folder(root: Path) -> Path:
-    """Where the package is unpacked."""
-    return root / "austen" / "packages"
-
-
-def fetch(root: Path) -> str:
-    """Download the package; see `debian_packages.fetch`."""
-    return debian_packages.fetch("austen", folder(root), PACKAGES)
-
-
-def versions(root: Path) -> dict[str, str]:
-    """The version of the package, by its name.
-
-    Raises:
-        UserError: it is not there.
-    """
-    if not folder(root).is_dir():
-        raise UserError(f"the corpus austen is not in {folder(root)}: {HOW}")
-    return debian_packages.versions(folder(root))
 
 
 def read(root: Path, languages: tuple[str, ...]) -> Raw:
@@ -51,7 +30,8 @@ def read(root: Path, languages: tuple[str, ...]) -> Raw:
     Raises:
         UserError: the package is damaged.
     """
-    path = folder(root) / FILE
+    folder = PACKAGES.folder(root)
+    path = folder / FILE
     splits: dict[str, list[Example]] = {"train": [], "val": [], "test": []}
     try:
         for novel in read_novels(path.read_bytes()):
@@ -59,7 +39,9 @@ def read(root: Path, languages: tuple[str, ...]) -> Raw:
                 part = side(" ".join(paragraphs), RULES.held_out)
                 splits[part] += [(paragraph,) for paragraph in paragraphs]
     except (OSError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}; remove {folder(root)}; {HOW}") from None
+        raise UserError(
+            f"{path} cannot be read: {error}; remove {folder}; {PACKAGES.how}"
+        ) from None
     return Raw("public domain (MIT for the package)", splits=splits, rules=RULES,
                versions=versions(root))  # fmt: skip
 

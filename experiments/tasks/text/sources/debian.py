@@ -13,42 +13,25 @@ from xml.etree import ElementTree
 
 from experiments.errors import UserError
 from experiments.tasks.text.pipeline import Example, Rules, sentences
-from experiments.tasks.text.sources import debian_packages
+from experiments.tasks.text.sources.debian_packages import DebianPackages
 from experiments.tasks.text.sources.gettext_catalogues import read_catalogue
 from experiments.tasks.text.sources.source import Raw
 
-PACKAGES = ("libreoffice-help-de", "libreoffice-help-en-us", "libreoffice-l10n-de", "trans-de-en",
-            "gnome-user-docs")  # fmt: skip
+PACKAGES = DebianPackages(
+    "debian",
+    ("libreoffice-help-de", "libreoffice-help-en-us", "libreoffice-l10n-de", "trans-de-en",
+     "gnome-user-docs"),
+    megabytes=21,
+)  # fmt: skip
+fetch, versions = PACKAGES.fetch, PACKAGES.versions
 RULES = Rules(held_out=0.025)
 LICENCE = "MPL-2.0 (LibreOffice), GPL-2.0-or-later (Ding), CC-BY-SA-3.0 (GNOME)"
 PHRASE = 3  # words that an entry of the dictionary has at least
-HOW = "`make corpora ARGS=debian` downloads it (21 MB) where there is apt-get"
-
-
-def folder(root: Path) -> Path:
-    """Where the packages are unpacked."""
-    return root / "debian" / "packages"
-
-
-def fetch(root: Path) -> str:
-    """Download the packages; see `debian_packages.fetch`."""
-    return debian_packages.fetch("debian", folder(root), PACKAGES)
-
-
-def versions(root: Path) -> dict[str, str]:
-    """The versions of the packages, by their names.
-
-    Raises:
-        UserError: they are not there.
-    """
-    if not folder(root).is_dir():
-        raise UserError(f"the corpus debian is not in {folder(root)}: {HOW}")
-    return debian_packages.versions(folder(root))
 
 
 def read(root: Path, languages: tuple[str, ...]) -> Raw:
     """The sentences, those that people speak first."""
-    place = folder(root)
+    place = PACKAGES.folder(root)
     readers = (_dictionary, _help, _manual, _menus)
     examples = (
         tuple(pair[side] for side in map(("de", "en").index, languages))

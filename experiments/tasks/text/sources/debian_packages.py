@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
@@ -12,47 +12,72 @@ from experiments.tasks.text.whole_folder import whole_folder
 VERSIONS = "versions.txt"
 
 
-def fetch(corpus: str, folder: Path, packages: Sequence[str]) -> str:
-    """Unpack packages below `folder/<package>/`, all or none; returns what there is.
+@dataclass(frozen=True)
+class DebianPackages:
+    """The packages of a corpus.
 
-    Args:
-        corpus: their purpose, for the message of an error.
-        folder: where they are to be; nothing is done where it is.
-        packages: their names; the machine's package lists say which versions.
-
-    Raises:
-        UserError: the machine has no apt-get or no lists, a package cannot be had, or the folder
-            cannot be written.
+    Attributes:
+        corpus: that is made of them.
+        names: theirs; the machine's package lists say which versions.
+        megabytes: that are downloaded, about.
     """
-    if not folder.is_dir():
-        for program in ("apt-get", "dpkg-deb"):
-            if shutil.which(program) is None:
-                raise UserError(
-                    f"{corpus}: {program} is not on this machine, and these are packages of "
-                    "Debian; the corpora cldr, catalogues and kjv need none"
-                )
-        with whole_folder(folder) as partial:
-            _unpack(corpus, partial, packages)
-    return f"{', '.join(f'{name} {n}' for name, n in versions(folder).items())} in {folder}"
 
+    corpus: str
+    names: tuple[str, ...]
+    megabytes: int
 
-def versions(folder: Path) -> dict[str, str]:
-    """The versions of the packages that `fetch` has unpacked, by their names."""
-    lines = (folder / VERSIONS).read_text(encoding="utf-8").splitlines()
-    return dict(line.split(" ", 1) for line in lines)
+    def folder(self, root: Path) -> Path:
+        """Where they are unpacked, each below `<package>/`."""
+        return root / self.corpus / "packages"
 
+    @property
+    def how(self) -> str:
+        """What one does to have them."""
+        return (f"`make corpora ARGS={self.corpus}` downloads it ({self.megabytes} MB) where there "
+                "is apt-get")  # fmt: skip
 
-def _unpack(corpus: str, partial: Path, packages: Sequence[str]) -> None:
-    _run(corpus, ["apt-get", "download", *packages], partial)
-    found = {}
-    for name in packages:
-        (archive,) = partial.glob(f"{name}_*.deb")
-        fields = ["dpkg-deb", "--show", "--showformat=${Version}", archive.name]
-        found[name] = _run(corpus, fields, partial).strip()
-        _run(corpus, ["dpkg-deb", "--extract", archive.name, name], partial)
-        archive.unlink()
-    text = "".join(f"{name} {number}\n" for name, number in found.items())
-    (partial / VERSIONS).write_text(text, encoding="utf-8")
+    def fetch(self, root: Path) -> str:
+        """Download and unpack them, all or none, where they are not; returns what there is.
+
+        Raises:
+            UserError: the machine has no apt-get or no lists, a package cannot be had, or the
+                folder cannot be written.
+        """
+        folder = self.folder(root)
+        if not folder.is_dir():
+            for program in ("apt-get", "dpkg-deb"):
+                if shutil.which(program) is None:
+                    raise UserError(
+                        f"{self.corpus}: {program} is not on this machine, and these are packages "
+                        "of Debian; the corpora cldr, catalogues and kjv need none"
+                    )
+            with whole_folder(folder) as partial:
+                self._unpack(partial)
+        return f"{', '.join(f'{name} {n}' for name, n in self.versions(root).items())} in {folder}"
+
+    def versions(self, root: Path) -> dict[str, str]:
+        """The versions of the packages, by their names.
+
+        Raises:
+            UserError: they are not there.
+        """
+        folder = self.folder(root)
+        if not folder.is_dir():
+            raise UserError(f"the corpus {self.corpus} is not in {folder}: {self.how}")
+        lines = (folder / VERSIONS).read_text(encoding="utf-8").splitlines()
+        return dict(line.split(" ", 1) for line in lines)
+
+    def _unpack(self, partial: Path) -> None:
+        _run(self.corpus, ["apt-get", "download", *self.names], partial)
+        found = {}
+        for name in self.names:
+            (archive,) = partial.glob(f"{name}_*.deb")
+            fields = ["dpkg-deb", "--show", "--showformat=${Version}", archive.name]
+            found[name] = _run(self.corpus, fields, partial).strip()
+            _run(self.corpus, ["dpkg-deb", "--extract", archive.name, name], partial)
+            archive.unlink()
+        text = "".join(f"{name} {number}\n" for name, number in found.items())
+        (partial / VERSIONS).write_text(text, encoding="utf-8")
 
 
 def _run(corpus: str, command: list[str], folder: Path) -> str:

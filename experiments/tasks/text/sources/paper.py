@@ -22,12 +22,19 @@ class Corpus:
         endings: of a file, by language.
         licence: of the texts.
         archives: in which it is published, from which `experiments.corpora` prepares it.
+        extra: of pyproject.toml, which that takes.
     """
 
     folder: str
     endings: dict[str, str]
     licence: str
     archives: str
+    extra: str = ""
+
+    def command(self, name: str) -> str:
+        """What prepares it, as one types it."""
+        install = f"pip install -c constraints.txt -e '.[{self.extra}]' && " if self.extra else ""
+        return f"{install}python -m experiments.corpora {name} --from {self.archives}"
 
 
 _PAIRS = {"de": "de", "en": "en"}
@@ -37,6 +44,7 @@ CORPORA = {
         _PAIRS,
         "CC BY-NC-ND 4.0 (TED)",
         "de-en.tgz",
+        "paper-corpora",
     ),
     "wmt14": Corpus(
         "wmt14_en_de",
@@ -44,6 +52,7 @@ CORPORA = {
         "see the licences of WMT14's parts",
         "training-parallel-europarl-v7.tgz training-parallel-commoncrawl.tgz "
         "training-parallel-nc-v9.tgz dev.tgz test-full.tgz",
+        "paper-corpora",
     ),
     "ptb": Corpus(
         "ptb",
@@ -83,9 +92,8 @@ class PaperCorpus:
         if missing:
             raise UserError(
                 f"{self.name} is not in {folder} ({', '.join(missing)} missing), and nothing here "
-                f"can download it; `python -m experiments.corpora {self.name} --from "
-                f"{self.corpus.archives}` prepares it from its archives. `make translation` and "
-                "`make language-model` need no download"
+                f"can download it; `{self.corpus.command(self.name)}` prepares it from its "
+                "archives. `make translation` and `make language-model` need no download"
             )
         stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
                  for path in files.values()]  # fmt: skip
