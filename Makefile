@@ -234,8 +234,10 @@ browser: ## Install Chromium, for the slow tests (Debian, as root); does nothing
 		{ apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 		echo 'No Chromium: the tests that need a browser will say so.'
 
+# The slow ones wait more than they compute: one more at a time than there are cores.
 test-all: test browser ## The fast tests, and the slow ones after them (35 minutes more)
-	$(PYTEST) -m slow --reruns-delay 5
+	PYTEST_XDIST_AUTO_NUM_WORKERS=$$($(PY) -c 'import os; print(os.cpu_count() + 1)') \
+		$(PYTEST) -m slow --reruns-delay 5
 
 slurm-test: $(VENV)/.ready-for-tests ## Every fault that a run must survive, on a real Slurm that it starts
 	$(PY) -m pytest -s tests/cluster/test_slurm.py tests/cluster/test_sweep.py

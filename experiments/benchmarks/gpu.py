@@ -58,9 +58,9 @@ _ONCE = ("--quick", "--repetitions", "1")
 PARTS = (
     Part("tests", "gpu_tests", limit=300),
     Part("step-resnet20", "step", ("--network", "resnet20", "--repetitions", "3"),
-         ("--network", "resnet20", "--only", "finite", *_ONCE), 160),
+         ("--network", "resnet20", "--only", "finite difference, every 10", *_ONCE), 160),
     Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "3"),
-         ("--network", "transformer", "--only", "exact", *_ONCE), 140),
+         ("--network", "transformer", "--only", "exact, 1/8", *_ONCE), 140),
     Part("accuracy", "curvature_accuracy", ("--images", "digits", "--at", "0", "20"),
          ("--quick", "--images", "digits", "--only", "tanh"), 90),
     Part("compiled", "compiled", (), ("--network", "transformer", *_ONCE), 110),
