@@ -5,6 +5,7 @@ if a port fails a case. What it does not implement is no failure.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +18,7 @@ from adahessian.conformance.recorded import cases
 OURS = {
     "adahessian.conformance.torch_port:port": ("torch",),
     "adahessian.jax.conformance:port": ("jax", "optax"),
+    "adahessian.keras.conformance:port": ("keras", os.environ.get("KERAS_BACKEND", "tensorflow")),
 }
 
 
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen, names = cases(parsed.cases), parsed.ports or installed
         if not names:
-            raise ValueError("none of ours can run here: install torch, or jax and optax")
+            raise ValueError("none of ours can run here: install torch, jax and optax, or Keras")
         for name in names:
             factory = load(name)
             outcomes = [check(factory, c, rtol=parsed.rtol, atol=parsed.atol) for c in chosen]

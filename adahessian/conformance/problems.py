@@ -1,4 +1,4 @@
-"""The cases' losses, in the functions that torch and jax.numpy have in common.
+"""The cases' losses, in the functions that torch, jax.numpy and TensorFlow's numpy have in common.
 
 For ports that take the derivatives themselves; docs/conformance.md has the formulas.
 """
@@ -21,7 +21,7 @@ def loss(case: dict[str, Any], params: list[Any], batch: int, xp: Any, **options
         case: one of :func:`adahessian.conformance.cases`.
         params: arrays in the case's layouts.
         batch: the number of the micro-batch.
-        xp: torch or jax.numpy.
+        xp: torch, jax.numpy or tensorflow.experimental.numpy.
         options: of ``xp.asarray``, the dtype.
     """
     problem = case["problem"]
@@ -32,21 +32,22 @@ def loss(case: dict[str, Any], params: list[Any], batch: int, xp: Any, **options
     }
     if problem["kind"] == "quadratic":
         theta = _joined(params, xp)
-        return theta @ data["matrix"] @ theta / 2 + data["vector"] @ theta
+        product = xp.matmul(data["matrix"], theta)
+        return xp.matmul(theta, product) / 2 + xp.matmul(data["vector"], theta)
     if problem["kind"] == "polynomial":
         theta = _joined(params, xp)
         each = data["b"] * theta + data["a"] * theta**2 / 2 + data["c"] * theta**4 / 4
-        return each.sum() + (data["u"] @ theta) ** 2 / 2
+        return xp.sum(each) + xp.matmul(data["u"], theta) ** 2 / 2
     start, stop = problem["batches"][batch]
     outputs = {"network": _network, "convolution": _convolution}[problem["kind"]]
     axes = [param["axes"] for param in case["params"]]
     params = [_canonical(p, names, xp) for p, names in zip(params, axes, strict=True)]
     errors = outputs(params, data["inputs"][start:stop], xp) - data["targets"][start:stop]
-    return (errors**2).sum() / (2 * len(problem["targets"]))
+    return xp.sum(errors**2) / (2 * len(problem["targets"]))
 
 
 def _joined(params: list[Any], xp: Any) -> Any:
-    return xp.concatenate([p.reshape(-1) for p in params])
+    return xp.concatenate([xp.reshape(p, (-1,)) for p in params])
 
 
 def _canonical(param: Any, axes: list[str], xp: Any) -> Any:
@@ -56,7 +57,8 @@ def _canonical(param: Any, axes: list[str], xp: Any) -> Any:
 
 def _network(params: list[Any], inputs: Any, xp: Any) -> Any:
     weight1, bias1, weight2, bias2 = params
-    return xp.tanh(inputs @ weight1.T + bias1) @ weight2.T + bias2
+    hidden = xp.tanh(xp.einsum("ni,oi->no", inputs, weight1) + bias1)
+    return xp.einsum("ni,oi->no", hidden, weight2) + bias2
 
 
 def _convolution(params: list[Any], images: Any, xp: Any) -> Any:
@@ -68,4 +70,4 @@ def _convolution(params: list[Any], images: Any, xp: Any) -> Any:
             window = images[:, :, row : row + height, column : column + width]
             tap = kernels[:, :, row, column]
             activations = activations + xp.einsum("ncij,oc->noij", window, tap)
-    return xp.tanh(activations).mean((2, 3)) @ readout + constant
+    return xp.matmul(xp.mean(xp.tanh(activations), axis=(2, 3)), readout) + constant

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from adahessian.conformance.check import Step
+from adahessian.conformance.layouts import declared_axes
 from adahessian.conformance.problems import loss, num_batches
 from adahessian.jax.functional import value_grad_and_hessian
 from adahessian.jax.transform import ScaleByAdaHessianState, adahessian, needs_hessian
-
-_FLAX_ORDER = ("kernel", "in", "out")
 
 
 def port(case: dict[str, Any]) -> Step:
@@ -70,7 +69,7 @@ def _optimizer(case: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
             options["weight_decay"],
             options["hessian_power"],
             block_size=block_size,
-            block_axes=[_block_axes(param["axes"], block_size) for param in params],
+            block_axes=[declared_axes(param["axes"], block_size) for param in params],
             averaging=options["averaging"],
             update_interval=options["update_interval"],
         )
@@ -85,18 +84,6 @@ def _optimizer(case: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
     if options["max_grad_norm"] is not None:
         before.append(optax.clip_by_global_norm(options["max_grad_norm"]))
     return optax.chain(*before, optimizer)
-
-
-def _block_axes(axes: list[str], block_size: int | str | None) -> tuple[int, ...] | None:
-    """Return what to declare: nothing for flax's layouts, whose axes the library knows."""
-    if axes == sorted(axes, key=_FLAX_ORDER.index):
-        return None
-    if isinstance(block_size, int):
-        return tuple(range(len(axes)))  # torch's layout: runs in the order of memory
-    if len(axes) == 2 and block_size != "row":
-        return ()
-    averaged = "in" if len(axes) == 2 else "kernel"
-    return tuple(axis for axis, name in enumerate(axes) if name == averaged)
 
 
 def _averages(opt_state: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ of 6 or more dims has no known layout and is left as it is. What is laid out dif
 the kernels of EinsumDense, is declared by its ``block_axes``.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,8 +77,14 @@ def block_average(
         return _average_runs(array, block_size, _order(path, len(shape), axes))
     declared = block_axes is not None
     if axes and (declared or len(shape) >= 3 or block_size == "row"):
-        return ops.broadcast_to(ops.mean(array, axis=axes, keepdims=True), shape)
+        return ops.broadcast_to(mean(array, axes, keepdims=True), shape)
     return array
+
+
+def mean(array: Any, axes: Sequence[int], keepdims: bool = False) -> Any:
+    """Return the mean along axes; Keras' own takes float64 through float32 on JAX and torch."""
+    count = math.prod(array.shape[axis] for axis in axes)
+    return ops.sum(array, axis=tuple(axes), keepdims=keepdims) / count
 
 
 def _default_axes(path: str, ndim: int) -> tuple[int, ...]:
@@ -117,10 +124,10 @@ def _average_runs(array: Any, length: int, order: list[int]) -> Any:
     shape = tuple(ordered.shape)
     flat = ops.reshape(ordered, (-1,))
     whole = flat.shape[0] // length * length
-    means = ops.mean(ops.reshape(flat[:whole], (-1, length)), axis=1) if whole else flat[:0]
+    means = mean(ops.reshape(flat[:whole], (-1, length)), (1,)) if whole else flat[:0]
     means = ops.repeat(means, length)
     if whole < flat.shape[0]:
         rest = flat[whole:]
-        means = ops.concatenate([means, ops.broadcast_to(ops.mean(rest), rest.shape)])
+        means = ops.concatenate([means, ops.broadcast_to(mean(rest, (0,)), rest.shape)])
     averaged = ops.reshape(means, shape)
     return ops.transpose(averaged, [order.index(axis) for axis in range(len(order))])

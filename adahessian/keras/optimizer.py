@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from adahessian.keras.averaging import BlockAxes, BlockSize, block_average
+from adahessian.keras.averaging import BlockAxes, BlockSize, block_average, mean
 from adahessian.keras.options import check_options
 
 # How the active backend computes H·z, and nothing of the others.
@@ -304,11 +304,11 @@ class AdaHessian(keras.optimizers.Optimizer):
         """Return d, the averaged curvature, of z · Hz in an additional first axis."""
         if self.averaging == "abs":
             samples = ops.absolute(samples)
-        mean = ops.mean(samples, axis=0) if self.num_samples > 1 else samples[0]
+        estimate = mean(samples, (0,)) if self.num_samples > 1 else samples[0]
         axes = self.block_axes
         if axes is not None:
             axes = axes(variable.path, tuple(variable.shape))
-        return block_average(mean, self.block_size, path=variable.path, block_axes=axes)
+        return block_average(estimate, self.block_size, path=variable.path, block_axes=axes)
 
 
 def state_dtype(variable: Any) -> str:

@@ -2,9 +2,11 @@
 
 ``tf.nn.moments`` stops the gradient of the mean within the variance, because it is zero. Its
 derivative is not: H·z through batch, layer and group normalization would be wrong, so the second
-pass lets it through.
+pass lets it through. Likewise through bilinear resizing, whose gradient TensorFlow takes for a
+constant.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +24,18 @@ _NO_GRAPH = (
     "AdaHessian found no graph from the weights {names} to their gradients: compute the gradient "
     "and apply it within one tf.function"
 )
+_ACCUMULATED = (
+    "Keras cannot accumulate gradients under a strategy with several replicas, whatever the "
+    "optimizer: leave gradient_accumulation_steps out, and take larger batches"
+)
+_SYNCHRONIZED = (
+    "what synchronizes the replicas of a strategy, as BatchNormalization(synchronized=True) does, "
+    "cannot be skipped between refreshes: take update_interval=1, or statistics of each replica"
+)
+# What TensorFlow says of a missing gradient.
+_OPERATION = re.compile(r"operation\s*'(.*?)' \(op type: (\w+)\)")
 _OPENED = "AdaHessianOpenedStopGradient"
+_OF_RESIZING = "AdaHessianOfResizeBilinearGrad"
 _GRADIENT_OF = "_gradient_op_type"
 
 
@@ -52,10 +65,16 @@ def samples(
     """Return the gradients, dense, and z · Hz by number of weight (zeros between refreshes).
 
     Raises:
-        RuntimeError: there is no graph, or an operation without a second derivative.
+        RuntimeError: there is no graph, an operation has no second derivative, or a strategy does
+            not allow it.
     """
     if tf.executing_eagerly():
         raise RuntimeError(_EAGER)
+    if (
+        optimizer.gradient_accumulation_steps
+        and tf.distribute.get_strategy().num_replicas_in_sync > 1
+    ):
+        raise RuntimeError(_ACCUMULATED)
     grads = [None if g is None else tf.convert_to_tensor(g) for g in grads]
     members = [
         (optimizer._get_variable_index(v), v, g)
@@ -88,8 +107,13 @@ def samples(
         return [tf.zeros((optimizer.num_samples, *g.shape), g.dtype) for _, _, g in members]
 
     due = optimizer.refresh_is_due()
-    with _open_moments(graphs):
-        found = products() if due is True else tf.cond(due, products, zeros)
+    with _opened(graphs):
+        try:
+            found = products() if due is True else tf.cond(due, products, zeros)
+        except RuntimeError as error:
+            if "merge_call" not in str(error):
+                raise
+            raise RuntimeError(_SYNCHRONIZED) from error
     return grads, {index: s for (index, _, _), s in zip(members, found, strict=True)}
 
 
@@ -102,9 +126,11 @@ def _product(
         # z is scaled, not the product: in float16 the product may be too large.
         found = iter(tf.gradients(grads, flat, [z / scale for z in probe]))
     except LookupError as error:
+        found = _OPERATION.search(str(error))
+        name, kind = found.groups() if found else (str(error), "this operation")
         raise RuntimeError(
-            f"{error}: TensorFlow has no second derivative of it, which AdaHessian needs. Replace "
-            "this layer, or train with another optimizer"
+            f"TensorFlow has no derivative of {kind} ({name}), which AdaHessian needs: replace the "
+            "layer, or train with another optimizer"
         ) from error
     products = []
     for handles, g in zip(places, grads, strict=True):
@@ -144,17 +170,43 @@ def _identity(op: Any, grad: tf.Tensor) -> tf.Tensor:
     return grad
 
 
+@tf.RegisterGradient(_OF_RESIZING)
+def _resized(op: Any, grad: tf.Tensor) -> tuple[tf.Tensor, None]:
+    """Return the derivative of ResizeBilinearGrad, the transpose of a linear map."""
+    options = {name: op.get_attr(name) for name in ("align_corners", "half_pixel_centers")}
+    size = tf.shape(op.inputs[0])[1:3]
+    return tf.raw_ops.ResizeBilinear(images=grad, size=size, **options), None
+
+
 @contextmanager
-def _open_moments(graphs: list[Any]) -> Iterator[None]:
-    """Let derivatives pass where ``tf.nn.moments`` stops them, and only there."""
-    stops = [op for graph in graphs for op in graph.get_operations() if _is_of_moments(op)]
-    for op in stops:
-        op._set_attr(_GRADIENT_OF, attr_value_pb2.AttrValue(s=_OPENED.encode()))
+def _opened(graphs: list[Any]) -> Iterator[None]:
+    """Let second derivatives pass where TensorFlow stops them without a word, and only there."""
+    stops = [
+        (op, _OPENED if op.type == "StopGradient" else _OF_RESIZING)
+        for graph in _with_called(graphs)
+        for op in graph.get_operations()
+        if op.type == "ResizeBilinearGrad" or _is_of_moments(op)
+    ]
+    for op, name in stops:
+        op._set_attr(_GRADIENT_OF, attr_value_pb2.AttrValue(s=name.encode()))
     try:
         yield
     finally:
-        for op in stops:
+        for op, _ in stops:
             op._clear_attr(_GRADIENT_OF)
+
+
+def _with_called(graphs: list[Any]) -> list[Any]:
+    """Return the graphs with those of the functions, loops and branches that they call."""
+    found: dict[int, Any] = {}
+    todo = list(graphs)
+    while todo:
+        graph = todo.pop()
+        if id(graph) not in found:
+            found[id(graph)] = graph
+            functions = graph._functions.values()
+            todo += [function.graph for function in functions if hasattr(function, "graph")]
+    return list(found.values())
 
 
 def _is_of_moments(op: Any) -> bool:

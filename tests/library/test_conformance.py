@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import conformance_vectors, published
+from support import conformance_table, conformance_vectors, published
 from support.conformance_cases import CASES, DEFAULTS, RULE
 from support.conformance_schema import AnyCase
 
@@ -290,14 +290,8 @@ class TestTheCommand:
         assert "none of ours can run here" in capsys.readouterr().err
 
     def test_ours_are_what_is_installed(self):
-        assert set(command.OURS) == {PORTS["torch"], PORTS["JAX"]}
-
-
-def cell(outcome):
-    if outcome.verdict == "fails":
-        step, rest = outcome.remark.split(", ", 1)
-        return f"fails: {step}, `{rest.split()[0]}`"
-    return {"passes": "✓", "error": "error", "not implemented": "–"}[outcome.verdict]
+        keras = "adahessian.keras.conformance:port"
+        assert set(command.OURS) == {PORTS["torch"], PORTS["JAX"], keras}
 
 
 @pytest.mark.slow
@@ -311,16 +305,8 @@ def test_table_of_the_docs():
     assert not [o for name in ("torch", "JAX") for o in columns[name] if o.is_bad]
     left_out = {o.case for o in columns["JAX"] if o.verdict != "passes"}
     assert left_out == {c["name"] for c in chosen if c["format"] == 2}
-    rows = [["case", *columns], ["---"] * (1 + len(columns))]
-    for i, case in enumerate(chosen):
-        rows.append([f"`{case['name']}`", *(cell(column[i]) for column in columns.values())])
-    counts = (f"{sum(o.verdict == 'passes' for o in column)}" for column in columns.values())
-    rows.append([f"passed of {len(chosen)}", *counts])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    page = ROOT / "docs" / "implementations.md"
-    before, begin, rest = page.read_text("utf-8").partition("<!-- conformance:begin -->\n")
-    found, end, after = rest.partition("\n<!-- conformance:end -->")
-    if UPDATE:
-        page.write_text(before + begin + table + end + after, encoding="utf-8")
-    else:
-        assert found == table
+    cells = {
+        name: {o.case: conformance_table.cell(o) for o in column}
+        for name, column in columns.items()
+    }
+    conformance_table.check(cells, UPDATE)

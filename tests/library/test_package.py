@@ -114,6 +114,8 @@ except ImportError as error:
     assert error.name == "keras", error
 else:
     raise AssertionError("there is Keras")
+from adahessian.conformance import __main__, cases
+assert cases() and __main__.main([]) == 2
 """
 
 

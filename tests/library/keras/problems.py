@@ -56,10 +56,25 @@ def looking(**options):
     return AdaHessian(0.0, beta_2=0.0, block_size=None, **options)
 
 
-def magnitudes_by_optimizer(model, x, y):
-    """Return |Hz| of the first step's probe, as the optimizer has seen it in a training step."""
-    model.train_on_batch(x, y)
+def magnitudes_by_optimizer(model, x, y, **given):
+    """Return |Hz| of the first step's probe, as the optimizer has seen it in a training step.
+
+    ``given`` goes to ``train_on_batch``; random layers draw what they draw for the differences.
+    """
+    before = others(model)
+    model.train_on_batch(x, y, **given)
+    restore(model, before)
     return [np.sqrt(v) for v in averages(model.optimizer, "exp_hessian_diag_sq")]
+
+
+def others(model):
+    """Return copies of running statistics and of the random state."""
+    return [np.array(ops.convert_to_numpy(v.value)) for v in model.non_trainable_variables]
+
+
+def restore(model, values):
+    for v, value in zip(model.non_trainable_variables, values, strict=True):
+        v.assign(value)
 
 
 def probe(model, seed=0, step=0):
@@ -72,17 +87,18 @@ def probe(model, seed=0, step=0):
     return [ops.convert_to_numpy(zi) for zi in z]
 
 
-def magnitudes_by_differences(model, x, y, h=1e-7):
+def magnitudes_by_differences(model, x, y, h=1e-7, loss=mean_square, compiling=None, **given):
     """Return |Hz| by central differences of gradients, which steps of SGD reveal."""
     z, start = probe(model), model.get_weights()
-    compiled(model, keras.optimizers.SGD(1.0))
-    gradients = []
+    compiled(model, keras.optimizers.SGD(1.0), loss, **(compiling or {}))
+    gradients, random = [], others(model)
     for sign in (1, -1):
         model.set_weights(start)
+        restore(model, random)
         for v, zi in zip(model.trainable_variables, z, strict=True):
             v.assign(v + sign * h * zi)
         before = weights(model)
-        model.train_on_batch(x, y)
+        model.train_on_batch(x, y, **given)
         gradients.append([b - a for b, a in zip(before, weights(model), strict=True)])
     model.set_weights(start)
     return [np.abs(p - m) / (2 * h) for p, m in zip(*gradients, strict=True)]

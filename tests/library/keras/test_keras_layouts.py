@@ -3,13 +3,15 @@
 import keras
 import numpy as np
 import pytest
-import torch
 from keras import layers, ops
 
-import adahessian.averaging as torch_averaging
 from adahessian.keras import block_average
 from adahessian.keras.probes import rademacher
-from adahessian.probes import rademacher_like
+
+torch = pytest.importorskip("torch")
+
+import adahessian.averaging as torch_averaging  # noqa: E402
+from adahessian.probes import rademacher_like  # noqa: E402
 
 # (shape in Keras, permutation to torch's layout, end of the path)
 LAYOUTS = [

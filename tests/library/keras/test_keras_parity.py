@@ -3,12 +3,14 @@
 import keras
 import numpy as np
 import pytest
-import torch
 from keras import ops
 from library.keras import problems
 
-from adahessian import AdaHessian, probes
 from adahessian.keras import AdaHessian as KerasAdaHessian
+
+torch = pytest.importorskip("torch")
+
+from adahessian import AdaHessian, probes  # noqa: E402
 
 # (torch's shape, permutation from torch's to Keras' layout)
 TENSORS = {

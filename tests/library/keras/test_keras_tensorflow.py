@@ -1,5 +1,7 @@
 """What is TensorFlow's own: graphs, conditions, replicas, XLA, the stopped gradient."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def first_and_second_derivative(x):
     loss = variance * mean + tf.stop_gradient(mean) * x[0] ** 2
     (g,) = tf.gradients(loss, x)
     graph = tf.compat.v1.get_default_graph()
-    with door._open_moments([graph]):
+    with door._opened([graph]):
         (opened,) = tf.gradients(g, x)
     (closed,) = tf.gradients(g, x)
     return g, opened, closed
@@ -73,13 +75,16 @@ def test_gradients_from_elsewhere_are_refused():
         step(*[tf.ones(v.shape) for v in model.trainable_variables])
 
 
-def test_no_second_derivative_is_said():
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [keras.Input((6, 6, 2)), layers.Conv2D(2, 3),
-         layers.UpSampling2D(2, interpolation="bicubic"), layers.Flatten(), layers.Dense(3)]
-    )  # fmt: skip
-    with pytest.raises(RuntimeError, match="no second derivative"):
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (lambda: layers.UpSampling2D(2, interpolation="bicubic"), "ResizeBicubicGrad"),
+        (lambda: layers.Activation("softsign"), "SoftsignGrad"),
+    ],
+)
+def test_no_second_derivative_is_said(layer, kind):
+    model = network(layers.Conv2D(2, 3), layer())
+    with pytest.raises(RuntimeError, match=f"no derivative of {kind} \\(gradient_tape.*needs"):
         compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
 
 
@@ -118,23 +123,150 @@ def test_same_by_xla_and_by_several_steps_in_one(options):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
-def test_replicas_are_one_model():
-    """Two replicas with half of each batch do what one does with the whole."""
+REPLICATED = {
+    "refreshes": dict(update_interval=3),
+    "signed samples": dict(num_samples=2, averaging="signed", block_size=None),
+    "ema": dict(use_ema=True, weight_decay=0.1, update_interval=2),
+}
+
+
+def replicated(strategy, start, layer, compiling, **options):
+    """Return weights and v of a model that a strategy has trained, and its optimizer."""
     x, y = problems.data(64)
-    found, start = [], None
-    strategies = [tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])]
-    for strategy in strategies:
-        with strategy.scope():
-            model = network(layers.Conv2D(4, 3), layers.Activation("tanh"))
-            start = model.get_weights() if start is None else start
-            model.set_weights(start)  # equal seeds are other weights in another strategy
-            optimizer = AdaHessian(0.01, epsilon=0.1, update_interval=3)
-            compiled(model, optimizer, loss=keras.losses.MeanSquaredError())
-        model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    with strategy.scope():
+        model = network(layers.Conv2D(4, 3), layer(), layers.Activation("tanh"))
+        model.set_weights(start)  # equal seeds are other weights in another strategy
+        optimizer = AdaHessian(0.01, epsilon=0.1, **options)
+        compiled(model, optimizer, loss=keras.losses.MeanSquaredError(), **compiling)
+    model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
+    return weights(model) + problems.averages(optimizer, "exp_hessian_diag_sq"), optimizer
+
+
+def replicas_and_one(layer=layers.Identity, compiling=None, **options):
+    start = network(layers.Conv2D(4, 3), layer(), layers.Activation("tanh")).get_weights()
+    compiling = compiling or {}
+    return [
+        replicated(strategy, start, layer, compiling, **options)
+        for strategy in (tf.distribute.get_strategy(), two_replicas())
+    ]
+
+
+@functools.cache
+def two_replicas():
+    """One strategy for all tests: in one process the reductions of two meet."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("name", REPLICATED)
+def test_replicas_are_one_model(name):
+    """Two replicas with half of each batch do what one does with the whole."""
+    (one, _), (two, optimizer) = replicas_and_one(**REPLICATED[name])
+    if name == "refreshes":
         assert int(optimizer._num_refreshes.numpy()) == 3
-        found.append(weights(model) + problems.averages(optimizer, "exp_hessian_diag_sq"))
-    for a, b in zip(*found, strict=True):
+    for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def synchronized():
+    return layers.BatchNormalization(synchronized=True)
+
+
+def test_replicas_that_accumulate_are_refused():
+    with pytest.raises(RuntimeError, match="take larger batches"):
+        replicas_and_one(gradient_accumulation_steps=2)
+
+
+def test_statistics_of_the_whole_batch_cannot_be_skipped():
+    with pytest.raises(RuntimeError, match="take update_interval=1"):
+        replicas_and_one(synchronized, update_interval=2)
+
+
+def test_loop_of_ones_own():
+    """In one tf.function; the gradient may come from a function within it."""
+    x, y = problems.data(24)
+    found = []
+    for own in (False, "one function", "two functions"):
+        model = network(layers.Conv2D(4, 3), layers.LayerNormalization(), layers.Activation("tanh"))
+        optimizer = AdaHessian(0.05, epsilon=0.1, update_interval=2)
+        compiled(model, optimizer)
+
+        def gradient(x, y, model=model):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(problems.mean_square(y, model(x, training=True)))
+            return tape.gradient(loss, model.trainable_variables)
+
+        inner = tf.function(gradient) if own == "two functions" else gradient
+
+        @tf.function
+        def step(x, y, model=model, optimizer=optimizer, inner=inner):
+            optimizer.apply(inner(x, y), model.trainable_variables)
+
+        if own:
+            optimizer.build(model.trainable_variables)
+        for i in range(3):
+            part = slice(8 * i, 8 * i + 8)
+            (step if own else model.train_on_batch)(x[part], y[part])
+        found.append(weights(model))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_two_optimizers_of_one_model(float64):
+    """Each has the curvature by its own weights, whatever the other has done before."""
+    x, y = problems.data()
+    model = network(layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Activation("tanh"))
+    halves = [model.trainable_variables[:2], model.trainable_variables[2:]]
+    optimizers = [problems.looking(), problems.looking()]
+    other = network(layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Activation("tanh"))
+    other.set_weights(model.get_weights())
+    for optimizer, half in zip(optimizers, halves, strict=True):
+        optimizer.build(half)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(problems.mean_square(y, model(x, training=True)))
+        grads = tape.gradient(loss, model.trainable_variables)
+        for optimizer, part, half in zip(optimizers, (grads[:2], grads[2:]), halves, strict=True):
+            optimizer.apply(part, half)
+            for v in half:
+                v.assign(v * 2)
+
+    step(x, y)
+    other.layers[0].trainable = False
+    expected = problems.magnitudes_by_differences(other, x, y)
+    found = [np.sqrt(v) for v in problems.averages(optimizers[1], "exp_hessian_diag_sq")]
+    assert problems.relative_error(found, expected) < 1e-6
+
+
+class InAFunction(layers.Layer):
+    """A normalization that its author has decorated, or put into a branch."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.normalization = how, layers.LayerNormalization()
+        self.function = tf.function(self.normalization)
+
+    def build(self, shape):
+        self.normalization.build(shape)
+
+    def call(self, x):
+        if self.how == "function":
+            return self.function(x)
+        if self.how == "branch":
+            return tf.cond(tf.reduce_sum(x) < 1e9, lambda: self.normalization(x), lambda: x)
+        mapped = {"loop": tf.map_fn, "vectorized": tf.vectorized_map}[self.how]
+        return mapped(self.normalization, x)
+
+
+@pytest.mark.parametrize("how", ["function", "branch", "loop", "vectorized"])
+def test_moments_in_functions_that_the_step_calls(how, float64):
+    model = network(layers.Conv2D(4, 3), InAFunction(how), layers.Activation("tanh"))
+    x, y = problems.data()
+    found = problems.magnitudes_by_optimizer(compiled(model, problems.looking()), x, y)
+    expected = problems.magnitudes_by_differences(model, x, y)
+    assert problems.relative_error(found, expected) < 1e-6
 
 
 def test_private_names_do_what_we_need():
