@@ -4,7 +4,8 @@
 
 Trains in pairs (`experiments.benchmarks.trainings`): each arm beside the first one, from the same
 initial weights, on the same batches, with the same probes. An arm names the way to H·z (`exact` or
-`fd`), the fraction `f`, the interval `k` between refreshes and `lr`, a factor of the learning rate.
+`fd`), the fraction `f`, the interval `k` between refreshes, how many `first` steps refresh all the
+same, and `lr`, a factor of the learning rate.
 
 With `--rates` each arm has its factor chosen first, on further seeds; an arm whose choice differs
 from the first one's is trained at both.
@@ -56,24 +57,28 @@ class Arm:
     way: str
     f: Fraction = Fraction(1)
     k: int = 1
+    first: int = 0
     lr: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "Arm":
-        """From `way[,f=1/4][,k=4][,lr=2]`.
+        """From `way[,f=1/4][,k=4][,first=16][,lr=2]`.
 
         Raises:
             UserError: it is no such text.
         """
         way, *settings = text.split(",")
-        kinds: dict[str, Callable[[str], Any]] = {"f": Fraction, "k": int, "lr": float}
+        kinds: dict[str, Callable[[str], Any]] = {
+            "f": Fraction, "k": int, "first": int, "lr": float
+        }  # fmt: skip
         try:
             pairs = [setting.split("=") for setting in settings]
             values = {key: kinds[key](value) for key, value in pairs}
             return cls({"exact": "exact", "fd": "fd"}[way], **values)
         except (KeyError, ValueError, ZeroDivisionError):
             raise UserError(
-                f"--arms {text}: an arm is exact or fd, and then f=1/4, k=4 or lr=2, with commas"
+                f"--arms {text}: an arm is exact or fd, and then f=1/4, k=4, first=16 or lr=2, "
+                "with commas"
             ) from None
 
     def build(self, params: Any, lr: float, seed: int) -> AdaHessian:
@@ -177,6 +182,7 @@ def train(name: str, steps: int, device: str, seed: int, text: str) -> dict[str,
         drops = (step >= steps / 2) + (step >= steps * 3 / 4)
         rise = min(1.0, (step + 1) / problem.warmup_steps)
         optimizer.param_groups[0]["lr"] = problem.lr * arm.lr * rise * 0.1**drops
+        optimizer.param_groups[0]["update_interval"] = 1 if step < arm.first else arm.k
         chosen = torch.randint(len(targets), (problem.batch_size,), generator=order).to(device)
         losses.append(_step(optimizer, model, inputs[chosen], targets[chosen]))
     seconds = time.process_time() - start

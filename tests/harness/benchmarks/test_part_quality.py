@@ -10,7 +10,7 @@ from experiments.errors import UserError
 
 
 def test_an_arm_is_a_text():
-    assert Arm.parse("fd,f=1/4,k=2,lr=0.5") == Arm("fd", Fraction(1, 4), 2, 0.5)
+    assert Arm.parse("fd,f=1/4,k=2,first=3,lr=0.5") == Arm("fd", Fraction(1, 4), 2, 3, 0.5)
     optimizer = Arm.parse("fd,f=1/4,k=2").build(PROBLEMS["perceptron"].build().parameters(), 0.1, 3)
     (group,) = optimizer.param_groups
     names = ("curvature", "curvature_fraction", "update_interval", "lr", "seed")
