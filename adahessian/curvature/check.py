@@ -116,9 +116,11 @@ class Slope:
 
     @torch.no_grad()
     def _count(self, p: Tensor) -> None:
-        self._accumulates = True
         with _torch.below_torch_functions():
-            self._accumulated += self._latest[p]
+            # Of a sharded parameter the gradient comes in another way, and this is called by hand.
+            if (sums := self._latest.pop(p, None)) is not None:
+                self._accumulates = True
+                self._accumulated += sums
 
 
 class Evaluation(NamedTuple):

@@ -137,6 +137,7 @@ def test_the_order_is_that_of_the_file_then_of_the_nearest_files(files, dataset,
 
 
 def test_the_committed_experiments_begin_with_their_reference():
-    assert optimizer_order("digits", "resnet20") == ["sgd", "adam", "adamw", "adahessian"]
-    assert optimizer_order("digits", "resnet32") == optimizer_order("digits", "resnet20")
+    order = optimizer_order("digits", "resnet20")
+    assert order[:4] == ["sgd", "adam", "adamw", "adahessian"]
+    assert optimizer_order("digits", "resnet32") == order
     assert DIGITS.parent.parent == experiments.FOLDER

@@ -152,7 +152,9 @@ def test_every_plot_names_its_axes(shown):
         titles = [layout[axis]["title"].get("text") for axis in ("xaxis", "yaxis")]
         names_of_groups = all(isinstance(y, str) for y in layout["yaxis"].get("ticktext", [1]))
         names_of_layers = spec["data"][0].get("y") == ["conv", "linear"]
-        assert titles[0] and (titles[1] or names_of_groups or names_of_layers), titles
+        # The heading of a plot of groups says what is measured: on a phone there is no room below.
+        assert titles[0] or names_of_groups, titles
+        assert titles[1] or names_of_groups or names_of_layers, titles
 
 
 def test_nothing_is_loaded_from_elsewhere(shown):
