@@ -77,7 +77,7 @@ class Slope:
     def __init__(self, z: Mapping[Tensor, Tensor]) -> None:
         self.z = z
         device = next(iter(z)).device
-        self._returned, self._accumulated = torch.zeros(2, 2, device=device)
+        self._returned, self._accumulated = torch.zeros(2, 2, dtype=torch.float32, device=device)
         self._latest: dict[Tensor, Tensor] = {}
         self._accumulates = False
         self.seen: set[Tensor] = set()

@@ -1,4 +1,4 @@
-"""torch's default device is for what users make. Here nothing can be computed on it."""
+"""torch's default device and type are for what users make. On this device nothing is computed."""
 
 import copy
 
@@ -59,6 +59,19 @@ def trained(options, optimizer_class=AdaHessian):
     for _ in range(3):
         step(optimizer, model)
     return [p.detach() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_training_is_the_same_with_another_default_type(options, monkeypatch):
+    expected = trained(options)
+    made = problem()
+    monkeypatch.setattr(f"{__name__}.problem", lambda: made)
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = trained(options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def is_unmoved(compute):
