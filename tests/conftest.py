@@ -47,6 +47,10 @@ def pytest_configure(config):
     torch.Generator = Generator
 
 
+# Begun last, each of these would keep one worker busy when the others have ended.
+LONGEST = ("tests/cluster/", "tests/harness/benchmarks/test_gpu.py", "tests/library/test_replicas")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A file's tests share a worker, and all that need the Slurm cluster do: there is one."""
@@ -57,11 +61,17 @@ def pytest_xdist_make_scheduler(config, log):
             file = super()._split_scope(nodeid)
             return "cluster" if file.startswith("tests/cluster/") else file
 
+    config.option.loadscopereorder = False  # the order of collection
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config, items):
-    """JAX compiles every problem anew: minutes, which `make test` leaves to `make test-all`."""
+    """The longest first, for several workers; and what `make test` leaves to `make test-all`.
+
+    JAX compiles every problem anew, for minutes.
+    """
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     on_gpu = config.getoption("--device") != "cpu"
     for item in items:
         if on_gpu and (mark := item.get_closest_marker("cpu_only")):

@@ -28,4 +28,4 @@ def lab(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "runs"))
     yield Lab(tmp_path / "runs", cluster)
     subprocess.run(["scancel", "--me"], check=True)
-    cluster.wait_for(lambda: cluster.node_states().count("idle") == 4, 60, "idle nodes")
+    cluster.wait_for(lambda: cluster.node_states().count("idle") == 4, "idle nodes")

@@ -6,7 +6,6 @@ The kinds of damage that a reader notices at once are in `test_unreadable.py`.
 import io
 import json
 import math
-import os
 import random
 import sys
 import warnings
@@ -15,6 +14,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import pytest
 import yaml
 from support.harness import DIGITS, SMALL, finish_run, small_config
+from support.nightly import NIGHTLY
 from support.page_runs import step_row
 
 from experiments import export
@@ -128,8 +128,8 @@ def commands(sound, other, tmp_path):
     }
 
 
-# All of them, hundreds for each file, are for the night.
-MANY = sys.maxsize if os.environ.get("EVERY_CALL") else 25
+# All of them are hundreds for each file.
+MANY = sys.maxsize if NIGHTLY else 8
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def wait_for_states(lab, *states):
         return sorted(row.state for row in collect(lab.root, None)[0]) == sorted(states)
 
     try:
-        lab.wait_for(all_there, 180, f"{states}")
+        lab.wait_for(all_there, f"{states}")
     except TimeoutError as error:
         shown = "\n".join(map(str, collect(lab.root, None)[0]))
         raise AssertionError(f"{error}\n{shown}") from error
@@ -208,5 +208,5 @@ def test_a_module_that_cannot_be_imported_there_says_so(lab, folder):
     assert "No module named 'notcopied' (hidden.py, line 2)" in found["hidden"].reason
     assert "ZeroDivisionError: division by zero (host.py, line 2)" in found["host"].reason
     sent = [submitted(lab.root / row.run).job for row in found.values()]
-    lab.wait_for(lambda: {lab.cluster.jobs()[job] for job in sent} == {"FAILED"}, 60, "end")
+    lab.wait_for(lambda: {lab.cluster.jobs()[job] for job in sent} == {"FAILED"}, "end")
     assert {row.attempts for row in collect(lab.root, None)[0]} == {"1"}  # and not begun again

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, small_config
+from support.patience import PATIENCE
 
 from experiments.config.experiment import write_yaml
 from experiments.errors import UserError
@@ -181,7 +182,7 @@ def test_on_this_machine_in_the_background_cancelled_and_sent_again(root, tmp_pa
     assert reasons == ["stopped by SIGTERM", "done"]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

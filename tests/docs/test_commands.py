@@ -11,6 +11,7 @@ import warnings
 
 import pytest
 from docs.pages import PAGES, ROOT, blocks
+from support.patience import PATIENCE
 
 from tools.reference import commands
 
@@ -44,7 +45,7 @@ def test_make_command_works_as_printed(command):
     """`make -n` knows the target and accepts its variables."""
     words = [word for word in shlex.split(command) if word != "..."]
     result = subprocess.run(
-        [words[0], "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [words[0], "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 0, result.stderr
 

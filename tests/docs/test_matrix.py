@@ -29,8 +29,10 @@ def test_entries_name_tests_and_extras_that_exist(matrix):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for entry in matrix.read().values():
         assert set(entry.extras) <= set(extras["optional-dependencies"])
-        paths = [word for word in entry.tests if word.startswith("tests")]
-        assert paths and all((ROOT / path).exists() for path in paths)
+        paths = [word.split("::") for word in entry.tests if word.startswith("tests")]
+        assert paths and all((ROOT / path).exists() for path, *_ in paths)
+        for path, *names in paths:
+            assert all(f"def {name}(" in (ROOT / path).read_text() for name in names)
         assert entry.when in ("run", "nightly")
         assert entry.python or not entry.torch, "another torch needs an environment of its own"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from docs.pages import PAGES
 from pydantic import BaseModel
+from support.patience import PATIENCE
 
 from tools import reference, site
 from tools.docstrings import markdown
@@ -157,7 +158,11 @@ def test_broken_pages_do_not_build(text, complaint, tmp_path):
     (folder / "index.md").write_text(f"# Page\n\n{text}\n")
     (folder / "other.md").write_text("# Other\n\n## There\n")
     result = subprocess.run(
-        [ZENSICAL, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [ZENSICAL, "build", "--strict"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     output = result.stdout + result.stderr
     assert (result.returncode == 0) == (complaint is None), output

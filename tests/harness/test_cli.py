@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
+from support.patience import PATIENCE
 
 from experiments import cli, report
 from experiments.errors import UserError
@@ -95,14 +96,14 @@ def test_a_reader_that_leaves_is_no_error():
     with process:
         process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+        assert process.stderr.read() == "" and process.wait(timeout=PATIENCE) == 0
 
 
 def python(script, *redirections, **environment):
     """Run a script by a shell, with its output redirected."""
     words = ["sh", "-c", " ".join(['"$0" -c "$1"', *redirections]), sys.executable, script]
     return subprocess.run(words, cwd=REPOSITORY, env={**os.environ, **environment},
-                          capture_output=True, timeout=100)  # fmt: skip
+                          capture_output=True, timeout=PATIENCE)  # fmt: skip
 
 
 PRINT = (

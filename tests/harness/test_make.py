@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from support.harness import REPOSITORY
+from support.patience import PATIENCE
 
 
 def make(*words):
@@ -77,7 +78,7 @@ def test_two_makes_in_a_fresh_clone_install_once(tmp_path):
         subprocess.Popen(words, cwd=clone, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = "".join(one.communicate(timeout=100)[0] for one in both)
+    said = "".join(one.communicate(timeout=PATIENCE)[0] for one in both)
     assert [one.returncode for one in both] == [0, 0]
     assert said.count("Installing") == said.count("waiting") == 1
     assert (clone / "log").read_text(encoding="utf-8") == "begin\nend\n"

@@ -17,6 +17,7 @@ from support.harness import (
     small_config,
     start,
 )
+from support.patience import PATIENCE
 from support.training import assert_equal, result
 
 from experiments import run
@@ -125,7 +126,7 @@ def test_a_signal_stops_all_of_them_and_the_same_command_goes_on(number, tmp_pat
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number, errors
     assert errors.endswith(f"stopped by {number.name}; the same command goes on from here\n")
     for one in runs[:2]:
@@ -141,7 +142,7 @@ def test_a_process_that_is_killed_takes_no_other_with_it(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(lease.read(runs[0].path / lease.NAME)["pid"], signal.SIGKILL)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL
     assert "error: digits resnet8 sgd seed 1: killed by SIGKILL" in errors
     assert [run.done for run in runs] == [False, True]
@@ -157,7 +158,7 @@ def test_without_their_parent_they_stop_as_well(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while {read_state(run.path)[0] for run in runs} != {"stopped"}:
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import distributed_cases
+from support.patience import PATIENCE
 from support.rules import SASSHA, SOPHIA
 
 from adahessian import AdaHessian
@@ -29,7 +30,7 @@ def results(request, tmp_path_factory):
         )
         for rank in range(world)
     ]  # fmt: skip
-    outputs = [p.communicate(timeout=240)[0] for p in processes]
+    outputs = [p.communicate(timeout=PATIENCE)[0] for p in processes]
     assert all(p.returncode == 0 for p in processes), "\n".join(outputs)
     return [
         {**torch.load(out / f"{rank}.pt", weights_only=True), "out": out} for rank in range(world)

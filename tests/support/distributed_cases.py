@@ -11,6 +11,7 @@ import warnings
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from support.patience import PATIENCE
 from support.rules import SASSHA, SOPHIA
 from support.spoiled import Spoiled
 from torch import nn
@@ -340,7 +341,7 @@ def main(rank, world, store, out):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", f"file://{store}", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=PATIENCE),
     )  # fmt: skip
     torch.save({name: case(rank, world) for name, case in CASES.items()}, f"{out}/{rank}.pt")
     dist.barrier()  # nobody closes a connection that another one still uses

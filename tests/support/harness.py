@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support.patience import PATIENCE
+
 from experiments.config.experiment import Config
 from experiments.config.metrics import ACCURACY, LOSS, Metric, dump
 from experiments.plans.load import load, resolve
@@ -42,7 +44,7 @@ def start(runs_root: Path, *arguments: str) -> subprocess.Popen[str]:
 def complete(runs_root: Path, *arguments: str) -> None:
     """Run the real command to its end, in a process of its own."""
     with start(runs_root, *arguments) as process:
-        _, errors = process.communicate(timeout=200)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
 
 

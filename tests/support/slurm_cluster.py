@@ -129,7 +129,7 @@ class Cluster:
         self._daemon("slurmctld", ["slurmctld", "-D"])
         for n in nodes():
             self.start_node(f"n{n}")
-        self.wait_for(lambda: self.node_states().count("idle") == NODES, 30, "idle nodes")
+        self.wait_for(lambda: self.node_states().count("idle") == NODES, "idle nodes")
 
     def _start_munge(self) -> None:
         munge = self.directory / "munge"
@@ -140,7 +140,7 @@ class Cluster:
                  "seed-file": "seed"}  # fmt: skip
         options = [f"--{option}={munge / name}" for option, name in files.items()]
         self._daemon("munged", ["munged", "--foreground", *options])
-        self.wait_for(lambda: (munge / "sock").exists(), 10, "munge's socket")
+        self.wait_for(lambda: (munge / "sock").exists(), "munge's socket")
 
     def start_node(self, name: str) -> None:
         """Start a node's daemon, also after a crash."""
@@ -196,7 +196,7 @@ class Cluster:
         lines = run("squeue", "-h", "-r", "-t", "all", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
-    def wait_for(self, condition, seconds: float, what: str) -> float:
+    def wait_for(self, condition, what: str, seconds: float = 600.0) -> float:
         """Wait until a condition holds; returns the seconds it took.
 
         Raises:

@@ -92,9 +92,9 @@ def demonstrate(cluster: Cluster, folder: Path) -> str:
     disturbed = send(folder / "disturbed", str(folder / "profile.yaml"))
     said = disturb(cluster, disturbed)
     undisturbed = send(folder / "undisturbed", "local")  # beside what is left of the other
-    cluster.wait_for(lambda: all(one.done for one in disturbed), 500, "end of the sweep")
+    cluster.wait_for(lambda: all(one.done for one in disturbed), "end of the sweep")
     seconds = time.monotonic() - start
-    cluster.wait_for(lambda: all(one.done for one in undisturbed), 300, "local sweep")
+    cluster.wait_for(lambda: all(one.done for one in undisturbed), "local sweep")
     assert rows(disturbed) == rows(undisturbed)
     found = table(folder / "disturbed")
     assert found == table(folder / "undisturbed")

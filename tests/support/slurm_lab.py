@@ -35,17 +35,17 @@ class Lab:
 
     def submit_and_wait_for_a_checkpoint(self, **profile: str | int) -> tuple[RunDirectory, str]:
         directory = self.submit_one(**profile)
-        self.wait_for(lambda: checkpoint.stamp(directory.path), 90, "checkpoint")
+        self.wait_for(lambda: checkpoint.stamp(directory.path), "checkpoint")
         return directory, submitted(directory.path).job
 
-    def wait_for(self, condition, seconds, what):
-        return self.cluster.wait_for(condition, seconds, what)
+    def wait_for(self, condition, what):
+        return self.cluster.wait_for(condition, what)
 
     def wait_for_the_end(self, directory: RunDirectory) -> list[attempts.Attempt]:
         """Wait until the run is done and its lease released."""
         try:
-            self.wait_for(lambda: directory.done, 300, "end of the run")
-            self.wait_for(lambda: not (directory.path / lease.NAME).exists(), 10, "released lease")
+            self.wait_for(lambda: directory.done, "end of the run")
+            self.wait_for(lambda: not (directory.path / lease.NAME).exists(), "released lease")
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{self.log(directory)}") from error
         return attempts.read(directory.path)
@@ -53,7 +53,7 @@ class Lab:
     def finish(self, directory: RunDirectory, since: float, fault: str) -> list[attempts.Attempt]:
         """Wait for the run to be done, note how long the fault took to survive."""
         count = len(attempts.read(directory.path))
-        self.wait_for(lambda: len(attempts.read(directory.path)) > count, 120, "new attempt")
+        self.wait_for(lambda: len(attempts.read(directory.path)) > count, "new attempt")
         print(f"{fault}: training again after {time.monotonic() - since:.1f} s")
         return self.wait_for_the_end(directory)
 

@@ -8,6 +8,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from support.patience import PATIENCE
 from torch import nn
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ def loss_of(model):
 def main(rank: int, world: int, store: str, out: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=world,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=PATIENCE),
     )  # fmt: skip
     model, batches = problem()
     results = {}

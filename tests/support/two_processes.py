@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from support.harness import REPOSITORY
+from support.patience import PATIENCE
 
 
 def start_two(root, *words, **environment):
@@ -25,5 +26,5 @@ def start_two(root, *words, **environment):
 
 def end(processes):
     """Their exit codes, and what both wrote to stderr."""
-    outputs = [one.communicate(timeout=240)[1] for one in processes]
+    outputs = [one.communicate(timeout=PATIENCE)[1] for one in processes]
     return [one.returncode for one in processes], "\n".join(outputs)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import wandb
 from support.harness import small_config
+from support.patience import PATIENCE
 from support.wandb_server import WandbServer
 
 from experiments.runs.directory import RunDirectory
@@ -74,7 +75,7 @@ def session(directory: RunDirectory, first: int, last: int, mode: str | None = N
     return tracker
 
 
-def wait_for(condition, seconds: float = 120) -> None:
+def wait_for(condition, seconds: float = PATIENCE) -> None:
     """Wait for what a tracker's thread does."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -8,6 +8,7 @@ import time
 import pytest
 from support.harness import DIGITS, finish_run, small_config
 from support.page_runs import write_hostile_run, write_runs
+from support.patience import PATIENCE
 
 from experiments.plans.sweeps import expand
 from experiments.reports.page import SECTIONS_OF_A_SWEEP, write_page
@@ -76,7 +77,7 @@ def visit(browser):
 
 def until(page, expression):
     """Wait for an expression; playwright's own way needs eval, which the page forbids."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not page.evaluate(expression):
         assert time.monotonic() < deadline, f"never true: {expression}"
         page.wait_for_timeout(50)

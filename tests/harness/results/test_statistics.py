@@ -5,6 +5,7 @@ import statistics
 import pytest
 from scipy import stats
 from support.harness import REPOSITORY, finish_run, small_config
+from support.nightly import NIGHTLY
 
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.plans.load import load, resolve
@@ -79,7 +80,7 @@ def test_intervals_cover_the_truth(spreads, seeds):
     """All differences to the apparently best of five groups at once, in 95 % of tables."""
     draw = random.Random(seeds)
     means = {name: place / 10 for place, name in enumerate("abcde")}
-    missed, tables = 0, 100
+    missed, tables = 0, 200 if NIGHTLY else 30
     for _ in range(tables):
         groups = {
             name: [draw.gauss(mean, spread) for _ in range(seeds)]

@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 from support.harness import complete, interrupted, small_config, start, until_done
+from support.nightly import NIGHTLY
 from support.training import OVERRIDES, assert_equal, result, train_here
 
 from experiments.errors import UserError
@@ -152,17 +153,20 @@ def test_going_back_to_the_previous_checkpoint_changes_nothing(uninterrupted, tm
     assert_equal(result(directory), uninterrupted)
 
 
+KILLS = 12 if NIGHTLY else 2
+
+
 def test_killed_at_random_moments_the_same_command_gives_the_uninterrupted_run(tmp_path):
     """The real command in a process of its own, killed with SIGKILL again and again."""
-    arguments = ("optimizer=adahessian", "epochs=5", *OVERRIDES)
-    config = small_config("epochs=5", *OVERRIDES, optimizer="adahessian")
+    arguments = ("optimizer=adahessian", f"epochs={2 * KILLS}", *OVERRIDES)
+    config = small_config(*arguments[1:], optimizer="adahessian")
     whole = RunDirectory(tmp_path / "whole", config)
     complete(tmp_path / "whole", *arguments)
 
     killed = RunDirectory(tmp_path / "killed", config)
     moments = random.Random(0)
     inside_an_epoch = 0
-    for _ in range(4):
+    for _ in range(KILLS):
         process = start(tmp_path / "killed", *arguments)
         seen = modified(killed)
         while process.poll() is None and modified(killed) == seen:
@@ -176,7 +180,7 @@ def test_killed_at_random_moments_the_same_command_gives_the_uninterrupted_run(t
     assert inside_an_epoch
     complete(tmp_path / "killed", *arguments)
     assert_equal(result(killed), result(whole))
-    assert len(killed.meta()["sessions"]) == 5
+    assert len(killed.meta()["sessions"]) == KILLS + 1
 
 
 def modified(directory):

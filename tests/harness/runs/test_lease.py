@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, SMALL, small_config
+from support.patience import PATIENCE
 from support.training import assert_equal, result, train_here
 
 from experiments.runs import attempts, lease
@@ -190,9 +191,9 @@ def test_a_frozen_training_is_taken_over_and_stops_when_it_wakes(tmp_path):
         assert second.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGCONT)
-    _, errors = first.communicate(timeout=60)
+    _, errors = first.communicate(timeout=PATIENCE)
     assert first.returncode == 2 and "taken over by process" in errors, errors
-    _, errors = second.communicate(timeout=120)
+    _, errors = second.communicate(timeout=PATIENCE)
     assert second.returncode == 0, errors
     assert [one.reason for one in attempts.read(directory.path)] == [None, "done"]
     assert_equal(result(directory), result(train_here(tmp_path / "whole", config)))
@@ -367,7 +368,7 @@ def test_of_many_that_want_it_one_has_it_also_when_owners_are_killed(tmp_path):
     running, seed, killed = [start(seed) for seed in range(4)], 4, 0
     while running:
         process = running.pop(0)
-        _, errors = process.communicate(timeout=100)
+        _, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode in (0, 9), errors
         if process.returncode == 9 and seed < 12:
             killed, seed = killed + 1, seed + 1

@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from support.harness import complete, small_config, start
+from support.patience import PATIENCE
 from support.training import OVERRIDES, assert_equal, result, train_here
 
 from experiments.runs import attempts, checkpoint
@@ -95,7 +96,7 @@ def test_the_real_command_stopped_by_sigterm_goes_on_with_the_same_command(tmp_p
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, errors
     assert errors == "stopped by SIGTERM; the same command goes on from here\n"
     assert 1 <= checkpoint.load(stopped.path)["position"]["epoch"] < 20

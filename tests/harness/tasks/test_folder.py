@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from support import photographs
 from support.harness import REPOSITORY, interrupted, until_done
+from support.patience import PATIENCE
 from support.photographs import CLASSES, IMAGENET, SMALL, TRAIN, VAL, small_config, write_imagenet
 from support.training import assert_equal, result
 
@@ -337,7 +338,7 @@ def test_a_signal_to_the_whole_group_ends_with_a_checkpoint(data_root, tmp_path)
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143 and "stopped by SIGTERM" in errors, errors
     assert "Traceback" not in errors and checkpoint.load(directory.path)
 
@@ -359,7 +360,7 @@ def test_two_processes_compute_what_one_does(optimizer, overrides, tolerance, da
               **world, RANK=rank, LOCAL_RANK=rank)
         for rank in "01"
     ]  # fmt: skip
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     whole = train_in(tmp_path / "one", data_root, config)
     two = RunDirectory(tmp_path / "two", config)

@@ -12,6 +12,7 @@ import pytest
 import wandb
 from support import harness
 from support.harness import REPOSITORY, small_config
+from support.patience import PATIENCE
 from support.wandb_cases import (
     clean_machine,  # noqa: F401
     cut,
@@ -322,7 +323,7 @@ def run_script(text: str, folder: Path) -> str:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE,
     )
     assert process.returncode == 0, process.stderr
     return process.stderr
@@ -412,14 +413,14 @@ def train(root: Path, seed: int, *settings: str) -> subprocess.Popen[str]:
 
 
 def wait_for_epochs(directory: RunDirectory, process: subprocess.Popen, epochs: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while directory.metrics_size() == 0 or len(read_metrics(directory.metrics_path)) < epochs:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return errors
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from support.harness import REPOSITORY
+from support.patience import PATIENCE
 from support.wandb_cases import (
     clean_machine,  # noqa: F401
     new_run,
@@ -111,12 +112,12 @@ def test_on_a_terminal_wandbs_own_view(tmp_path):
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while b"sgd epochs=2" not in screen and time.monotonic() < deadline:
             time.sleep(0.05)
         assert b"sgd epochs=2" in screen
         os.write(ours, b"q")
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -12,6 +12,7 @@ import warnings
 
 import pytest
 from support import faults
+from support.nightly import NIGHTLY
 from support.regression import FILE, LINE
 from support.training import assert_equal, result
 
@@ -100,9 +101,8 @@ def aside(names):
 
 POWER = [("now", "lost"), ("now", "zeros"), ("synced", "now"), ("synced", "lost")]
 EVERY = 41  # of the calls, in the fast tests
-# In the slow ones; each call is a process of its own, and all of them take half an hour
-# (`EVERY_CALL=1`, which the nightly matrix sets).
-MANY = 1 if os.environ.get("EVERY_CALL") else 7
+# In the slow ones; each call is a process of its own, and all of them take half an hour.
+MANY = 1 if NIGHTLY else 17
 
 
 def places(total, stride, offset=0):
@@ -148,7 +148,7 @@ def test_faults_during_what_goes_on_after_faults(tmp_path, config, whole):
     """Several, of all kinds, at random calls of one run."""
     draw, ways = random.Random(0), [{"interfere": faults.kill}, {"interfere": faults.fail(28)}]
     ways += [{"power": power} for power in POWER]
-    for _ in range(60):
+    for _ in range(60 if NIGHTLY else 12):
         root = tmp_path / "many"
         for _ in range(4):
             train_with(root, config, draw.randint(1, len(whole[0])), **draw.choice(ways))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 pytest.importorskip("jax", reason="needs the extra: pip install adahessian[jax]")
 
@@ -107,7 +108,7 @@ def test_four_devices():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import PATIENCE
 
 pytest.importorskip("jax", reason="needs the extra: pip install adahessian[jax]")
 
@@ -41,6 +42,6 @@ def test_each_side_works_without_the_other(script):
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support import conformance_table
+from support.patience import PATIENCE
 
 from adahessian.conformance.check import Outcome
 
@@ -29,7 +30,7 @@ def run(backend, tmp_path, *arguments):
         env={**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=PATIENCE,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from keras import layers, ops
 from library.keras import problems
 from library.keras.problems import compiled, network, weights
+from support.patience import PATIENCE
 
 from adahessian.keras import AdaHessian, second_order
 
@@ -264,7 +265,7 @@ def test_goes_on_bit_for_bit_in_a_new_process(tmp_path):
     fit(model, x, y)
     command = [sys.executable, "-c", CONTINUE, str(tmp_path)]
     done = subprocess.run(
-        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")

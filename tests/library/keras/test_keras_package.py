@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import keras
+from support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 BACKEND = keras.backend.backend()
@@ -43,7 +44,7 @@ def run(script, **env):
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 

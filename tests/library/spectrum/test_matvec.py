@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import spectrum_process
 from support.device import on_gpu
+from support.patience import PATIENCE
 from support.spectrum_problems import CURVATURES, batches, data, loss_of, network, trainable
 from torch import nn
 from torch.nn import functional as F
@@ -230,7 +231,7 @@ def test_two_processes_share_the_batches(tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    outputs = [p.communicate(timeout=120)[0] for p in processes]
+    outputs = [p.communicate(timeout=PATIENCE)[0] for p in processes]
     assert all(p.returncode == 0 for p in processes), "\n".join(outputs)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model, all_batches = spectrum_process.problem()
