@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from adahessian import spectrum
 from experiments.benchmarks.harness import median_ratio
+from experiments.benchmarks.resident import peak_mib
 from experiments.models.resnet_cifar import ResNetCifar
 from experiments.reports.publish import provenance, publish
 from experiments.reports.sections import Grid
@@ -240,15 +241,6 @@ def print_memory_of(name: str, arguments: argparse.Namespace) -> None:
     before = peak_mib()
     SEQUENCES[name](problem, 3)
     print(peak_mib() - before)
-
-
-def peak_mib() -> float:
-    """Return the peak of this process's resident memory (Linux)."""
-    # Not getrusage: its peak includes that of the parent from before exec.
-    (line,) = (
-        line for line in open("/proc/self/status", encoding="utf-8") if line.startswith("VmHWM")
-    )
-    return int(line.split()[1]) / 1024
 
 
 def make_table(
