@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import distributed_cases
+from support.nightly import NIGHTLY
 from support.patience import PATIENCE
 from support.rules import SASSHA, SOPHIA
 
@@ -16,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["2 processes", "4 processes"])
+@pytest.fixture(scope="module", params=[2, 4] if NIGHTLY else [4], ids="{} processes".format)
 def results(request, tmp_path_factory):
     """Return what each process got, by case."""
     out = tmp_path_factory.mktemp("processes")
