@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adahessian.refresh import Member
 from adahessian.replicas import is_sharded, local
-from adahessian.state import has_begun
+from adahessian.state import counts, has_begun
 
 PATIENCE = 10  # refreshes: a tensor that could not begin in so many is an error
 
@@ -86,7 +86,7 @@ class LeftOut:
             # Where the gradient is not finite either, all is lost already, and seen in the loss.
             lost = ~good & _are_finite(gradients, mesh)
             finite |= zip([m.param for m in alike], good.unbind(), strict=True)
-            if all(has_begun(states.get(m.param, {})) for m in alike):
+            if all(counts([states.get(m.param, {}) for m in alike], "num_refreshes")):
                 self._on_their_way.append(_Flags.send(alike, lost, scale))
                 continue
             lost_members = [m for m, is_lost in zip(alike, lost.tolist(), strict=True) if is_lost]

@@ -21,6 +21,7 @@ from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.options import SharedOptions
 from adahessian.part_correction import remember, scale_factors, takes_halves
 from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average
+from adahessian.state import counts
 
 CurvatureClosure = Callable[[float, float], Tensor]
 Show = Callable[[list[Tensor], list[Tensor]], None]
@@ -120,11 +121,12 @@ class Refresh(ABC):
         totals: list[Tensor] = []
         for sample in self._samples(members, reduction):
             show(params, sample)
-            terms = [
-                s.abs_() if m.group["averaging"] == "abs" else s
-                for s, m in zip(sample, members, strict=True)
+            absolute = [
+                s for s, m in zip(sample, members, strict=True) if m.group["averaging"] == "abs"
             ]
-            totals = list(torch._foreach_add(totals, terms)) if totals else terms
+            if absolute:
+                torch._foreach_abs_(absolute)
+            totals = list(torch._foreach_add(totals, sample)) if totals else list(sample)
         if len(self._probes) > 1:
             torch._foreach_div_(totals, len(self._probes))
         self._end_check()
@@ -150,10 +152,8 @@ class Refresh(ABC):
         # The last refresh may not have come to its end on the device; the one before has. All
         # processes hear of the same ones.
         failed = self._earlier.hear(but=1)
-        counts = (self._states.get(m.param, {}).get("num_refreshes", 0) for m in due)
-        is_due = interval > 0 and (
-            failed or self._is_first or max(map(int, counts)) % interval == 0
-        )
+        refreshes = max(counts([self._states.get(m.param, {}) for m in due], "num_refreshes"))
+        is_due = interval > 0 and (failed or self._is_first or refreshes % interval == 0)
         waits = failed or self._is_first or all(p.device.type == "cpu" for p in self._params)
         scale = self._members[0].group["difference_scale"]
         return AccuracyCheck(due=is_due, waits=waits, scale=scale, watches=interval > 0)

@@ -25,7 +25,7 @@ from adahessian.curvature.closures import gradients
 from adahessian.options import SECOND_MOMENTS
 from adahessian.refresh import is_due
 from adahessian.replicas import local
-from adahessian.state import has_begun, init_state, is_starved
+from adahessian.state import are_starved, counts, init_state
 
 
 def single_update(
@@ -124,26 +124,30 @@ def in_place_of(
     return list(averages)
 
 
-def _correction(state: dict[str, Any], beta2: float, bias_correction: str | None) -> float:
+def _corrections(
+    states: Sequence[dict[str, Any]], beta2: float, bias_correction: str | None
+) -> list[float]:
     """Return what v is divided by: 1 − β₂ʳ, or with the steps until the last refresh, or 1."""
     if bias_correction is None:
-        return 1.0
+        return [1.0] * len(states)
     count = "num_refreshes" if bias_correction == "refreshes" else "last_refresh"
-    return 1 - beta2 ** state[count].item()
+    return [1 - beta2**number for number in counts(states, count)]
 
 
-def _divisor(state: dict[str, Any], beta2: float, bias_correction: str | None) -> float:
-    """Return the divisor of v that gives the average that leaves v̂ as it is at the next refresh.
+def _divisors(
+    states: Sequence[dict[str, Any]], beta2: float, bias_correction: str | None
+) -> list[float]:
+    """Return the divisors of v that give the averages that leave v̂ as it is at the next refresh.
 
     v̂ = v / c stays, where c becomes c', if the new average is v · (c' / c − β₂) / (1 − β₂). With
     refreshes counted, c' = 1 − β₂ (1 − c), that is v / c; and 0 before the first refresh, where
     every d is used.
     """
-    before = _correction(state, beta2, bias_correction)
-    if bias_correction != "steps" or before == 0:
+    before = _corrections(states, beta2, bias_correction)
+    if bias_correction != "steps":
         return before
-    after = 1 - beta2 ** (state["step"].item() + 1)
-    return before * (1 - beta2) / (after - beta2 * before)
+    after = [1 - beta2 ** (step + 1) for step in counts(states, "step")]
+    return [c and c * (1 - beta2) / (d - beta2 * c) for c, d in zip(before, after, strict=True)]
 
 
 def update_group(
@@ -162,20 +166,22 @@ def update_group(
         finite: whether it is, for the same parameters.
     """
     due, missed = is_due(group), set(group["missed"])
-    refreshed, others = [], []
-    for place, p in enumerate(group["params"]):
-        if p.grad is None or not p.requires_grad:
-            continue
-        state = states.get(p, {})
-        if p in curvature:
-            refreshed.append(p)
-            missed.discard(place)
-        else:
-            # The others await their first refresh. Their state need not be empty: wrappers such as
-            # timm's Lookahead keep things of their own there.
-            others += [p] if has_begun(state) else []
-            if not due and is_starved(state, group["update_interval"]):
-                missed.add(place)
+    moving = [
+        (place, p)
+        for place, p in enumerate(group["params"])
+        if p.grad is not None and p.requires_grad
+    ]
+    refreshed = [p for _, p in moving if p in curvature]
+    missed -= {place for place, p in moving if p in curvature}
+    rest = [(place, p) for place, p in moving if p not in curvature]
+    their_states = [states.get(p, {}) for _, p in rest]
+    if not due:
+        starved = are_starved(their_states, group["update_interval"])
+        missed |= {place for (place, _), waits in zip(rest, starved, strict=True) if waits}
+    # The others await their first refresh. Their state need not be empty: wrappers such as timm's
+    # Lookahead keep things of their own there.
+    begun = counts(their_states, "num_refreshes")
+    others = [p for (_, p), has in zip(rest, begun, strict=True) if has]
     if others:
         _update(group, others, [states[p] for p in others])
     if refreshed:
@@ -204,21 +210,19 @@ def _update(
             [curvature.pop(p) for p in params],
             [finite[p] for p in params],
             hessian_avgs,
-            [_divisor(state, beta2, bias_correction) for state in states],
+            _divisors(states, beta2, bias_correction),
             second_moment,
         )
-    corrections = []
-    for state in states:
-        state["step"] += 1
-        if diagonals is not None:
-            state["num_refreshes"] += 1
-            state["last_refresh"].copy_(state["step"])
-        corrections.append(
-            (
-                1.0 if bias_correction is None else 1 - beta1 ** state["step"].item(),
-                _correction(state, beta2, bias_correction),
-            )
-        )
+    steps = [state["step"] for state in states]
+    torch._foreach_add_(steps, 1)
+    if diagonals is not None:
+        torch._foreach_add_([state["num_refreshes"] for state in states], 1)
+        torch._foreach_copy_([state["last_refresh"] for state in states], steps)
+    of_gradients = [1.0] * len(states)
+    if bias_correction is not None:
+        of_gradients = [1 - beta1**step for step in counts(states, "step")]
+    of_curvature = _corrections(states, beta2, bias_correction)
+    corrections = list(zip(of_gradients, of_curvature, strict=True))
     update = single_update if group["foreach"] is False else foreach_update
     grads = [local(g) for g in gradients(params)]
     update(

@@ -199,7 +199,8 @@ class FiniteDifference:
             look: see how the loss changes along z.
         """
         values = [local(p.detach()) for p in z]
-        first_values = [v.clone() for v in values]
+        first_values = [torch.empty_like(v) for v in values]
+        torch._foreach_copy_(first_values, values)
         slope = Slope(z)
         try:
             with torch.no_grad():

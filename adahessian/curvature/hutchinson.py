@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from adahessian import probes
@@ -81,4 +82,9 @@ def hutchinson_samples(
         which ``product`` returns nothing are left out.
     """
     for z in vectors:
-        yield {p: z[p] * hz for p, hz in product(z).items()}
+        hz = product(z)
+        if not hz:
+            yield {}
+            continue
+        products = torch._foreach_mul([z[p] for p in hz], list(hz.values()))
+        yield dict(zip(hz, products, strict=True))

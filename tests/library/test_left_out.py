@@ -211,7 +211,7 @@ class Reads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("item", "tolist", "__bool__", "__float__", "__int__", "nonzero", "equal"):
             x = args[0]
-            if x.dtype != torch.float32 or x.numel() > 1:  # parameters and losses are float64
+            if x.dtype != torch.float32:  # that of counters: parameters and losses are float64
                 self.tensors.append(x)
         return func(*args, **(kwargs or {}))
 

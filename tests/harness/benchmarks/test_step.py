@@ -106,3 +106,14 @@ def test_only_the_rows_that_are_asked_for(tmp_path):
     assert step.main([*arguments, "--only", "difference, every"]) == 0
     result = json.loads((tmp_path / "benchmarks" / "bench.json").read_text())
     assert list(result["data"][0]["seconds"]) == ["SGD", "finite difference, every 2"]
+
+
+@pytest.mark.parametrize("network", step.NETWORKS)
+def test_a_finite_difference_launches_at_most_two_and_a_half_times_what_sgd_does(network):
+    """Of two gradients; the update, the probe and the gates go through all tensors in one call."""
+    methods = {method.label: method for method in step.methods(quick=True)}
+    sgd, ours = (
+        step.launched(methods[label], network, True, "cpu")["operations"]
+        for label in ("SGD", "finite difference")
+    )
+    assert ours <= 2.5 * sgd
