@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adahessian.averaging import block_average
-    from adahessian.curvature.check import CurvatureWarning
+    from adahessian.curvature.verdict import CurvatureWarning
     from adahessian.curvature_statistics import CurvatureStatistics
     from adahessian.functional import grad_and_hessian, value_grad_and_hessian
     from adahessian.optimizer import AdaHessian, Adahessian
@@ -34,7 +34,7 @@ _HOMES = {
     "AdaHessian": "optimizer",
     "Adahessian": "optimizer",
     "CurvatureStatistics": "curvature_statistics",
-    "CurvatureWarning": "curvature.check",
+    "CurvatureWarning": "curvature.verdict",
     "SophiaH": "rules",
     "block_average": "averaging",
     "grad_and_hessian": "functional",

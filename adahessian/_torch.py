@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd import _get_sequence_nr
+from torch.autograd.graph import Node, _engine_run_backward
 from torch.nn._reduction import legacy_get_string
 
 # Nested arguments and results; the public torch.utils.pytree has come and gone.
@@ -31,6 +32,7 @@ __all__ = [
     "gradients",
     "has_saved_tensor_hooks",
     "in_backward",
+    "in_function_forward",
     "is_any_autocast_enabled",
     "is_view",
     "kernel_arguments",
@@ -39,8 +41,11 @@ __all__ = [
     "legacy_reduction",
     "local_shape_and_offset",
     "norm_except_dim",
+    "number_in_sequence",
     "pytree",
     "run_backward",
+    "sequence_number",
+    "traceback_of",
     "under_functorch",
     "version",
     "weight_norm",
@@ -58,10 +63,35 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() >= 0
 
 
+def in_function_forward() -> bool:
+    """Whether the forward method of a custom autograd Function is running.
+
+    Nothing public says so. It runs without both kinds of gradient, as ``torch.no_grad`` does not.
+    """
+    gradients = torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled()
+    return not gradients and not torch.is_inference_mode_enabled()
+
+
 def derivative_in_backward() -> str:
     """Return the name of the derivative that autograd's engine is computing; "" for none."""
     node = torch._C._current_autograd_node()
     return "" if node is None else node.name()
+
+
+def sequence_number() -> int:
+    """Return the number that autograd gives to the next operation that it records."""
+    return _get_sequence_nr()
+
+
+def number_in_sequence(node: Node) -> int:
+    """Return the number that autograd has given to a recorded operation."""
+    return node._sequence_nr()
+
+
+def traceback_of(node: Node) -> list[str]:
+    """Return the lines that led to an operation, recorded while anomalies are detected."""
+    metadata: Any = node.metadata  # declared as a method
+    return metadata.get("traceback_", [])
 
 
 def run_backward(

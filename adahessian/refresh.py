@@ -15,9 +15,10 @@ from torch import Tensor
 
 from adahessian.curvature import Earlier, HessianProducts, hessian_products
 from adahessian.curvature.beside import Beside, NoPart, filling_gradients
-from adahessian.curvature.check import AccuracyCheck, Verdict
+from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.closures import call
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
+from adahessian.curvature.verdict import Verdict
 from adahessian.options import SharedOptions
 from adahessian.part_correction import remember, scale_factors, takes_halves
 from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average

@@ -16,7 +16,6 @@ parameters moves smoothly. But then the loss does not move as the gradient says,
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -55,20 +54,12 @@ _FACTOR = 8.0  # from one h to the next that is tried
 _MOST_TRIALS = 8
 
 
-class CurvatureWarning(UserWarning):
-    """The curvature of a tensor is wrong, or can be.
-
-    ``warnings.simplefilter("error", adahessian.CurvatureWarning)`` makes it an error, which leaves
-    parameters and state unchanged.
-    """
-
-
 class Slope:
     """Sees by how much a loss changes along z, and what its gradient says of it.
 
     While it is active, it adds up zᵀg of what backward passes bring to the parameters: not of
-    ``grad``, which a closure may clear, mask or scale. What is accumulated counts, and not what
-    ``torch.autograd.grad`` returns, of another loss perhaps; unless all of it comes that way.
+    ``grad``, which a closure may clear, mask or scale. Of a parameter to which anything is
+    accumulated that counts, and not what ``torch.autograd.grad`` returns, of another loss perhaps.
 
     Args:
         z: the direction, by parameter.
@@ -76,10 +67,11 @@ class Slope:
 
     def __init__(self, z: Mapping[Tensor, Tensor]) -> None:
         self.z = z
-        device = next(iter(z)).device
-        self._returned, self._accumulated = torch.zeros(2, 2, dtype=torch.float32, device=device)
+        self._nothing = torch.zeros(2, dtype=torch.float32, device=next(iter(z)).device)
+        # By parameter; an accumulated sum takes the place of the returned one.
+        self._returned: dict[Tensor, Tensor] = {}
+        self._accumulated: dict[Tensor, Tensor] = {}
         self._latest: dict[Tensor, Tensor] = {}
-        self._accumulates = False
         self.seen: set[Tensor] = set()
 
     @property
@@ -94,7 +86,7 @@ class Slope:
 
     @property
     def _sums(self) -> Tensor:
-        return self._accumulated if self._accumulates else self._returned
+        return torch.stack([self._nothing, *(self._returned | self._accumulated).values()]).sum(0)
 
     def __enter__(self) -> "Slope":
         self._hooks = [p.register_hook(partial(self._see, p=p)) for p in self.z]
@@ -111,16 +103,15 @@ class Slope:
         with _torch.below_torch_functions():
             grad = local(grad)
             sums = torch.stack([(grad * self.z[p]).sum(), grad.square().sum()])
-            self._latest[p] = sums.to(self._returned)
-            self._returned += self._latest[p]
+            self._latest[p] = sums.to(self._nothing)
+            self._returned[p] = self._returned.get(p, self._nothing) + self._latest[p]
 
     @torch.no_grad()
     def _count(self, p: Tensor) -> None:
         with _torch.below_torch_functions():
             # Of a sharded parameter the gradient comes in another way, and this is called by hand.
             if (sums := self._latest.pop(p, None)) is not None:
-                self._accumulates = True
-                self._accumulated += sums
+                self._accumulated[p] = self._accumulated.get(p, self._nothing) + sums
 
 
 class Evaluation(NamedTuple):
@@ -142,22 +133,26 @@ class Evaluation(NamedTuple):
     lost: Tensor
 
 
-def unexplained(after: Evaluation, before: Evaluation, width: float, eps: float) -> Tensor:
+def unexplained(
+    after: Evaluation, before: Evaluation, width: float, eps: float
+) -> tuple[Tensor, Tensor]:
     """Return the part of the loss's change over a step of some width that zᵀg does not explain.
 
-    The integral of zᵀg is taken by the trapezoidal rule, and what can be rounding is left out.
+    The integral of zᵀg is taken by the trapezoidal rule, and what can be rounding is left out. That
+    is returned, too.
     """
     # A sharded parameter's gradient comes in another way than by a backward pass.
     sharded = any(map(is_sharded, after.slope.z))
     if sharded or not after.losses or len(after.losses) != len(before.losses):
-        return torch.zeros_like(after.slope.along)
+        nothing = torch.zeros_like(after.slope.along)
+        return nothing, nothing
     second, first = torch.stack(after.losses), torch.stack(before.losses)
     along = after.slope.along + before.slope.along
     change = (second - first).sum() - width / 2 * along.to(second)
     square = (after.slope.square + before.slope.square).to(second) / 2
     size = width * square.sqrt()
     rounding = 8 * eps * (second.abs().sum() + first.abs().sum())
-    return ((change.abs() - rounding).clamp(min=0) / size).nan_to_num(0.0)
+    return ((change.abs() - rounding).clamp(min=0) / size).nan_to_num(0.0), rounding / size
 
 
 @dataclass
@@ -169,6 +164,8 @@ class Trial:
         product: H·z, by parameter.
         disagreement: of D₊ and D₋, one element for each parameter.
         slope: the part of the loss's change that the gradient does not explain; one element.
+        slope_scale: of the h at which that was seen.
+        blur: the part of it that can be rounding; one element.
         lost: see :class:`Evaluation`.
         seen: parameters whose gradients came from a backward pass.
     """
@@ -177,6 +174,8 @@ class Trial:
     product: dict[Tensor, Tensor]
     disagreement: Tensor
     slope: Tensor
+    slope_scale: float
+    blur: Tensor
     lost: Tensor
     seen: set[Tensor]
 
@@ -186,13 +185,17 @@ class Trial:
         return float(self.disagreement.clamp(max=1.0).mean())
 
 
-def best_trial(first: Trial, trial_at: Callable[[float], Trial], largest: float) -> Trial:
+def best_trial(
+    first: Trial, trial_at: Callable[[float], Trial], largest: float, slope: float
+) -> Trial:
     """Look for the h at which D₊ and D₋ agree best, down and up from a first one.
 
     Args:
         first: the trial at the present scale.
         trial_at: makes one at another scale.
         largest: that is tried. Over steps as long as the parameters anything is smooth.
+        slope: the tolerance. Where h is so small that the loss's change is lost in rounding, what a
+            larger one has shown of it holds: steps that cross no jump look smooth.
     """
     best = first
     for factor in (1 / _FACTOR, _FACTOR):
@@ -203,6 +206,8 @@ def best_trial(first: Trial, trial_at: Callable[[float], Trial], largest: float)
             trial = trial_at(scale)
             if not trial.score < 0.7 * best.score:
                 break
+            if trial.blur > slope:
+                trial.slope, trial.slope_scale = best.slope, best.slope_scale
             best = trial
         if best is not first:
             break
@@ -230,6 +235,7 @@ class AccuracyCheck:
         slope_tolerance: what it may be.
         doubt: an evaluation was another computation than the first, one element; None where that
             was not seen, or is not the case.
+        cause: the operation that is likely to be behind what is wrong; "" for none.
     """
 
     failed: Tensor | None = None
@@ -238,6 +244,7 @@ class AccuracyCheck:
     slope: Tensor | None = None
     slope_tolerance = math.inf
     doubt: Tensor | None = None
+    cause = ""
 
     def __init__(
         self,
@@ -278,6 +285,12 @@ class AccuracyCheck:
         products = self._norms(list(trial.product.values()))
         self.zeros = (products == 0) & (self._norms([grads[p] for p in self.params]) > 0)
         self.slope, self.slope_tolerance = trial.slope, limits.slope
+
+    def is_wrong(self) -> bool:
+        """Whether the check has failed; reads the device."""
+        failed, slope = self.failed, self.slope
+        wrong = failed is not None and bool(failed.any())
+        return wrong or slope is not None and float(slope) > self.slope_tolerance
 
     def agree(self) -> None:
         """Let a doubt of one process be that of all that must decide alike."""
@@ -323,73 +336,3 @@ class AccuracyCheck:
             return [self.process_group]
         sharded = next((p for p in self.params if is_sharded(p)), None)
         return [] if sharded is None else sharded.device_mesh.get_all_groups()
-
-
-class Verdict:
-    """What a check has found, on its way to the host; to be told when it has arrived.
-
-    Args:
-        accuracy: the check.
-        names: of the parameters.
-    """
-
-    def __init__(self, accuracy: AccuracyCheck, names: Mapping[Tensor, str]) -> None:
-        self._names = names
-        self._accuracy, self._arrival = accuracy.sent()
-
-    def tell(self) -> bool:
-        """Warn of what is wrong; return whether a product is, so that another h may help."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        found = self._accuracy
-        if found.doubt is not None and found.doubt:
-            _warn(
-                "the second evaluation of the closure is not the first one's computation: its loss "
-                "is too far from the first. This refresh of the curvature is left out. "
-                f"{_REPEATABLE}"
-            )
-        if found.failed is None or found.zeros is None or found.slope is None:
-            return found.doubt is not None and bool(found.doubt)
-        failed = found.failed.nonzero().flatten().tolist()
-        if failed:
-            assert found.disagreements is not None
-            names = _list([self._names[found.params[i]] for i in failed])
-            _warn(
-                f"the finite difference is wrong for {names}: over two steps H·z differs by "
-                f"{float(found.disagreements.max()):.0%}. The gradient jumps, at a kink or a step "
-                f"that is not frozen, or no step size suits the model. {_WAYS_OUT}"
-            )
-        elif float(found.slope) > found.slope_tolerance:
-            _warn(
-                f"along the probe {float(found.slope):.0%} of the loss's change is not what its "
-                "gradient says, so that H·z may be wrong: a straight-through estimator or another "
-                "function whose derivative is not its own, or a value that autograd takes as "
-                f"constant and that moves with the parameters. {_WAYS_OUT}"
-            )
-        zeros = zip(found.params, found.zeros.tolist(), strict=True)
-        by_hand = [self._names[p] for p, is_zero in zeros if is_zero and p in found.unseen]
-        if by_hand:
-            _warn(
-                f"H·z is exactly zero for {_list(by_hand)}, whose gradient is not: no backward "
-                "pass has brought it. Was it computed by hand, of detached values? The finite "
-                f"difference takes these as constants. {_WAYS_OUT}"
-            )
-        return bool(failed)
-
-
-_REPEATABLE = (
-    "curvature='finite_difference' needs a closure that computes the same function of the "
-    "parameters each time, its noise from the global generators."
-)
-_WAYS_OUT = (
-    "Use curvature='double_backward', or optimizer.curvature_error(closure) to see how far it is; "
-    "check_interval=0 says no more of it."
-)
-
-
-def _list(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} others)" if len(names) > 1 else "")
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, CurvatureWarning, stacklevel=2)

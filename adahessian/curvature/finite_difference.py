@@ -19,13 +19,16 @@ from adahessian.curvature.check import (
     unexplained,
 )
 from adahessian.curvature.closures import gradients, not_repeatable
+from adahessian.curvature.diagnosis import likely_cause
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Earlier, Replay
+from adahessian.curvature.trace import Trace
 from adahessian.replicas import local
 
 _MOST_LOST = 0.5  # of a step, by rounding
+_NOTHING = contextlib.nullcontext()
 _LARGEST = 0.01  # the step h, relative to the parameters' root mean square
 
 
@@ -140,14 +143,34 @@ class FiniteDifference:
         trial = self._trial(z, accuracy.scale)
         if accuracy.waits:
             if not float(trial.disagreement.max()) <= TOLERANCES[precision].ample:
-                size = (
-                    float(_norm([local(p) for p in z])) / sum(s.numel() for s in z.values()) ** 0.5
-                )
+                norm = float(_norm([local(p.detach()) for p in z]))
+                size = norm / sum(s.numel() for s in z.values()) ** 0.5
                 largest = _LARGEST * size / self._step_size(list(z), 1.0)
-                trial = best_trial(trial, partial(self._trial, z), largest)
+                slope = TOLERANCES[precision].slope
+                trial = best_trial(trial, partial(self._trial, z), largest, slope)
             self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
         accuracy.conclude(trial, dict(zip(z, gradients(z), strict=True)), precision)
+        if accuracy.waits and accuracy.is_wrong():
+            accuracy.cause = self._likely_cause(z, trial)
         return trial.product
+
+    def _likely_cause(self, z: Vector, trial: Trial) -> str:
+        """Look for the operation that a failed check is due to."""
+        accuracy = self.accuracy
+        is_kink = accuracy.failed is not None and bool(accuracy.failed.any())
+        h = self._step_size(list(z), trial.scale if is_kink else trial.slope_scale)
+        size = 3 * h * float(_norm([local(g) for g in gradients(z)]))
+
+        def evaluate(trace: Trace, step: float) -> None:
+            self._evaluate_at(z, step, look=True, within=trace)
+
+        return likely_cause(
+            evaluate,
+            self.replay.gates,
+            h,
+            unexplained=None if is_kink else float(trial.slope) * size,
+            eps=_eps(self.replay.precision(list(z))),
+        )
 
     def _trial(self, z: Vector, scale: float) -> Trial:
         """Compare the product with one that looks the other way, and twice as far."""
@@ -156,13 +179,15 @@ class FiniteDifference:
         after, before = (self._evaluate_at(z, step, look=True) for step in (h, -2 * h))
         near = self._difference(z, after.grads, h)
         far = self._difference(z, before.grads, -2 * h)
+        slope, blur = unexplained(after, before, 3 * h, _eps(precision))
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
-        eps = torch.finfo(torch.float64 if precision == torch.float64 else torch.float32).eps
         return Trial(
             scale,
             near,
             torch.maximum(disagreement, after.lost.to(disagreement)),
-            unexplained(after, before, 3 * h, eps),
+            slope,
+            scale,
+            blur,
             after.lost,
             after.slope.seen,
         )
@@ -192,11 +217,19 @@ class FiniteDifference:
         scale = self.accuracy.scale if scale is None else scale
         return scale * (self.step_size or sizes[self.replay.precision(params)])
 
-    def _evaluate_at(self, z: Vector, h: float, *, look: bool = False) -> Evaluation:
+    def _evaluate_at(
+        self,
+        z: Vector,
+        h: float,
+        *,
+        look: bool = False,
+        within: contextlib.AbstractContextManager = _NOTHING,
+    ) -> Evaluation:
         """Evaluate the gradient at θ + h·z; θ is afterwards what it was.
 
         Args:
             look: see how the loss changes along z.
+            within: a context for the closure.
         """
         values = [local(p.detach()) for p in z]
         first_values = [torch.empty_like(v) for v in values]
@@ -208,8 +241,8 @@ class FiniteDifference:
                 lost = _lost(values, first_values, list(z.values()), h)
             if not look and lost.is_cpu:  # a device is not waited for
                 self._refuse_lost(list(z), lost, abs(h))
-            with slope if look else contextlib.nullcontext():
-                value, grads = self.replay.again()
+            with slope if look else _NOTHING:
+                value, grads = self.replay.again(within)
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(values, first_values)
@@ -256,6 +289,10 @@ class FiniteDifference:
         )
 
 
+def _eps(precision: torch.dtype | str) -> float:
+    return torch.finfo(torch.float64 if precision == torch.float64 else torch.float32).eps
+
+
 @torch.no_grad()
 def _quotients(
     after: dict[Tensor, Tensor], before: dict[Tensor, Tensor], width: float
@@ -277,7 +314,7 @@ def _lost(values: list[Tensor], first_values: list[Tensor], z: list[Tensor], h: 
     torch._foreach_add_(errors, z, alpha=-h)
     norms = torch._foreach_norm(errors)
     # Divided by numbers: a tensor of them would be copied to the device, which waits for it.
-    sizes = [max(v.numel(), 1) ** 0.5 * abs(h) for v in values]
+    sizes = [max(v.numel(), 1) ** 0.5 * abs(h) or 1.0 for v in values]
     lost = torch._foreach_div(norms, sizes)
     return torch.stack([part.to(norms[0]) for part in lost])
 

@@ -147,7 +147,7 @@ class Gates(TorchFunctionMode):
             args, kwargs = self._renormalized_once(func, args, kwargs)
         out = (self._write if is_write else self._call)(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
-            return self._number(func, out)
+            return out if _torch.in_function_forward() else self._number(func, out)
         # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
         if self._next is None and isinstance(out, Tensor) and out.requires_grad and out.numel():
             self.dtypes.add(out.dtype)
@@ -334,7 +334,9 @@ def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
     if isinstance(gate, Detached):
         # Checkpointing detaches what it runs again: those values do move. And what has no gradient
         # is no concern of the loss: trainers' logging comes and goes.
-        return tensors[0].requires_grad and not _torch.in_backward()
+        # And what a custom Function computes by itself has the derivative that it comes with.
+        is_constant = tensors[0].requires_grad and not _torch.in_backward()
+        return is_constant and not _torch.in_function_forward()
     # Integers, as lengths and positions, do not move with the parameters, or are frozen as what
     # came of a comparison. Complex numbers have no order: their abs and sgn are smooth.
     return any(t.is_floating_point() for t in tensors) and not tensors[0].is_complex()

@@ -19,13 +19,15 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from adahessian import _torch
 from adahessian.curvature.attributes import Places
-from adahessian.curvature.check import Verdict
-from adahessian.curvature.closures import call, gradients, not_repeatable
+from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
+from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
-from adahessian.replicas import local
+from adahessian.curvature.verdict import Verdict
+
+_NOTHING = contextlib.nullcontext()
 
 
 class Earlier:
@@ -121,6 +123,7 @@ class Replay:
         earlier: what is known of it; None for nothing, and its modules are those that it calls.
 
     Attributes:
+        gates: as above.
         is_smooth: the function is known to have no pieces: nothing is recorded.
     """
 
@@ -132,14 +135,14 @@ class Replay:
         earlier: Earlier | None = None,
     ) -> None:
         self._closure = closure
-        self._gates = Gates() if gates is None else gates
+        self.gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
         if earlier is None:
             self._earlier.modules = []
         self.is_smooth = self._earlier.is_smooth
         if self._earlier.has_hidden_pieces:
-            self._gates.record_kernels()
-        self._given = self._gates.params = dict.fromkeys(params)
+            self.gates.record_kernels()
+        self._given = self.gates.params = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
         self._devices = {p.device for p in params if p.device.type != "cpu"}
@@ -168,7 +171,7 @@ class Replay:
         for module in self._before.modules:
             self._know(module)
         hook = register_module_forward_pre_hook(self._note_module)
-        kinks = HiddenKinks(self._gates)
+        kinks = HiddenKinks(self.gates)
         try:
             with kinks if check or not self._earlier.has_looked else contextlib.nullcontext():
                 value = self._evaluate()
@@ -177,16 +180,16 @@ class Replay:
         if check:
             kinks.warn()
             self._warn_of_tf32()
-        self._earlier.places = self._before.settle(self._gates.written)
+        self._earlier.places = self._before.settle(self.gates.written)
         self._after = self._snapshot(self._before.modules)
-        self._params |= self._gates.leaves
+        self._params |= self.gates.leaves
         self._earlier.has_looked = True
         if kinks.found:
             self._earlier.has_hidden_pieces = True
-            self._gates.record_kernels()
+            self.gates.record_kernels()
             with self.rewound():
                 self._evaluate()
-        self._earlier.learn(self._gates, self._before.modules, self._params)
+        self._earlier.learn(self.gates, self._before.modules, self._params)
         if check:
             self._check_repeatable(value)
         return value
@@ -194,7 +197,7 @@ class Replay:
     @property
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""
-        return not self.is_smooth and self._gates.met_pieces
+        return not self.is_smooth and self.gates.met_pieces
 
     def loss(self, value: Any) -> list[Tensor]:
         """Return what the gradient of the last evaluation is the derivative of, in parts.
@@ -202,8 +205,8 @@ class Replay:
         Args:
             value: what the closure returned, of which that is taken if no backward was seen.
         """
-        if self._gates.losses or not isinstance(value, Tensor):
-            return self._gates.losses
+        if self.gates.losses or not isinstance(value, Tensor):
+            return self.gates.losses
         return [value.detach().sum()]
 
     def begin(self) -> None:
@@ -214,8 +217,13 @@ class Replay:
         self._params |= dict.fromkeys(self._earlier.params)
         self._before = self._after = self._snapshot()
 
-    def again(self) -> tuple[Any, dict[Tensor, Tensor]]:
+    def again(
+        self, within: contextlib.AbstractContextManager = _NOTHING
+    ) -> tuple[Any, dict[Tensor, Tensor]]:
         """Evaluate the closure once more, at the values that the parameters have now.
+
+        Args:
+            within: a context for the closure, which finds the gates active.
 
         Returns:
             What the closure returned, and the gradients that it left, by parameter.
@@ -224,7 +232,7 @@ class Replay:
             RuntimeError: it was another computation than the recorded one.
         """
         with self.rewound():
-            value = self._evaluate_again()
+            value = self._evaluate_again(within)
             if self._after is self._before:  # nothing was recorded: this is the first evaluation
                 self._after = self._snapshot()
             return value, {p: p.grad for p in self._params if p.grad is not None}
@@ -264,7 +272,7 @@ class Replay:
 
     @property
     def _seen(self) -> Gates | Earlier:
-        return self._earlier if self.is_smooth else self._gates
+        return self._earlier if self.is_smooth else self.gates
 
     def precision(self, params: Sequence[Tensor]) -> torch.dtype | str:
         """Return the coarsest precision in which the recorded evaluation computed.
@@ -285,7 +293,7 @@ class Replay:
             found.add("tf32")
         return max(found, key=STEP_SIZES.__getitem__)
 
-    def _evaluate(self) -> Any:
+    def _evaluate(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         # Inside an outer autocast region torch keeps the parameters that it has cast: the second
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
@@ -296,15 +304,16 @@ class Replay:
         with (
             torch.compiler.set_stance("force_eager"),
             set_checkpoint_early_stop(False),
-            self._gates.active(),
+            self.gates.active(),
+            within,
         ):
             return call(self._closure)
 
-    def _evaluate_again(self) -> Any:
-        self._gates.rewind()
-        value = self._evaluate()
+    def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
+        self.gates.rewind()
+        value = self._evaluate(within)
         if not self.is_smooth:
-            self._gates.check_complete()
+            self.gates.check_complete()
         return value
 
     def _snapshot(self, modules: Iterable[nn.Module] | None = None) -> Snapshot:
@@ -331,29 +340,28 @@ class Replay:
                 f"the loss of the first step is {float(value.detach().sum())}: there is no "
                 "curvature to take. Are the data finite, and the initial parameters?"
             )
-        first = [kept[p] for p in params]
-        # A closure that is linear in the gradient passes a factor on; one that clips does not.
-        factor = 1.0 if self._gates.backward_scale is None else 32.0
-        try:
-            with self.rewound(clear_grads=False):
-                self._gates.backward_scale = factor
-                again = self._evaluate_again()
-                second = [g.detach() / factor for g in gradients(params)]
-        finally:
-            self._gates.backward_scale = 1.0
+        scales = self.gates.backward_scale is not None
+
+        def repeat(factor: float) -> tuple[Any, list[Tensor], set[Tensor]]:
             for p, grad in kept.items():
-                p.grad = grad  # it was overwritten, or added to
-        norms = torch._foreach_norm([local(g) for g in first])
-        changes = torch._foreach_norm([local(a - b) for a, b in zip(second, first, strict=True)])
-        scale, change = torch.stack(norms).norm(), torch.stack(changes).norm()
-        if isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6):
-            losses = f"{float(again.detach())} instead of {float(value.detach())}"
-            raise not_repeatable(f"the loss is {losses}")
-        if change > 0.01 * scale:
-            raise not_repeatable(
-                f"its gradient differs by {float(change):.2g} of {float(scale):.2g} (does the "
-                "closure clear the gradients itself? does it clip them? max_grad_norm does it)"
-            )
+                if p.grad is grad:
+                    p.grad = grad.clone()
+            reached: set[Tensor] = set()
+            hooks = [p.register_post_accumulate_grad_hook(reached.add) for p in params]
+            try:
+                with self.rewound(clear_grads=False):
+                    self.gates.backward_scale = factor
+                    again = self._evaluate_again()
+                    # The next evaluation may write to the same tensors.
+                    return again, [g.detach().clone() for g in gradients(params)], reached
+            finally:
+                self.gates.backward_scale = 1.0
+                for hook in hooks:
+                    hook.remove()
+                for p, grad in kept.items():
+                    p.grad = grad  # it was overwritten, or added to
+
+        check_repeatable(value, params, [kept[p] for p in params], repeat, scales)
 
     def _warn_of_tf32(self) -> None:
         # bfloat16 is somebody's choice; TF32 is torch's default for convolutions.

@@ -2,8 +2,8 @@
 
 Compares H·z of the finite difference with the exact one, at the same probes, over a zoo of
 networks, tensor by tensor: one norm over a whole network would hide a small tensor's error behind
-a large one's.
-`--sweep` does so for a range of step sizes h, from which `STEP_SIZES` was chosen.
+a large one's. The step size h is that which the check of the first product leaves or chooses;
+`--sweep` does so for a range of them, from which `STEP_SIZES` was chosen.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adahessian import AdaHessian
+from adahessian.curvature.check import TOLERANCES, AccuracyCheck
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
@@ -154,19 +155,34 @@ def exact_products(
 
 
 def approximate_products(
-    problem: zoo.Problem, precision: Precision, num_probes: int, steps: Sequence[float]
-) -> list[list[list[Tensor]]]:
-    """The same by finite differences: for each of ``steps``, the sizes h, a list of probes."""
+    problem: zoo.Problem, precision: Precision, num_probes: int, steps: Sequence[float] = ()
+) -> tuple[float, dict[float, list[list[Tensor]]]]:
+    """The same by finite differences.
+
+    Args:
+        problem, precision, num_probes: as above.
+        steps: sizes h to be tried.
+
+    Returns:
+        The h of a training, which the check of the first product may have changed; by h, that one
+        included, the products for each probe.
+    """
     params, closure = _copy(problem, precision, create_graph=False)
-    way = FiniteDifference(closure, params)
-    found: list[list[list[Tensor]]] = [[] for _ in steps]
+    accuracy = AccuracyCheck(due=precision.key in TOLERANCES)
+    way = FiniteDifference(closure, params, accuracy=accuracy)
+
+    def products(h: float) -> list[list[Tensor]]:
+        way.step_size = h
+        return [_in_float64(way.product(z)) for z in _probes(params, num_probes)]
+
     with computing_in(precision, params[0].device.type):
         way.evaluate()
-        for z in _probes(params, num_probes):
-            for h, place in zip(steps, found, strict=True):
-                way.step_size = h
-                place.append(_in_float64(way.product(z)))
-    return found
+        usual = STEP_SIZES[precision.key]
+        first = products(usual)
+        chosen = usual * accuracy.scale
+        accuracy.scale = 1.0
+        found = {chosen: first} | {h: products(h) for h in steps if h != chosen}
+    return chosen, found
 
 
 def _copy(
@@ -266,16 +282,15 @@ def measure(
             if precision != FLOAT64:
                 exact = exact_products(problem, precision, num_probes)
             rounding = compare(exact, exact64, exact64, names)
-            own = STEP_SIZES[precision.key]
-            steps = sorted({own, *SWEEPS[precision.name]}) if sweep else [own]
-            found = approximate_products(problem, precision, num_probes, steps)
-            for h, fast in zip(steps, found, strict=True):
+            steps = SWEEPS[precision.name] if sweep else ()
+            chosen, found = approximate_products(problem, precision, num_probes, steps)
+            for h, fast in sorted(found.items()):
                 yield {
                     "case": case.name,
                     "step": step,
                     "precision": precision.name,
                     "h": h,
-                    "chosen": h == own,
+                    "chosen": h == chosen,
                     "fast": compare(fast, exact, exact64, names),
                     "fast_to_float64": compare(fast, exact64, exact64, names),
                     "exact_to_float64": rounding,
@@ -290,6 +305,10 @@ def percent(error: float) -> str:
     return f"{100 * error:.2g}".replace("e-0", "e-")
 
 
+def size(h: float) -> str:
+    return f"{h:.2g}".replace("e-0", "e-")
+
+
 def accuracy_table(precision: str, records: list[dict[str, Any]], num_probes: int) -> Grid:
     """A row for each network and state."""
     rows = []
@@ -300,20 +319,21 @@ def accuracy_table(precision: str, records: list[dict[str, Any]], num_probes: in
         name = name.removesuffix(".weight")
         rows.append(
             (
-                record["case"], str(record["step"]), percent(fast.median), percent(error),
+                record["case"], str(record["step"]), size(record["h"]), percent(fast.median),
+                percent(error),
                 name if len(name) <= 15 else "…" + name[-14:], f"{fast.median_ratio:.4f}", flat,
                 percent(rounding.worst[0]),
             )
         )  # fmt: skip
     note = (
-        f"h = {records[0]['h']:g}, n = {num_probes} probes, all in %. Error of the finite "
+        f"n = {num_probes} probes, errors in %; h: the step size. Error of the finite "
         "difference's H·z relative to double backward's in the same precision: median over the "
         "tensors, the worst one and its name; the ratio of the means of |z·Hz|, median over the "
         "tensors. Zero: tensors without curvature, the largest relative to the whole network's "
         "root mean square (their number). Exact: the worst tensor's error of double backward "
         "itself, measured against float64."
     )
-    columns = ("network", "step", "median", "worst", "tensor", "ratio", "zero", "exact")
+    columns = ("network", "step", "h", "median", "worst", "tensor", "ratio", "zero", "exact")
     return Grid(f"Accuracy of the finite difference, {precision}", columns, rows, note)
 
 
@@ -325,7 +345,7 @@ def sweep_table(precision: str, records: list[dict[str, Any]], num_probes: int) 
         cell = f"{percent(fast.median)} {percent(fast.worst[0])}"
         rows.setdefault((record["case"], str(record["step"])), {})[record["h"]] = cell
     note = f"Median and worst error of a tensor in %, at each step size h; n = {num_probes} probes."
-    columns = ("network", "step", *(f"{h:.0e}".replace("e-0", "e-") for h in steps))
+    columns = ("network", "step", *map(size, steps))
     lines = [(*key, *(cells[h] for h in steps)) for key, cells in rows.items()]
     return Grid(f"Step sizes, {precision}", columns, lines, note)
 

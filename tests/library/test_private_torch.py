@@ -54,6 +54,40 @@ def test_in_backward():
     assert seen == [True] and not _torch.in_backward()
 
 
+def test_in_function_forward():
+    seen = {}
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen["forward"] = _torch.in_function_forward()
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return grads[0] * 2
+
+    x = torch.ones(2, requires_grad=True)
+    Double.apply(x).sum().backward()
+    for name, context in (("no_grad", torch.no_grad()), ("inference", torch.inference_mode())):
+        with context:
+            seen[name] = _torch.in_function_forward()
+    assert seen == {"forward": True, "no_grad": False, "inference": False}
+    assert not _torch.in_function_forward()
+
+
+def test_the_sequence_of_operations_and_their_tracebacks():
+    x = torch.ones(2, requires_grad=True)
+    first = _torch.sequence_number()
+    with torch.autograd.set_detect_anomaly(True, check_nan=False):
+        y = x.exp()
+    z = y.sum()
+    assert _torch.number_in_sequence(y.grad_fn) == first
+    assert _torch.number_in_sequence(z.grad_fn) == first + 1 == _torch.sequence_number() - 1
+    assert "y = x.exp()" in _torch.traceback_of(y.grad_fn)[-1]
+    assert not _torch.traceback_of(z.grad_fn)
+
+
 class Counting(TorchFunctionMode):
     """Counts the functions that run, and backward passes apart, with itself on within them."""
 
