@@ -104,14 +104,18 @@ class Slope:
             grad = local(grad)
             sums = torch.stack([(grad * self.z[p]).sum(), grad.square().sum()])
             self._latest[p] = sums.to(self._nothing)
-            self._returned[p] = self._returned.get(p, self._nothing) + self._latest[p]
+            _add(self._returned, p, self._latest[p])
 
     @torch.no_grad()
     def _count(self, p: Tensor) -> None:
         with _torch.below_torch_functions():
             # Of a sharded parameter the gradient comes in another way, and this is called by hand.
             if (sums := self._latest.pop(p, None)) is not None:
-                self._accumulated[p] = self._accumulated.get(p, self._nothing) + sums
+                _add(self._accumulated, p, sums)
+
+
+def _add(sums: dict[Tensor, Tensor], p: Tensor, more: Tensor) -> None:
+    sums[p] = sums[p] + more if p in sums else more
 
 
 class Evaluation(NamedTuple):

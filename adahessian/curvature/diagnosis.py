@@ -14,9 +14,9 @@ The check (:mod:`adahessian.curvature.check`) compares gradients and losses at Î
 Nothing here is needed for a product. If anything goes wrong, there is no diagnosis, that is all.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ def likely_cause(
         for step in (0.0, h, -2 * h, _LONGER * h, -2 * _LONGER * h, _NEARLY * h):
             traces.append(_Jumps(gates, places=not traces))
             evaluate(traces[-1], step)
+            if step:  # one graph is enough
+                traces[-1].nodes.clear()
+                traces[-1].values.clear()
         found = _jump(traces, eps)
         if not found and unexplained is not None:
             found = _imbalance(evaluate, gates, h, traces[0], unexplained)
@@ -86,13 +89,14 @@ class _Jumps(Trace):
     """Keeps what tells of an evaluation's values and gradients whether they jump.
 
     Attributes:
-        readings: by what was read, in the order of the computation.
+        readings: by what was read, and for which time, in the order of the computation.
         sizes: of the values, in bytes.
     """
 
     def __init__(self, gates: Gates, *, places: bool) -> None:
         super().__init__(gates, places=places)
-        self.readings: dict[tuple[str, Key], _Reading] = {}
+        self.readings: dict[tuple[str, Key, int], _Reading] = {}
+        self._times: Counter[tuple[str, Key]] = Counter()
         self.sizes: dict[Key, int] = {}
 
     def read_value(self, key: Key, value: Tensor) -> None:
@@ -119,14 +123,18 @@ class _Jumps(Trace):
         width = min(_SUMS, flat.numel())
         sums = F.pad(flat, (0, -flat.numel() % width)).view(-1, width).sum(0)
         size = flat.norm() / flat.count_nonzero().clamp(min=1).sqrt()
-        self.readings[kind, key] = _Reading(value.shape, sums, size)
+        self._times[kind, key] += 1  # a leaf has a gradient in each backward pass
+        reading = _Reading(value.shape, sums, size)
+        self.readings[kind, key, self._times[kind, key]] = reading
 
     def name(self, kind: str, key: Key) -> str:
         """Return the operations that a reading is the result of."""
         if kind == "constant":
             return self.call(key[0])
         (edge,) = (edge for edge, found in self.values.items() if found == key)
-        causes = [n for n in self.nodes if edge in taken_by(n)] if kind == "gradient" else edge[:1]
+        causes: list[Any] = [edge[0]]
+        if kind == "gradient":  # sets, for tensors compare their elements
+            causes = [node for node in self.nodes if edge in set(taken_by(node))]
         names = dict.fromkeys(self.operation(node) for node in causes if isinstance(node, Node))
         return " or ".join(names)
 
@@ -143,27 +151,27 @@ def _jump(traces: Sequence[_Jumps], eps: float) -> str:
     for at, names in enumerate(paths):
         if len(set(names)) > 1:
             return f"the closure takes another path at {now.call(at)}"
-    for kind, key in now.readings:
-        row = [r for t in traces if (r := t.readings.get((kind, key))) is not None]
+    for kind, key, time in now.readings:
+        row = [r for t in traces if (r := t.readings.get((kind, key, time))) is not None]
         if len(row) < len(traces):
             continue
         first, after, before, longer_after, longer_before, nearly = row
         if len({r.shape for r in row}) > 1:
             return now.name(kind, key)
-        gap = _gap(first, after, before)
+        gap, longer = _gap(first, after, before), _gap(first, longer_after, longer_before)
         size = max(float(r.size) for r in (first, after, before))
-        is_noise = gap <= max(_ROUNDING * eps * size, _NOISE * _norm(after.sums - nearly.sums))
-        if not is_noise and _gap(first, longer_after, longer_before) < _GROWS * gap:
+        change = float(gap.norm())
+        noise = float((after.sums - nearly.sums).norm())
+        if change <= max(_ROUNDING * eps * size, _NOISE * noise):
+            continue
+        at = gap.argmax()
+        if longer[at] < _GROWS * gap[at]:  # further on, there may be other jumps
             return now.name(kind, key)
     return ""
 
 
-def _gap(now: _Reading, after: _Reading, before: _Reading) -> float:
-    return _norm(after.sums + before.sums / 2 - 1.5 * now.sums)
-
-
-def _norm(sums: Tensor) -> float:
-    return float(sums.norm())
+def _gap(now: _Reading, after: _Reading, before: _Reading) -> Tensor:
+    return (after.sums + before.sums / 2 - 1.5 * now.sums).abs()
 
 
 class _Books(NamedTuple):

@@ -279,6 +279,24 @@ def test_a_branch_by_a_number_of_numpy_is_named():
     assert "another path at" in found and ("exp (" in found or "cosh (" in found), found
 
 
+def test_a_kink_in_several_backward_passes_and_checkpoints_is_named():
+    x, y = batch(torch.float32)
+    again = torch.utils.checkpoint.checkpoint
+    kinked = Kinked()
+    model = Net(Of(lambda h: again(kinked, h, use_reentrant=False)), torch.float32)
+
+    def loss():
+        parts = [
+            F.cross_entropy(model(a), b) for a, b in zip(x.split(50), y.split(50), strict=True)
+        ]
+        for part in parts[:-1]:
+            part.backward()
+        return parts[-1]
+
+    found = failed_check(model.parameters(), loss)
+    assert "Likely: NumpyReLU (" in found and f"{FILE}:{marked_line(Kinked.forward)}" in found
+
+
 # --- derivatives that are not the loss's ----------------------------------------------------------
 
 
