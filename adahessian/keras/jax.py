@@ -65,6 +65,7 @@ def second_order(model: Any) -> Any:
             model.train_function = model._make_function(_training_step(model, inner))
 
     model.make_train_function = make_train_function
+    model.train_function = None  # one that was made without us, as where `fit` has asked for us
     return model
 
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from adahessian.keras.averaging import BlockAxes, BlockSize, block_average, mean
@@ -21,6 +22,11 @@ if _BACKEND not in _MODULES:
         "have: set KERAS_BACKEND to tensorflow, jax or torch"
     )
 backend: Any = import_module(f"adahessian.keras.{_BACKEND}")
+
+_FLOAT8 = (
+    "AdaHessian does not train in float8: the gradient is rounded to it, and H·z is lost in that. "
+    "Take the policy mixed_bfloat16"
+)
 
 
 class Held(threading.local):
@@ -97,7 +103,7 @@ class AdaHessian(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: an option out of range.
-        RuntimeError: in training, where H·z cannot be had: eager TensorFlow, JAX without
+        RuntimeError: in training, where H·z cannot be had: float8, eager TensorFlow, JAX without
             ``second_order``, torch with a LossScaleOptimizer.
     """
 
@@ -118,6 +124,9 @@ class AdaHessian(keras.optimizers.Optimizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate=learning_rate, **kwargs)
+        if self.weight_decay is not None:
+            # On TensorFlow Keras takes a Python float through float32.
+            self.weight_decay = np.float64(self.weight_decay)
         options = {
             "beta_1": beta_1,
             "beta_2": beta_2,
@@ -158,6 +167,8 @@ class AdaHessian(keras.optimizers.Optimizer):
         """Create the state of the weights that the optimizer is to train."""
         if self.built:
             return
+        if any(self._overwrite_variable_with_gradient(variable) for variable in variables):
+            raise RuntimeError(_FLOAT8)
         super().build(variables)
         self._num_refreshes = self.add_variable(
             (), dtype="int", aggregation="only_first_replica", name="num_refreshes"
@@ -170,11 +181,9 @@ class AdaHessian(keras.optimizers.Optimizer):
             )
 
     def _state(self, variables: Sequence[Any], name: str, more: tuple[int, ...] = ()) -> list[Any]:
-        """Return zeros for each weight, none below float32; None for what is not descended on."""
+        """Return zeros for each weight, none below float32."""
         return [
-            None
-            if self._overwrite_variable_with_gradient(variable)
-            else self.add_variable(
+            self.add_variable(
                 (*more, *variable.shape),
                 dtype=state_dtype(variable),
                 name=f"{variable.path.replace('/', '_')}_{name}",
@@ -215,7 +224,7 @@ class AdaHessian(keras.optimizers.Optimizer):
         finally:
             self.held.samples = None
         if self.gradient_accumulation_steps:
-            for total in filter(_is_there, self._accumulated_samples):
+            for total in self._accumulated_samples:
                 kept = ops.cast(ops.logical_not(is_update), total.dtype)
                 total.assign(total * kept)
         refreshed = ops.cast(ops.logical_and(due, is_update), self._num_refreshes.dtype)
@@ -323,7 +332,3 @@ def _bias_correction(beta: float, count: Any, dtype: str) -> Any:
         return 1 - beta**count
     log = ops.convert_to_tensor(math.log(beta) if beta else -math.inf, dtype=dtype)
     return -ops.expm1(ops.cast(count, dtype) * log)
-
-
-def _is_there(value: Any) -> bool:
-    return value is not None

@@ -1,20 +1,17 @@
 """H·z on TensorFlow: the gradient's graph is differentiated once more, where it is applied.
 
-``tf.nn.moments`` stops the gradient of the mean within the variance, because it is zero. Its
-derivative is not: H·z through batch, layer and group normalization would be wrong, so the second
-pass lets it through. Likewise through bilinear resizing, whose gradient TensorFlow takes for a
-constant.
+Where TensorFlow's second derivatives are wrong without a word, as through batch, layer and group
+normalization, the second pass takes those of :mod:`adahessian.keras.tensorflow_derivatives`.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
 from adahessian.keras.probes import rademacher
+from adahessian.keras.tensorflow_derivatives import opened
 
 _EAGER = (
     "AdaHessian differentiates the gradient's graph, and this is eager TensorFlow: compile without "
@@ -34,9 +31,6 @@ _SYNCHRONIZED = (
 )
 # What TensorFlow says of a missing gradient.
 _OPERATION = re.compile(r"operation\s*'(.*?)' \(op type: (\w+)\)")
-_OPENED = "AdaHessianOpenedStopGradient"
-_OF_RESIZING = "AdaHessianOfResizeBilinearGrad"
-_GRADIENT_OF = "_gradient_op_type"
 
 
 def scale_loss(optimizer: Any, loss: Any) -> Any:
@@ -79,7 +73,7 @@ def samples(
     members = [
         (optimizer._get_variable_index(v), v, g)
         for g, v in zip(grads, variables, strict=True)
-        if g is not None and not optimizer._overwrite_variable_with_gradient(v)
+        if g is not None
     ]
     graphs = _graphs()
     places = [_places(v, graphs) for _, v, _ in members]
@@ -107,7 +101,7 @@ def samples(
         return [tf.zeros((optimizer.num_samples, *g.shape), g.dtype) for _, _, g in members]
 
     due = optimizer.refresh_is_due()
-    with _opened(graphs):
+    with opened(graphs):
         try:
             found = products() if due is True else tf.cond(due, products, zeros)
         except RuntimeError as error:
@@ -163,58 +157,3 @@ def _places(variable: Any, graphs: list[Any]) -> list[tf.Tensor]:
         for outer, inner in graph.captures
         if outer is handle
     ]
-
-
-@tf.RegisterGradient(_OPENED)
-def _identity(op: Any, grad: tf.Tensor) -> tf.Tensor:
-    return grad
-
-
-@tf.RegisterGradient(_OF_RESIZING)
-def _resized(op: Any, grad: tf.Tensor) -> tuple[tf.Tensor, None]:
-    """Return the derivative of ResizeBilinearGrad, the transpose of a linear map."""
-    options = {name: op.get_attr(name) for name in ("align_corners", "half_pixel_centers")}
-    size = tf.shape(op.inputs[0])[1:3]
-    return tf.raw_ops.ResizeBilinear(images=grad, size=size, **options), None
-
-
-@contextmanager
-def _opened(graphs: list[Any]) -> Iterator[None]:
-    """Let second derivatives pass where TensorFlow stops them without a word, and only there."""
-    stops = [
-        (op, _OPENED if op.type == "StopGradient" else _OF_RESIZING)
-        for graph in _with_called(graphs)
-        for op in graph.get_operations()
-        if op.type == "ResizeBilinearGrad" or _is_of_moments(op)
-    ]
-    for op, name in stops:
-        op._set_attr(_GRADIENT_OF, attr_value_pb2.AttrValue(s=name.encode()))
-    try:
-        yield
-    finally:
-        for op, _ in stops:
-            op._clear_attr(_GRADIENT_OF)
-
-
-def _with_called(graphs: list[Any]) -> list[Any]:
-    """Return the graphs with those of the functions, loops and branches that they call."""
-    found: dict[int, Any] = {}
-    todo = list(graphs)
-    while todo:
-        graph = todo.pop()
-        if id(graph) not in found:
-            found[id(graph)] = graph
-            functions = graph._functions.values()
-            todo += [function.graph for function in functions if hasattr(function, "graph")]
-    return list(found.values())
-
-
-def _is_of_moments(op: Any) -> bool:
-    """Whether this is the mean that a variance is centred by: stopped, of the same tensor."""
-    if op.type != "StopGradient" or op.inputs[0].op.type != "Mean":
-        return False
-    centred = op.inputs[0].op.inputs[0]
-    return any(
-        user.type == "SquaredDifference" and user.inputs[0] is centred
-        for user in op.outputs[0].consumers()
-    )

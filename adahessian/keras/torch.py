@@ -37,7 +37,7 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     members = [
         (index, v.value)
         for index, v in enumerate(optimizer._trainable_variables)
-        if v.value.requires_grad and not optimizer._overwrite_variable_with_gradient(v)
+        if v.value.requires_grad
     ]
     params = [p for _, p in members]
     grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
@@ -72,9 +72,9 @@ def _samples(
             if "is not implemented" not in str(error):
                 raise
             raise RuntimeError(
-                f"{error}: torch has no second derivative of this kernel. For attention there is a "
-                "slower one: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) "
-                "around model.fit"
+                f"{error}: torch has no second derivative of this kernel. Replace the layer; for "
+                "attention there is a slower one: torch.nn.attention.sdpa_kernel("
+                "torch.nn.attention.SDPBackend.MATH) around model.fit"
             ) from error
         drawn.append([z * h for z, h in zip(probe, hz, strict=True)])
     stacked = [torch.stack(of_weight) for of_weight in zip(*drawn, strict=True)]

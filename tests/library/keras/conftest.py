@@ -11,6 +11,9 @@ collect_ignore_glob = ["test_each_backend.py"] if BACKEND else ["test_keras_*.py
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if BACKEND:
+    if BACKEND == "jax":  # two devices, for keras.distribution
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
     import pytest
 
     # torch imports the rest of itself when its first optimizer is made, which crashes the process

@@ -23,11 +23,20 @@ def compiled(model, optimizer, loss=mean_square, **options):
 
 
 def network(*hidden, outputs=3):
-    """Return a network of layers behind one another, for inputs (batch, 6, 6, 2)."""
+    """Return a network of layers behind one another, for inputs (batch, 6, 6, 2).
+
+    Equal networks have equal weights: those of the layers, which have drawn their seeds when they
+    were made, are drawn anew.
+    """
     keras.utils.set_random_seed(0)
-    return keras.Sequential(
+    model = keras.Sequential(
         [keras.Input((6, 6, 2)), *hidden, layers.Flatten(), layers.Dense(outputs)]
     )
+    for i, v in enumerate(model.trainable_variables):
+        if len(v.shape) > 1:
+            dtype = "float32" if "float16" in v.dtype else v.dtype  # which draw other numbers
+            v.assign(keras.initializers.GlorotUniform(seed=i)(v.shape, dtype))
+    return model
 
 
 def data(n=16, shape=(6, 6, 2), outputs=3, seed=0):
@@ -62,6 +71,7 @@ def magnitudes_by_optimizer(model, x, y, **given):
     ``given`` goes to ``train_on_batch``; random layers draw what they draw for the differences.
     """
     before = others(model)
+    restore(model, before)
     model.train_on_batch(x, y, **given)
     restore(model, before)
     return [np.sqrt(v) for v in averages(model.optimizer, "exp_hessian_diag_sq")]
@@ -73,6 +83,11 @@ def others(model):
 
 
 def restore(model, values):
+    """Set what :func:`others` has returned."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        torch.manual_seed(0)  # Keras' dropout draws from torch's own generator
     for v, value in zip(model.non_trainable_variables, values, strict=True):
         v.assign(value)
 

@@ -30,7 +30,7 @@ def run(backend, tmp_path, *arguments):
         env={**os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=12 * PATIENCE,  # a folder of tests, each of them compiles
     )
 
 

@@ -69,8 +69,11 @@ def test_architecture(make, float64, request):
         context = sdpa_kernel(SDPBackend.MATH)
         context.__enter__()
         request.addfinalizer(lambda: context.__exit__(None, None, None))
+    # JAX computes the softmax of attention in float32, whatever its input.
+    in_float32 = make is attention and keras.backend.backend() == "jax"
+    h, tolerance = (1e-4, 1e-3) if in_float32 else (1e-7, 1e-6)
     model = make()
     x, y = problems.data()
     found = problems.magnitudes_by_optimizer(problems.compiled(model, problems.looking()), x, y)
-    expected = problems.magnitudes_by_differences(model, x, y)
-    assert problems.relative_error(found, expected) < 1e-6
+    expected = problems.magnitudes_by_differences(model, x, y, h)
+    assert problems.relative_error(found, expected) < tolerance

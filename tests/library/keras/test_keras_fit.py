@@ -17,8 +17,6 @@ from adahessian.keras import AdaHessian, second_order
 
 ROOT = Path(__file__).parents[3]
 BACKEND = keras.backend.backend()
-if BACKEND != "tensorflow":
-    pytest.skip("seen on TensorFlow alone so far", allow_module_level=True)
 
 
 def small():
@@ -300,7 +298,7 @@ def test_copies_of_a_model_train_or_say_what_they_need(maker):
     copy.compile(optimizer=AdaHessian(0.1), loss="mse", jit_compile=BACKEND == "jax")
     if BACKEND == "jax":
         with pytest.raises(RuntimeError, match="second_order"):
-            fit(copy, x, y)
+            copy.train_on_batch(x, y)  # a `fit` that fails loses the weights, with any optimizer
         second_order(copy)
     fit(copy, x, y)
     assert int(copy.optimizer.iterations) == 2

@@ -64,6 +64,44 @@ def test_programs(on_cpu, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+def one_device():
+    return None
+
+
+def data_parallel():
+    return keras.distribution.DataParallel(devices=keras.distribution.list_devices("cpu"))
+
+
+def model_parallel():
+    devices = keras.distribution.list_devices("cpu")
+    layouts = keras.distribution.LayoutMap(
+        keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
+    )
+    layouts[".*dense/kernel"] = ("model", None)
+    return keras.distribution.ModelParallel(layout_map=layouts)
+
+
+def test_distributions():
+    """Of the batch, and of a weight: the same training."""
+    x, y = problems.data(32)
+    found = []
+    for make in (one_device, data_parallel, model_parallel):
+        keras.utils.clear_session()
+        keras.distribution.set_distribution(make())
+        try:
+            model = network(layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU())
+            compiled(model, AdaHessian(0.05, epsilon=0.1, update_interval=2))
+            model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+            kernel = model.trainable_variables[-2].value
+            assert kernel.sharding.is_fully_replicated == (make is not model_parallel)
+            found.append(weights(model))
+        finally:
+            keras.distribution.set_distribution(None)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 class TwoSteps(keras.Model):
     """A training step that calls the optimizer twice."""
 

@@ -9,8 +9,6 @@ from library.keras.problems import compiled, mean_square
 
 BACKEND = keras.backend.backend()
 IMAGE, ROWS = (6, 6, 2), (5, 4)
-if BACKEND != "tensorflow":
-    pytest.skip("seen on TensorFlow alone so far", allow_module_level=True)
 
 
 def check(model, x, y, loss=mean_square, compiling=None, h=1e-7, **given):
@@ -69,7 +67,8 @@ ON_IMAGES = {
     "conv_lstm": lambda: [layers.Reshape((3, 2, 6, 2)), layers.ConvLSTM2D(2, 2)],
     "upsampling": lambda: [
         layers.Conv2D(3, 3), layers.UpSampling2D(2, interpolation="bilinear"),
-        layers.Activation("tanh"),
+        layers.Conv2D(2, 3), layers.UpSampling2D(2, interpolation="bicubic"),
+        layers.Activation("tanh"), layers.UpSampling2D(2),
     ],
     "prelu": lambda: [layers.Conv2D(4, 3), layers.PReLU(alpha_initializer="glorot_uniform")],
     "normalization of rows": lambda: [
@@ -145,8 +144,8 @@ def test_activations(float64):
     keras.utils.set_random_seed(0)
     inputs = keras.Input(ROWS)
     x = layers.Flatten()(inputs)
-    # TensorFlow has no second derivative of softsign: test_keras_tensorflow.py.
-    names = [a for a in ACTIVATIONS if (a, BACKEND) != ("softsign", "tensorflow")]
+    # torch has no second derivative of hard_sigmoid: test_keras_torch.py.
+    names = [a for a in ACTIVATIONS if (a, BACKEND) != ("hard_sigmoid", "torch")]
     parts = [layers.Activation(a)(layers.Dense(3, name=f"for_{a}")(x)) for a in names]
     check(keras.Model(inputs, layers.Dense(3)(layers.Concatenate()(parts))), *rows())
 
@@ -187,6 +186,51 @@ def test_two_inputs_and_outputs_with_losses_of_their_own(float64):
     )
 
 
+CLASSES = {
+    "SparseCategoricalCrossentropy": dict(from_logits=True), "CategoricalCrossentropy": {},
+    "CategoricalFocalCrossentropy": {}, "CategoricalGeneralizedCrossEntropy": {},
+    "KLDivergence": {}, "BinaryCrossentropy": {}, "BinaryFocalCrossentropy": {}, "Poisson": {},
+    "Dice": {}, "Tversky": {},
+}  # fmt: skip
+VALUES = (
+    "CategoricalHinge", "Circle", "CosineSimilarity", "Hinge", "Huber", "LogCosh",
+    "MeanAbsoluteError", "MeanAbsolutePercentageError", "MeanSquaredError",
+    "MeanSquaredLogarithmicError", "SquaredHinge",
+)  # fmt: skip
+
+
+def test_losses_of_keras(float64):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(ROWS)
+    x = layers.Dense(6, "tanh")(layers.Flatten()(inputs))
+    rng, kinds = np.random.default_rng(0), np.eye(3)[np.arange(8) % 3]
+    outputs, losses, y = {}, {}, {}
+    for name, options in {**CLASSES, **dict.fromkeys(VALUES, {})}.items():
+        activation = "softmax" if name in CLASSES and not options else None
+        outputs[name] = layers.Dense(3, activation, name=name)(x)
+        losses[name] = getattr(keras.losses, name)(**options)
+        y[name] = kinds if name in CLASSES else rng.normal(size=(8, 3))
+    for name in ("SparseCategoricalCrossentropy", "CategoricalGeneralizedCrossEntropy", "Circle"):
+        y[name] = np.arange(8) % 3
+    y["MeanSquaredLogarithmicError"] = abs(y["MeanSquaredLogarithmicError"])
+    weights = {"MeanAbsolutePercentageError": 0.01}
+    weights = {name: weights.get(name, 1.0) for name in outputs}
+    check(keras.Model(inputs, outputs), rows()[0], y, losses, dict(loss_weights=weights))
+
+
+def test_ctc(float64):
+    """Keras computes it in float32 on TensorFlow."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(ROWS)
+    model = keras.Model(inputs, layers.Dense(4)(layers.Dense(5, "tanh")(inputs)))
+    x, y = rows()[0], np.random.default_rng(0).integers(1, 4, (8, 2))
+    if BACKEND == "torch":
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            check(model, x, y, keras.losses.CTC())
+    else:
+        check(model, x, y, keras.losses.CTC(), h=2e-3 if BACKEND == "tensorflow" else 1e-7)
+
+
 @pytest.mark.parametrize("given", ["sample_weight", "class_weight"])
 def test_weighted_examples(given, float64):
     keras.utils.set_random_seed(0)
@@ -205,6 +249,7 @@ def test_masked_sequences(float64):
     x = layers.Embedding(7, 3, mask_zero=True)(inputs)
     x = layers.LSTM(4, return_sequences=True)(x)
     x = layers.TimeDistributed(layers.Dense(3, "tanh"))(x)
+    x = layers.BatchNormalization()(x)
     model = behind(inputs, layers.GlobalAveragePooling1D()(x))
     check(model, np.random.default_rng(0).integers(0, 7, (8, 5)), rows()[1])
 

@@ -6,22 +6,28 @@ import sys
 from pathlib import Path
 
 import keras
+import pytest
 from support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 BACKEND = keras.backend.backend()
 
-# A finder, because Keras takes a None in sys.modules for a module. Packages that TensorFlow imports
-# itself where they are installed are away as well.
+# No finder finds them: Keras takes a None in sys.modules for a module, and torch looks for what it
+# does not import. What TensorFlow imports itself where it is installed is away as well.
 TRAIN = """
 import sys
 
-class Away:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {away}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Away())
+    def find_spec(self, name, *more):
+        return None if name.split(".")[0] in {away} else self.finder.find_spec(name, *more)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 import numpy as np
 import adahessian.keras
 assert not {{"keras", "tensorflow", "jax", "torch"}} & set(sys.modules), "imports are lazy"
@@ -56,16 +62,37 @@ def test_trains_where_no_other_backend_is():
 
 
 def test_other_backends_are_refused():
+    pytest.importorskip("jax", reason="Keras' numpy backend imports it")
     done = run("import adahessian.keras; adahessian.keras.AdaHessian", KERAS_BACKEND="numpy")
     assert "backend 'numpy' does not have" in done.stderr
 
 
-def test_private_names_are_there():
+class Recording(keras.optimizers.Optimizer):
+    """Keeps what it is called with."""
+
+    calls = []  # of the class: Keras tracks what is set on the optimizer
+
+    def _backend_update_step(self, *given):
+        self.calls.append(given)
+
+
+def test_private_names_do_what_we_need():
     """Those of Keras that every backend needs; a change of one is seen here first."""
-    optimizer = keras.optimizers.SGD(0.1)
-    optimizer.build([keras.Variable([1.0])])
-    for name in (
-        "_backend_update_step", "_check_variables_are_known", "_get_variable_index",
-        "_iterations", "_overwrite_variable_with_gradient", "_trainable_variables",
-    ):  # fmt: skip
-        assert hasattr(optimizer, name), name
+    a, b = keras.Variable([1.0]), keras.Variable([2.0])
+    optimizer = Recording(0.5, gradient_accumulation_steps=2)
+    optimizer.build([a, b])
+    assert [v is w for v, w in zip(optimizer._trainable_variables, (a, b), strict=True)]
+    assert [optimizer._get_variable_index(v) for v in (b, a)] == [1, 0]
+    optimizer._check_variables_are_known([b])
+    with pytest.raises(ValueError, match="Unknown variable"):
+        optimizer._check_variables_are_known([keras.Variable([0.0])])
+    optimizer.apply([keras.ops.ones(1), keras.ops.ones(1)])
+    assert int(optimizer._iterations) == 1 and int(optimizer.iterations) == 0
+    optimizer = Recording(0.5)
+    optimizer.build([a, b])
+    a.overwrite_with_gradient = True
+    assert [optimizer._overwrite_variable_with_gradient(v) for v in (a, b)] == [True, False]
+    optimizer.apply([keras.ops.zeros(1), keras.ops.ones(1)])
+    (grad,), (variable,), rate = optimizer.calls[-1]
+    assert variable is b and float(rate) == 0.5
+    assert [keras.ops.convert_to_numpy(v)[0] for v in (grad, a.value)] == [1, 0]

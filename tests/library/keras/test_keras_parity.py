@@ -22,10 +22,9 @@ TENSORS = {
     "scale": ((), ()),
 }
 NUMEL = sum(int(np.prod(shape)) for shape, _ in TENSORS.values())
-# Keras casts its weight decay from float32, so it is a number that float32 has.
 OPTIONS = [
     {},
-    {"block_size": "row", "weight_decay": 0.125, "hessian_power": 0.5},
+    {"block_size": "row", "weight_decay": 0.1, "hessian_power": 0.5},
     {"block_size": None, "update_interval": 3, "beta_1": 0.0, "beta_2": 0.9},
     {"block_size": 4, "averaging": "signed", "num_samples": 2, "update_interval": 2},
     {"averaging": "abs", "num_samples": 3, "seed": 2**50 + 1},

@@ -15,13 +15,14 @@ if keras.backend.backend() != "tensorflow":
     pytest.skip("of the TensorFlow backend", allow_module_level=True)
 
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 
-from adahessian.keras import tensorflow as door
+from adahessian.keras import tensorflow_derivatives as derivatives
 
 
 def test_moments_stop_what_the_second_pass_opens(float64, monkeypatch):
     """Without the remedy the product is wrong, so TensorFlow still needs it."""
-    monkeypatch.setattr(door, "_is_of_moments", lambda op: False)
+    monkeypatch.setattr(derivatives, "_is_of_moments", lambda op: False)
     model = network(layers.Conv2D(4, 3), layers.LayerNormalization(), layers.Activation("tanh"))
     x, y = problems.data()
     found = problems.magnitudes_by_optimizer(compiled(model, problems.looking()), x, y)
@@ -36,7 +37,7 @@ def first_and_second_derivative(x):
     loss = variance * mean + tf.stop_gradient(mean) * x[0] ** 2
     (g,) = tf.gradients(loss, x)
     graph = tf.compat.v1.get_default_graph()
-    with door._opened([graph]):
+    with derivatives.opened([graph]):
         (opened,) = tf.gradients(g, x)
     (closed,) = tf.gradients(g, x)
     return g, opened, closed
@@ -75,17 +76,42 @@ def test_gradients_from_elsewhere_are_refused():
         step(*[tf.ones(v.shape) for v in model.trainable_variables])
 
 
-@pytest.mark.parametrize(
-    ("layer", "kind"),
-    [
-        (lambda: layers.UpSampling2D(2, interpolation="bicubic"), "ResizeBicubicGrad"),
-        (lambda: layers.Activation("softsign"), "SoftsignGrad"),
-    ],
-)
-def test_no_second_derivative_is_said(layer, kind):
-    model = network(layers.Conv2D(2, 3), layer())
-    with pytest.raises(RuntimeError, match=f"no derivative of {kind} \\(gradient_tape.*needs"):
+def test_no_second_derivative_is_said():
+    model = network(layers.Conv2D(2, 3), layers.Lambda(tf.nn.local_response_normalization))
+    with pytest.raises(RuntimeError, match="no derivative of LRNGrad \\(gradient_tape.*needs"):
         compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
+
+
+@functools.partial(tf.function, reduce_retracing=True)
+def product(function, point, direction):
+    """Return H·z of Σ function(x)², as a step differentiates it."""
+    (g,) = tf.gradients(tf.reduce_sum(function(point) ** 2), point)
+    with derivatives.opened([tf.compat.v1.get_default_graph()]):
+        (product,) = tf.gradients(g, point, direction)
+    return product
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "nearest", "lanczos3"])
+def test_resizing(method, antialias):
+    """Linear, so that Hz of its square is the gradient of that square at z."""
+
+    def resize(x):
+        return tf.image.resize(x, (7, 3), method, antialias=antialias)
+
+    x, z = tf.random.normal((2, 1, 5, 5, 2), seed=0)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        square = tf.reduce_sum(resize(z) ** 2)
+    np.testing.assert_allclose(product(resize, x, z), tape.gradient(square, z), atol=1e-4)
+
+
+def test_fake_quantization_in_a_constant_range():
+    """Ranges that are trained: test_keras_quantized.py."""
+    x, z = tf.random.normal((2, 50), seed=0)
+    found = product(lambda x: tf.quantization.fake_quant_with_min_max_args(x, -0.5, 0.7), x, z)
+    within = (x.numpy() > -0.5) & (x.numpy() < 0.7)
+    np.testing.assert_allclose(found, 2 * within * z.numpy(), rtol=1e-6)
 
 
 class Counting(layers.Layer):
@@ -270,20 +296,26 @@ def test_moments_in_functions_that_the_step_calls(how, float64):
 
 
 def test_private_names_do_what_we_need():
-    """FuncGraph.captures, Operation._set_attr and _clear_attr."""
+    """FuncGraph.captures and _functions, Operation._set_attr and _clear_attr."""
     seen = {}
     variable = tf.Variable(2.0)
+    inner = tf.function(lambda x: x * 3.0)
 
     @tf.function
     def function():
         y = tf.stop_gradient(variable * 1.0)
+        inner(y)
         graph = tf.compat.v1.get_default_graph()
+        seen["called"] = [f.graph for f in graph._functions.values()]
         seen["captured"] = [inner for outer, inner in graph.captures if outer is variable.handle]
-        y.op._set_attr(door._GRADIENT_OF, door.attr_value_pb2.AttrValue(s=door._OPENED.encode()))
+        name = attr_value_pb2.AttrValue(s=derivatives._NAMES["StopGradient"].encode())
+        y.op._set_attr(derivatives._GRADIENT_OF, name)
         (opened,) = tf.gradients(y, seen["captured"][0])
-        y.op._clear_attr(door._GRADIENT_OF)
+        y.op._clear_attr(derivatives._GRADIENT_OF)
         seen["closed"] = tf.gradients(y, seen["captured"][0])
         return opened
 
     assert float(function()) == 1.0
     assert len(seen["captured"]) == 1 and seen["closed"] == [None]
+    (graph,) = seen["called"]
+    assert "Mul" in {op.type for op in graph.get_operations()}

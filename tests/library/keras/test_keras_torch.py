@@ -22,6 +22,12 @@ def test_loss_scale_optimizer_is_refused():
         model.train_on_batch(*problems.data())
 
 
+def test_no_second_derivative_is_said():
+    model = compiled(network(layers.Dense(2, "hard_sigmoid")), AdaHessian(0.1))
+    with pytest.raises(RuntimeError, match="hardsigmoid_backward is not .* Replace the layer"):
+        model.train_on_batch(*problems.data())
+
+
 def test_loop_of_ones_own():
     x, y = (torch.tensor(a) for a in problems.data())
     found = []

@@ -1,6 +1,7 @@
 """What people do with `compile` and `fit`, on each backend."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -177,6 +178,15 @@ def test_reduced_precision(policy):
     assert magnitude(policy) == pytest.approx(magnitude("float32"), rel=0.05)
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have a `quantize` method")
+def test_float8_is_refused():
+    x, y = problems.data(16, (16,), 16)
+    model = keras.Sequential([keras.Input((16,)), layers.Dense(16)])
+    model.quantize("float8")
+    with pytest.raises(RuntimeError, match="does not train in float8"):
+        fit(compiled(model, AdaHessian(0.1)), x, y)
+
+
 def test_loss_scale_factor_is_not_in_the_curvature(float64):
     x, y = problems.data()
     found = []
@@ -251,3 +261,12 @@ def test_own_compute_loss(float64):
     hz = np.stack([(inputs * weight[:, [j]]).T @ (inputs @ z[:, j]) for j in range(3)], axis=1)
     np.testing.assert_allclose(found[0], np.abs(hz[:-1]), rtol=1e-9)
     np.testing.assert_allclose(found[1], np.abs(hz[-1]), rtol=1e-9)
+
+
+def test_what_is_held_between_two_calls_is_of_a_thread():
+    """The replicas of a MirroredStrategy are threads that take turns within one step."""
+    optimizer = AdaHessian()
+    optimizer.held.samples = {}
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: optimizer.held.samples).result() is None
+    assert optimizer.held.samples == {} and copy.deepcopy(optimizer).held.samples is None
