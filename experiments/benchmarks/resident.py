@@ -67,7 +67,9 @@ def measure(label: str, malloc: str, arguments: Sequence[str]) -> list[float]:
     """The same in a process of its own."""
     command = [sys.executable, "-m", "experiments.benchmarks.resident", "--of", label, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **MALLOC[malloc]}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
