@@ -97,9 +97,10 @@ def check():
 
 
 def test_four_devices():
+    tests = Path(__file__).parents[2]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
     }
