@@ -16,7 +16,7 @@ Nothing here is needed for a product. If anything goes wrong, there is no diagno
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from adahessian.curvature.gates import Gates
-from adahessian.curvature.trace import Key, Trace, is_leaf, made_by, taken_by
+from adahessian.curvature.trace import Key, Trace, made_by
 from adahessian.replicas import local
 
 _SUMS = 1024  # that stand for a tensor
@@ -61,7 +61,7 @@ def likely_cause(
             traces.append(_Jumps(gates, places=not traces))
             evaluate(traces[-1], step)
             if step:  # one graph is enough
-                traces[-1].nodes.clear()
+                traces[-1].operations.clear()
                 traces[-1].values.clear()
         found = _jump(traces, eps)
         if not found and unexplained is not None:
@@ -98,6 +98,7 @@ class _Jumps(Trace):
         self.readings: dict[tuple[str, Key, int], _Reading] = {}
         self._times: Counter[tuple[str, Key]] = Counter()
         self.sizes: dict[Key, int] = {}
+        self._differentiated: dict[Node, None] = {}
 
     def read_value(self, key: Key, value: Tensor) -> None:
         self.sizes[key] = value.numel() * value.element_size()
@@ -109,6 +110,7 @@ class _Jumps(Trace):
         self._keep("constant", key, value)
 
     def read_gradients(self, node, inputs, outputs) -> None:
+        self._differentiated[node] = None
         for edge, grad in zip(made_by(node, len(outputs)), outputs, strict=False):
             if grad is not None and edge in self.values:
                 self._keep("gradient", self.values[edge], grad)
@@ -127,16 +129,17 @@ class _Jumps(Trace):
         reading = _Reading(value.shape, sums, size)
         self.readings[kind, key, self._times[kind, key]] = reading
 
-    def name(self, kind: str, key: Key) -> str:
+    def causes(self, kind: str, key: Key) -> str:
         """Return the operations that a reading is the result of."""
         if kind == "constant":
             return self.call(key[0])
         (edge,) = (edge for edge, found in self.values.items() if found == key)
-        causes: list[Any] = [edge[0]]
-        if kind == "gradient":  # sets, for tensors compare their elements
-            causes = [node for node in self.nodes if edge in set(taken_by(node))]
-        names = dict.fromkeys(self.operation(node) for node in causes if isinstance(node, Node))
-        return " or ".join(names)
+        if kind == "value":
+            nodes = [edge[0]] if isinstance(edge[0], Node) else []
+        else:  # no gradient comes from what has only taken a value; checkpoints of torch 2.11 do so
+            taken = {n: set(self.operations[n].taken) for n in self._differentiated}
+            nodes = [n for n, edges in taken.items() if edge in edges]  # in lists == is of tensors
+        return " or ".join(dict.fromkeys(self.name(self.operations[n]) for n in nodes))
 
 
 def _jump(traces: Sequence[_Jumps], eps: float) -> str:
@@ -157,7 +160,7 @@ def _jump(traces: Sequence[_Jumps], eps: float) -> str:
             continue
         first, after, before, longer_after, longer_before, nearly = row
         if len({r.shape for r in row}) > 1:
-            return now.name(kind, key)
+            return now.causes(kind, key)
         gap, longer = _gap(first, after, before), _gap(first, longer_after, longer_before)
         size = max(float(r.size) for r in (first, after, before))
         change = float(gap.norm())
@@ -166,7 +169,7 @@ def _jump(traces: Sequence[_Jumps], eps: float) -> str:
             continue
         at = gap.argmax()
         if longer[at] < _GROWS * gap[at]:  # further on, there may be other jumps
-            return now.name(kind, key)
+            return now.causes(kind, key)
     return ""
 
 
@@ -178,7 +181,7 @@ class _Books(NamedTuple):
     """Sums of gains: how a value changes, times its gradient.
 
     Attributes:
-        operations: by operation (see :func:`_operations`), its outputs' gains without its inputs'.
+        operations: by operation (see :func:`_numbers`), its outputs' gains without its inputs'.
         made, taken: by value, what the derivative of the operation that has made it was given, and
             what the derivatives of those that have taken it have returned.
     """
@@ -211,7 +214,7 @@ class _Balance(Trace):
         if not self.is_whole:  # what is left out would look like a wrong derivative
             return
         made = zip(made_by(node, len(outputs)), outputs, strict=False)
-        taken = zip(taken_by(node), inputs, strict=False)
+        taken = zip(self.operations[node].taken, inputs, strict=False)
         for pairs, is_made in ((made, True), (taken, False)):
             for edge, grad in pairs:
                 key = self.values.get(edge)
@@ -220,11 +223,11 @@ class _Balance(Trace):
 
     def enter(self, books: _Books) -> None:
         """Write the gains to the books."""
-        operations = _operations(self)
+        numbers = _numbers(self)
         for node, key, is_made, gain in self._gains:
             (books.made if is_made else books.taken)[key] += gain
-            if node in operations:
-                books.operations[operations[node]] += gain if is_made else -gain
+            if node in numbers:
+                books.operations[numbers[node]] += gain if is_made else -gain
 
 
 def _imbalance(evaluate: Evaluate, gates: Gates, h: float, found: _Jumps, least: float) -> str:
@@ -250,14 +253,15 @@ def _imbalance(evaluate: Evaluate, gates: Gates, h: float, found: _Jumps, least:
             balance = _Balance(gates, take, changes)
             evaluate(balance, step)
             balance.enter(books)
-    nodes = {at: node for node, at in reversed(_operations(found).items())}
+    named = {at: found.operations[node] for node, at in reversed(_numbers(found).items())}
     gaps: dict[str, float] = defaultdict(float)
     for at, gain in books.operations.items():
-        gaps[found.operation(nodes[at])] += gain
+        gaps[found.name(named[at])] += gain
     makers = {key: edge[0] for edge, key in found.values.items()}
     for key in books.made.keys() & books.taken.keys():  # they differ where a hook has changed it
         maker = makers[key]
-        name = found.operation(maker) if isinstance(maker, Node) else "a parameter"
+        known = isinstance(maker, Node)
+        name = found.name(found.operations[maker]) if known else "a parameter"
         gaps[f"a hook on the gradient of {name}"] += books.taken[key] - books.made[key]
     most = max(map(abs, gaps.values()), default=0.0)
     # Each gain was taken at both ends.
@@ -284,21 +288,21 @@ def _parts(sizes: Mapping[Key, int]) -> list[set[Key]]:
     return parts
 
 
-def _operations(trace: Trace) -> dict[Node, int]:
+def _numbers(trace: Trace) -> dict[Node, int]:
     """Return a number for what autograd has recorded: of the call; below zero of a user's Function.
 
     Functions that hand each other values that nobody has seen are one.
     """
     numbers: dict[Node, int] = {}
     own = 0
-    for node in trace.nodes:
-        if not is_leaf(node):
-            at = trace.call_of(node)
+    for node, operation in trace.operations.items():
+        if not operation.is_leaf:
+            at = trace.call_of(operation)
             own += at is None
             numbers[node] = -own if at is None else at
     one = {number: number for number in numbers.values()}
     for node, number in numbers.items():
-        for edge in taken_by(node):
+        for edge in trace.operations[node].taken:
             if edge not in trace.values and edge[0] in numbers:
                 joined, into = one[numbers[edge[0]]], one[number]
                 one = {a: into if b == joined else b for a, b in one.items()}

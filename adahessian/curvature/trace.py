@@ -52,6 +52,24 @@ class Span(NamedTuple):
     place: str = ""
 
 
+class Operation(NamedTuple):
+    """One that autograd has recorded, read at once: afterwards a user's Function can be gone.
+
+    Attributes:
+        number: autograd's.
+        name: autograd's.
+        taken: what it was computed from, as far as that has a graph.
+        is_leaf: it only accumulates a leaf's gradient.
+        place: the user's line that led to it, if that was asked for.
+    """
+
+    number: int
+    name: str
+    taken: list[Edge]
+    is_leaf: bool
+    place: str
+
+
 class Trace(TorchFunctionMode, ABC):
     """Reads the operations of one evaluation, which a subclass compares with those of another.
 
@@ -67,7 +85,7 @@ class Trace(TorchFunctionMode, ABC):
 
     Attributes:
         calls: of torch functions.
-        nodes: what autograd has recorded, as far as it is on the way to the loss.
+        operations: that autograd has recorded, as far as they are on the way to the loss.
         values: the keys of what has been seen of it.
         is_whole: whether the present backward pass, if any, leaves no gradient out.
     """
@@ -78,7 +96,7 @@ class Trace(TorchFunctionMode, ABC):
         self._modules: list[Span] = []
         self._entered: list[tuple[nn.Module, int]] = []
         self.calls: list[Span] = []
-        self.nodes: dict[Node, None] = {}
+        self.operations: dict[Node, Operation] = {}
         self.values: dict[Edge, Key] = {}
         self.is_whole = True
 
@@ -153,14 +171,19 @@ class Trace(TorchFunctionMode, ABC):
         pending = [node]
         while pending:
             node = pending.pop()
-            if node in self.nodes:
+            if node in self.operations:
                 continue
-            self.nodes[node] = None
+            self.operations[node] = self._recorded(node)
             hook = node.register_hook(partial(self._see_gradients, node))
             self._stack.callback(hook.remove)
             if (leaf := _leaf(node)) is not None:
                 self._read((leaf, 0), leaf)
             pending.extend(n for n, _ in node.next_functions if n is not None)
+
+    def _recorded(self, node: Node) -> Operation:
+        number = _torch.number_in_sequence(node)
+        place = _place_in(_torch.traceback_of(node)) if self._places else ""
+        return Operation(number, node.name(), _taken_by(node), _leaf(node) is not None, place)
 
     def _see_gradients(self, node: Node, inputs: Any, outputs: Any) -> None:
         with self._aside():
@@ -190,25 +213,24 @@ class Trace(TorchFunctionMode, ABC):
         name = f"{name} ({kind})" if name else kind
         self._modules.append(Span(start, _torch.sequence_number(), name))
 
-    def call_of(self, node: Node) -> int | None:
+    def call_of(self, operation: Operation) -> int | None:
         """Return the number of the call within which an operation was recorded; None for none.
 
         That is what the user's own Function is.
         """
-        number = _torch.number_in_sequence(node)
+        number = operation.number
         at = bisect_right(self.calls, number, key=lambda call: call.start) - 1
         return at if at >= 0 and number < self.calls[at].stop else None
 
-    def operation(self, node: Node) -> str:
+    def name(self, operation: Operation) -> str:
         """Return what messages call an operation, and where it is.
 
         Of the user's own Function the line is known if it was asked for.
         """
-        if (at := self.call_of(node)) is not None:
+        if (at := self.call_of(operation)) is not None:
             return self.call(at)
-        number = _torch.number_in_sequence(node)
-        name = re.sub(r"Backward\d*$", "", node.name())
-        return self._described(number, name, _place_in(_torch.traceback_of(node)))
+        name = re.sub(r"Backward\d*$", "", operation.name)
+        return self._described(operation.number, name, operation.place)
 
     def call(self, at: int) -> str:
         """Return what messages call the operation of a call, and where it is."""
@@ -228,18 +250,13 @@ def made_by(node: Node, count: int) -> list[Edge]:
     return [(node, i) for i in range(count)] if leaf is None else [(leaf, 0)]
 
 
-def taken_by(node: Node) -> list[Edge]:
+def _taken_by(node: Node) -> list[Edge]:
     """Return what an operation was computed from, as far as it has a graph."""
     edges: list[Edge] = []
     for following, output in node.next_functions:
         leaf = None if following is None else _leaf(following)
         edges.append((following, output) if leaf is None else (leaf, 0))  # pyrefly: ignore
     return edges
-
-
-def is_leaf(node: Node) -> bool:
-    """Whether an operation only accumulates a leaf's gradient."""
-    return _leaf(node) is not None
 
 
 def _leaf(node: Node) -> Tensor | None:
