@@ -48,7 +48,12 @@ def pytest_configure(config):
 
 
 # Begun last, each of these would keep one worker busy when the others have ended.
-LONGEST = ("tests/cluster/", "tests/harness/benchmarks/test_gpu.py", "tests/library/test_replicas")
+LONGEST = (
+    "tests/cluster/",
+    "tests/harness/benchmarks/test_gpu.py",
+    "tests/harness/runs/test_mutations.py",
+    "tests/library/test_replicas.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
