@@ -17,7 +17,7 @@ from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.left_out import LeftOut
-from adahessian.options import SharedOptions, check_options, check_parameter
+from adahessian.options import SharedOptions, check_gradient, check_options
 from adahessian.refresh import CurvatureClosure, Member, begin_refresh
 from adahessian.replicas import Reduction, check_replicas
 from adahessian.state import COUNTERS, check_fits, is_only_to_begin, take_over
@@ -138,8 +138,8 @@ class AdaHessian(Optimizer):
     that tensor's v̂ stays what it is at this refresh. A warning names the tensor.
 
     Raises:
-        ValueError: an option out of range; on stepping also a sparse or complex gradient or a
-            parameter below float32.
+        ValueError: an option out of range; on stepping also a sparse gradient, or a complex
+            parameter or one below float32 that is to be trained.
         RuntimeError: on stepping: the curvature is due but no gradient has a graph, or there is
             no ``curvature_closure`` and ``curvature_fraction`` asks for one, or a tensor's
             curvature was not finite at each of its first ten refreshes. Parameters and averages
@@ -421,7 +421,7 @@ class AdaHessian(Optimizer):
                 m.param.grad = torch.zeros_like(m.param)  # all processes must send the same tensors
         members = [m for m in members if m.param.grad is not None]
         for m in members:
-            check_parameter(m.param, m.name)
+            check_gradient(m.param, m.name)
             check_fits(self.state.get(m.param, {}), m.param, m.name, m.group["second_moment"])
         return members
 

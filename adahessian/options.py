@@ -54,12 +54,7 @@ class SharedOptions:
 
 
 def check_parameter(p: Tensor, name: Callable[[], str]) -> None:
-    """Raise ValueError if a parameter or its gradient is of an unfit kind."""
-    if p.grad is not None and p.grad.is_sparse:
-        raise ValueError(
-            f"{name()}, has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
-            "sparse=False, or train it with another optimizer)"
-        )
+    """Raise ValueError if a parameter is of an unfit kind."""
     if p.is_complex():
         raise ValueError(
             f"{name()}, is complex: AdaHessian is defined for real parameters (use view_as_real)"
@@ -69,6 +64,16 @@ def check_parameter(p: Tensor, name: Callable[[], str]) -> None:
             f"{name()}, has dtype {p.dtype}: keep the parameters in float32 and use torch.autocast "
             "for the forward pass"
         )
+
+
+def check_gradient(p: Tensor, name: Callable[[], str]) -> None:
+    """Raise ValueError if a parameter with a gradient, or that, is of an unfit kind."""
+    if p.grad is not None and p.grad.is_sparse:
+        raise ValueError(
+            f"{name()}, has a sparse gradient: AdaHessian needs dense ones (for an embedding use "
+            "sparse=False, or train it with another optimizer)"
+        )
+    check_parameter(p, name)
 
 
 def check_options(group: dict[str, Any]) -> None:

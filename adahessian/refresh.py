@@ -19,7 +19,7 @@ from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.closures import call
 from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.curvature.verdict import Verdict
-from adahessian.options import SharedOptions
+from adahessian.options import SharedOptions, check_parameter
 from adahessian.part_correction import remember, scale_factors, takes_halves
 from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average
 from adahessian.state import counts
@@ -82,6 +82,8 @@ class Refresh(ABC):
         states: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
         due = [m for m in members if m.is_due()]
+        for m in due:  # before anything is computed in a kind of number that it was not written for
+            check_parameter(m.param, m.name)
         self._closure, self._options, self._earlier = closure, options, earlier
         self._members, self._states = members, states
         self._params = [m.param for m in members]
