@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
+from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.replay import Earlier
 from adahessian.curvature.snapshot import Snapshot
 
@@ -102,7 +102,7 @@ class Beside:
             for module in modules:
                 self._note(module, ())
         else:
-            hook = register_module_forward_pre_hook(self._note)
+            hook = before_each_call(self._note)
             self._stack.callback(hook.remove)
             self._stack.enter_context(torch.compiler.set_stance("force_eager"))
         return self

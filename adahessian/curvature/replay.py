@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
@@ -22,6 +21,7 @@ from adahessian.curvature.attributes import Places
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.graph import leaves_below
+from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
@@ -170,7 +170,7 @@ class Replay:
         self._before = self._snapshot()
         for module in self._before.modules:
             self._know(module)
-        hook = register_module_forward_pre_hook(self._note_module)
+        hook = before_each_call(self._note_module)
         kinks = HiddenKinks(self.gates)
         try:
             with kinks if check or not self._earlier.has_looked else contextlib.nullcontext():

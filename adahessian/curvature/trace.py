@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.constants import tensors_in
 from adahessian.curvature.gates import Gates
+from adahessian.curvature.module_calls import after_each_call, before_each_call
 from adahessian.curvature.torch_calls import name_of
 
 Edge = tuple[Node | Tensor, int]  # an operation and the number of its output; or a leaf
@@ -116,8 +116,8 @@ class Trace(TorchFunctionMode, ABC):
     def __enter__(self) -> "Trace":
         self._stack = contextlib.ExitStack()
         for hook in (
-            register_module_forward_pre_hook(self._enter_module),
-            register_module_forward_hook(self._leave_module, always_call=True),
+            before_each_call(self._enter_module),
+            after_each_call(self._leave_module),
         ):
             self._stack.callback(hook.remove)
         if self._places:  # autograd then keeps a traceback of each of its operations

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from adahessian import _torch
+from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.precision import STEP_SIZES
 from adahessian.curvature.replay import Replay
 from adahessian.curvature.snapshot import RandomStates, random_states, set_random_states
@@ -34,7 +34,7 @@ class PreservedState:
         # A further evaluation by finite differences changes buffers before the modules are called.
         for module in self._modules:
             self._lend_copies(module)
-        self._hook = register_module_forward_pre_hook(self._lend_copies)
+        self._hook = before_each_call(self._lend_copies)
         self._warnings = warnings.catch_warnings()
         self._warnings.__enter__()
         # It is called once more for the shell of a compiled module, which has no buffers.

@@ -5,7 +5,9 @@ of all global generators, bit for bit; also where an operation of a further eval
 """
 
 import copy
+import itertools
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian
 from adahessian.curvature.snapshot import modules_around
+from adahessian.spectrum import Hessian, top_eigenvalues
 
 
 class Everything(nn.Module):
@@ -152,3 +155,69 @@ def test_the_modules_around_parameters_are_found():
     found = modules_around([model[1][0].weight])
     assert set(found) == set(whole.modules()) and unready is not None
     assert not {copied, stranger} & set(found)
+
+
+class Neighbour:
+    """Another model, trained by a thread of its own: a study of Optuna's with n_jobs=2 does so."""
+
+    def __init__(self):
+        torch.manual_seed(5)
+        self.model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.x = torch.arange(32.0).view(8, 4).sin()
+        self.steps = 0
+
+    def step(self):
+        self.optimizer.zero_grad()
+        (self.model(self.x) - 1).square().mean().backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def step_in_its_thread(self):
+        thread = threading.Thread(target=self.step)
+        thread.start()
+        thread.join()
+
+
+def watched(meanwhile, way):
+    """Train a model in one of the ways; return its weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 1))
+    x = torch.arange(64.0).view(16, 4).cos()
+
+    def loss(start=0.0, stop=1.0):
+        meanwhile()
+        return (model(x[int(16 * start) : int(16 * stop)]) - 2).square().mean()
+
+    if way == "spectrum":
+        hessian = Hessian(loss, model, curvature="finite_difference")
+        return [top_eigenvalues(hessian, 1).eigenvalues]
+    curvature, fraction = way
+    optimizer = AdaHessian(model.parameters(), curvature=curvature, curvature_fraction=fraction)
+    optimizer.curvature_closure = loss
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    for _ in range(3):
+        optimizer.step(closure)
+    return list(model.parameters())
+
+
+@pytest.mark.parametrize(
+    "way", ["spectrum", *itertools.product(["double_backward", "finite_difference"], [1.0, 0.5])]
+)
+def test_what_another_thread_trains_meanwhile_is_left_alone(way):
+    neighbour, alone = Neighbour(), Neighbour()
+    found = watched(neighbour.step_in_its_thread, way)
+    assert all(map(torch.equal, found, watched(lambda: None, way)))
+    while alone.steps < neighbour.steps:
+        alone.step()
+    assert alone.steps > 2
+    for (name, value), expected in zip(
+        neighbour.model.state_dict().items(), alone.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, expected), name
