@@ -17,7 +17,7 @@ TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", params=[2, 4] if NIGHTLY else [4], ids="{} processes".format)
+@pytest.fixture(scope="module", params=[2, 4] if NIGHTLY else [2], ids="{} processes".format)
 def results(request, tmp_path_factory):
     """Return what each process got, by case."""
     out = tmp_path_factory.mktemp("processes")

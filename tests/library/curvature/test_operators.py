@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.nightly import NIGHTLY
 from support.torch_operators import PLACES, compare, differentiable, samples_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's of its samples
@@ -81,4 +82,4 @@ def test_some_operators_with_pieces(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPERATORS.keys() & TABLE.keys()))
 def test_all_operators(name):
-    check(name, 5)
+    check(name, 5 if NIGHTLY else 2)
