@@ -71,7 +71,10 @@ def _path(folder: Path, meta: dict[str, Any]) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
-        content["config"], content["runs"].items(), [content["meta"][key] for key in META]
+        content["runs"].items(), [content["meta"][key] for key in META]
+        for optimizer in content["config"]["optimizers"].values():
+            if changes := optimizer.get("after_epochs"):  # JSON has no numbers for keys
+                optimizer["after_epochs"] = {int(epoch): new for epoch, new in changes.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}): "
@@ -88,8 +91,8 @@ def _entry(run: Run) -> dict[str, Any]:
     if len(run.evaluated) < len(rows):
         keys |= dict.fromkeys(key for row in rows for key in row if _is_measured(run, key))
     keys["time/epoch_seconds"] = None
-    if run.series("time/waited_share"):  # runs of earlier versions have none
-        keys["time/waited_share"] = None
+    # Runs of earlier versions have no share, and few optimizers a count.
+    keys |= {key: None for key in ("time/waited_share", "train/gradients") if run.series(key)}
     entry: dict[str, Any] = {
         "state": run.state,
         "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],

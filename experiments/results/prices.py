@@ -1,17 +1,19 @@
 """What a training had cost, in steps, seconds and gradient equivalents.
 
-**Gradient equivalents** count evaluations of the gradient of the whole batch, by the configuration:
-one a step; and for each refresh of the curvature, the first step's and every `update_interval`-th
-after it, and each of its samples, two more by double backward, which goes forward and backward
-through the gradient's graph, or one by finite differences. From a part f of the batch a refresh
-costs f times that, and f for the part's own gradient. An optimizer that cannot be counted this way
-states `gradients_per_step` in its row. Checks of the finite difference, one evaluation in some
-hundred refreshes, are left out.
+**Gradient equivalents** count evaluations of the gradient of the whole batch. AdaHessian's, and
+those of its other rules, are known from the configuration: one a step; and for each refresh of the
+curvature, the first step's and every `update_interval`-th after it, and each of its samples, two
+more by double backward, which goes forward and backward through the gradient's graph, or one by
+finite differences. From a part f of the batch a refresh costs f times that, and f for the part's
+own gradient. Checks of the finite difference, one evaluation in some hundred refreshes, are left
+out. Other optimizers' are those that the training has counted (`train/gradients`), where they were
+not one a step; a benchmark's row can state `gradients_per_step` instead.
 """
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from adahessian import AdaHessian
@@ -32,45 +34,75 @@ def costs_until(
         price: gradients of a mean step; None: counted.
     """
     until = [one for one in run.rows if 0 < one["epoch"] <= epoch and "step" in one]
-    ends = [int(one["step"]) for one in until]
+    steps = float(until[-1]["step"]) if until else 0.0
     seconds = math.fsum(one.get("time/epoch_seconds", math.nan) for one in until)
-    counted = gradients(optimizer, ends) if price is None else price * (ends[-1] if ends else 0)
-    return {"gradients": counted, "steps": float(ends[-1] if ends else 0), "seconds": seconds}
+    counted = price * steps if price is not None else _last(gradients_spent(optimizer, until))
+    return {"gradients": counted, "steps": steps, "seconds": seconds}
 
 
-def gradients(optimizer: Optimizer, ends: Sequence[int]) -> float:
-    """Gradient equivalents of a training.
+def gradients_spent(optimizer: Optimizer, rows: Sequence[Mapping[str, Any]]) -> Iterator[float]:
+    """Yield the gradient equivalents of a training up to the end of each of its epochs.
+
+    Args:
+        optimizer: its section of the configuration.
+        rows: of `metrics.jsonl`, one for each epoch.
+    """
+    ends = [int(row["step"]) for row in rows]
+    if issubclass(optimizer.load_constructor(), AdaHessian):
+        yield from gradients(optimizer, ends)
+        return
+    steps = (end - begin for begin, end in zip([0, *ends], ends, strict=False))
+    yield from accumulate(
+        float(row.get("train/gradients", n)) for row, n in zip(rows, steps, strict=True)
+    )
+
+
+def gradients_by_epoch(run: Run) -> dict[int, float]:
+    """Return a run's gradient equivalents up to the end of each epoch.
+
+    Empty where its optimizer is not to be had here.
+    """
+    rows = [row for row in run.rows if "step" in row]
+    try:
+        optimizer = Optimizer.model_validate(run.optimizer)
+        spent = list(gradients_spent(optimizer, rows))
+        return {row["epoch"]: value for row, value in zip(rows, spent, strict=True)}
+    except Exception:  # of whatever kind: it may be another one's code, or file
+        return {}
+
+
+def gradients(optimizer: Optimizer, ends: Sequence[int]) -> Iterator[float]:
+    """Yield AdaHessian's gradient equivalents up to the end of each epoch.
 
     Args:
         optimizer: its section of the configuration.
         ends: the steps done at the end of each epoch.
     """
-    total, begin = float(ends[-1] if ends else 0), 0
+    extra, begin = 0.0, 0
     last: dict[int, int] = {}  # by parameter group: the step of its last refresh
     for epoch, end in enumerate(ends):
-        if (refresh := _refresh(optimizer, epoch)) is None:
-            return total
-        price, intervals = refresh
+        price, intervals = _refresh(optimizer, epoch)
         step = begin
         while step < end:
             due = {g: max(begin, last[g] + k) if g in last else begin
                    for g, k in enumerate(intervals)}  # fmt: skip
             if (step := min(due.values())) < end:
-                total += price
+                extra += price
                 last |= {g: step for g, one in due.items() if one <= step}
         begin = end
-    return total
+        yield end + extra
 
 
-def _refresh(optimizer: Optimizer, epoch: int) -> tuple[float, list[int]] | None:
-    """A refresh's price, and the interval of each parameter group; None for other optimizers.
+def _last(values: Iterable[float]) -> float:
+    return [0.0, *values][-1]
+
+
+def _refresh(optimizer: Optimizer, epoch: int) -> tuple[float, list[int]]:
+    """A refresh's price, and the interval of each parameter group.
 
     A refresh of one group costs as much as that of all.
     """
-    constructor = optimizer.load_constructor()
-    if not issubclass(constructor, AdaHessian):
-        return None
-    defaults = inspect.signature(constructor).parameters
+    defaults = inspect.signature(optimizer.load_constructor()).parameters
     given: dict[str, Any] = {**optimizer.arguments(), **optimizer.changed_options(epoch)}
     curvature, fraction, samples, interval = (
         given.get(key, defaults[key].default)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adahessian import AdaHessian
 from experiments.config import metrics
 from experiments.config.experiment import Config
 from experiments.runs import checkpoint, data
@@ -149,6 +150,8 @@ def train_epoch(
         `time/epoch_seconds`, interrupted sessions included, `time/step_seconds`, the median time
         of an optimizer step without the making of its batch, and `time/waited_share`, the share of
         the steps' time in which the process had no processor: on a CPU, what other load took.
+        And `train/gradients`, evaluations of the gradient, if there was more than one a step: LBFGS
+        and SAM ask for several. AdaHessian's are known from its options (`results.prices`).
     """
     task, config = training.task, training.config
     steps = task.steps_per_epoch
@@ -165,7 +168,9 @@ def train_epoch(
         if log:
             log.begin()
         unread.begin()
+        earlier = training.gradients
         sums = optimizer_step(training, batch)
+        position.gradients += training.gradients - earlier
         unread.end(sums, training.learning_rate, number)
         position.step += 1
         measured = log.end() if log else []
@@ -186,6 +191,8 @@ def train_epoch(
     if position.step_seconds:
         times["time/step_seconds"] = statistics.median(position.step_seconds)
         times["time/waited_share"] = position.waited / math.fsum(position.step_seconds)
+    if position.gradients > steps and not isinstance(training.optimizer, AdaHessian):
+        times["train/gradients"] = position.gradients
     return times
 
 

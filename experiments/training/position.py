@@ -29,6 +29,7 @@ class Position:
         step_seconds: the time of each of these steps that was measured.
         waited: seconds of these times in which the process had no processor (autograd may have a
             thread of its own).
+        gradients: evaluations of the gradient in these steps, as `Training` counts them.
     """
 
     epoch: int = 0
@@ -37,6 +38,7 @@ class Position:
     seconds: float = 0.0
     step_seconds: list[float] = field(default_factory=list)
     waited: float = 0.0
+    gradients: int = 0
 
 
 class Loss(NamedTuple):

@@ -22,7 +22,12 @@ from experiments.training.step_log import StepLog
 
 @dataclass
 class Training:
-    """What the loop works on."""
+    """What the loop works on.
+
+    Attributes:
+        gradients: how often the optimizers' closures have evaluated the whole batch's gradient. One
+            that keeps its graph counts as three: the pass through it costs two.
+    """
 
     config: Config
     directory: RunDirectory
@@ -35,6 +40,7 @@ class Training:
     data: dict[str, Any] | None = None
     average: AveragedModel | None = None
     until: int = 0  # epochs after which to end or pause; 0: all
+    gradients: int = 0
 
     def __post_init__(self) -> None:
         self.until = self.until or self.config.epochs
@@ -99,6 +105,7 @@ def make_closure(
 
     def closure() -> Tensor:
         training.optimizer.zero_grad()
+        training.gradients += 3 if training.needs_graph else 1
         totals: dict[str, Tensor] = {}
         whole: Tensor | None = None
         for part, share in task.micro_batches(batch):

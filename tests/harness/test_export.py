@@ -11,6 +11,7 @@ from experiments.plans.differences import protocol
 from experiments.plans.load import parse
 from experiments.results import committed
 from experiments.results.committed import DIVERGED, read
+from experiments.results.prices import gradients_by_epoch
 from experiments.results.tables import read_results
 
 
@@ -33,7 +34,7 @@ def finish(tmp_path, seed, last=0.7, optimizer="adahessian", **more):
 def test_runs_come_back_as_they_were(tmp_path):
     for seed in (1, 2, 10):
         finish(tmp_path, seed, 0.7 + seed / 100)
-    finish(tmp_path, 1, optimizer="sgd")
+    finish(tmp_path, 1, optimizer="sgd", **{"train/gradients": 700})
     assert export.main([]) == 0
     live = {run.directory: run for run in read_results(tmp_path / "runs").runs}
     back = read(tmp_path / "results", tmp_path / "runs")
@@ -47,6 +48,8 @@ def test_runs_come_back_as_they_were(tmp_path):
         assert run.training_seconds() == there.training_seconds()
         assert protocol(run.config) == protocol(there.config)
         assert run.meta["seed"] == there.meta["seed"]
+        assert run.optimizer == there.optimizer
+        assert gradients_by_epoch(run) == gradients_by_epoch(there) != {}
         assert run.series("test/accuracy") == {1: 0.12346, 2: 0.8, 3: run.last()}
 
 
@@ -102,6 +105,7 @@ def test_the_committed_results_are_what_their_names_say():
     for run in read(REPOSITORY / "results", REPOSITORY / "runs").values():
         sign, (low, high) = run.headline.sign, run.headline.bounds or (0, math.inf)
         assert run.state == DIVERGED or low <= run.last() <= high
+        assert gradients_by_epoch(run)
         assert run.state == DIVERGED or sign * run.last() <= sign * run.best()
         assert not any("host" in session for session in run.meta["sessions"])
 

@@ -84,6 +84,16 @@ def tables(results: Results) -> Iterator[Section]:
         shown = []
         if any(run.evaluated for run in table.all_runs):
             shown.append(Figure(_title(table), figures.headline(table), spread))
+            by_price = figures.headline_by_gradients(table)
+            if by_price is not None:
+                shown.append(
+                    Figure(
+                        f"{_title(table)} at equal price",
+                        by_price,
+                        "Evaluations of the whole batch's gradient, which hold on every machine; "
+                        "what they do not count is in docs/benchmark.md.",
+                    )
+                )
         if any(run.series("train/loss") for run in table.all_runs):
             plot = figures.curves(table, "train/loss", "training loss (epoch mean)", log=True)
             shown.append(Figure("Training loss", plot, spread))

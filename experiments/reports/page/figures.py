@@ -12,12 +12,19 @@ which come from files, are escaped here.
 import html
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
 from experiments.plots.curves import Curve
-from experiments.results.statistics import CONFIDENCE, curve, late_limits, mean_interval
+from experiments.results.prices import gradients_by_epoch
+from experiments.results.statistics import (
+    CONFIDENCE,
+    curve,
+    curve_through,
+    late_limits,
+    mean_interval,
+)
 from experiments.results.tables import ComparisonTable
 from experiments.runs.reading import Run
 
@@ -195,18 +202,47 @@ def headline_by_time(table: ComparisonTable) -> Any:
     """The result over the time spent training, evaluation not counted."""
     longest = max(run.training_seconds() for run in table.all_runs)
     unit, seconds_each = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
-    plot = figure(f"training time per run ({unit})", table.result_title, hovermode="closest")
+
+    def spent(runs: list[Run]) -> dict[float, float]:
+        seconds = curve(runs, "time/epoch_seconds", 1 / seconds_each)
+        return dict(zip(seconds.x, accumulate(seconds.means), strict=True))
+
+    return _headline_over(table, f"training time per run ({unit})", spent)
+
+
+def headline_by_gradients(table: ComparisonTable) -> Any | None:
+    """The result over the gradient equivalents; None where they are the steps for all runs."""
+    prices = {run.directory: gradients_by_epoch(run) for run in table.all_runs}
+    if all(prices[run.directory].items() <= run.series("step").items() for run in table.all_runs):
+        return None
+
+    def spent(runs: list[Run]) -> dict[float, float]:
+        passed: dict[float, list[float]] = {}
+        for run in runs:
+            for epoch, gradients in prices[run.directory].items():
+                passed.setdefault(epoch, []).append(gradients)
+        mean = curve_through(passed)
+        return dict(zip(mean.x, mean.means, strict=True))
+
+    return _headline_over(table, "gradients evaluated", spent)
+
+
+def _headline_over(
+    table: ComparisonTable, x_title: str, spent: Callable[[list[Run]], Mapping[float, float]]
+) -> Any:
+    """The result over what runs have spent up to the end of each epoch; no line for no figures."""
+    plot = figure(x_title, table.result_title, hovermode="closest")
     lines = [(place, name, runs, None) for place, (name, runs) in enumerate(table.groups.items())]
     lines += [(place, name, [run], look) for place, name, run, look in runs_under_way(table)]
     for place, name, runs, look in lines:
         mean = curve(runs, table.result_key, table.metric.scale)
-        seconds = curve(runs, "time/epoch_seconds")
-        spent = dict(zip(seconds.x, accumulate(seconds.means), strict=True))
-        times, passed = [], 0.0
+        until = spent(runs)
+        x, passed = [], 0.0
         for epoch in mean.x:  # the metric may be measured every few epochs only
-            passed = spent.get(epoch, passed)
-            times.append(passed / seconds_each)
-        add_line(plot, place, name, times, mean, look=look)
+            passed = until.get(epoch, passed)
+            x.append(passed)
+        if until:
+            add_line(plot, place, name, x, mean, look=look)
     declutter(plot, table)
     _show_late(plot, table)
     return plot

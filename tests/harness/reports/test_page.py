@@ -139,6 +139,26 @@ def test_time_passes_in_epochs_without_the_metric_too(tmp_path):
     assert list(line.x) == [2.0, 4.0], "minutes, of which each epoch took one"
 
 
+def test_at_equal_price_a_line_is_as_long_as_its_gradients_are_many(tmp_path):
+    """No line for an optimizer that is not to be had here, no plot where all cost alike."""
+    every_fourth = "optimizers.adahessian.update_interval=4"
+    for config in (small_config(), small_config(optimizer="adam")):
+        finish_run(tmp_path, config, [0.1, 0.2])
+    (table,) = read_results(tmp_path).tables
+    assert figures.headline_by_gradients(table) is None
+    finish_run(tmp_path, small_config(every_fourth, optimizer="adahessian"), [0.1, 0.2])
+    gone = finish_run(tmp_path, small_config(optimizer="adamw"), [0.1, 0.2]).path / "config.yaml"
+    gone.write_text(gone.read_text().replace("torch.optim.AdamW", "gone.AdamW"))
+    (table,) = read_results(tmp_path).tables
+    lines = {line.name: list(line.x) for line in figures.headline_by_gradients(table).data}
+    steps = list(next(iter(table.groups.values()))[0].series("step").values())
+    refreshes = [-(-step // 4) for step in steps]
+    assert [x for name, x in lines.items() if name in ("sgd", "adam")] == [steps] * 2
+    (dear,) = (x for name, x in lines.items() if name.startswith("adahessian"))
+    assert dear == [s + 2 * r for s, r in zip(steps, refreshes, strict=True)]
+    assert len(lines) == 3
+
+
 def test_groups_without_curvature_have_no_curvature_plots(shown, tmp_path):
     assert "Spectral density: adam" not in shown.text
     finish_run(tmp_path, small_config(), [0.5])
@@ -146,7 +166,7 @@ def test_groups_without_curvature_have_no_curvature_plots(shown, tmp_path):
 
 
 def test_every_plot_names_its_axes(shown):
-    assert len(shown.specs) == 26
+    assert len(shown.specs) == 27
     for spec in shown.specs:
         layout = spec["layout"]
         titles = [layout[axis]["title"].get("text") for axis in ("xaxis", "yaxis")]

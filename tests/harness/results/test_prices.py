@@ -6,7 +6,12 @@ from support.harness import DIGITS
 
 from adahessian import AdaHessian
 from experiments.plans.load import load
-from experiments.results.prices import gradients
+from experiments.results import prices
+
+
+def gradients(optimizer, ends):
+    """At the end."""
+    return [0, *prices.gradients_spent(optimizer, [{"step": end} for end in ends])][-1]
 
 
 def row(**options):
@@ -42,6 +47,12 @@ def test_the_first_step_always_refreshes():
 
 def test_other_optimizers_evaluate_one_gradient_a_step():
     assert gradients(load(DIGITS).optimizers["sgd"], [50, 100]) == 100
+
+
+def test_what_another_optimizer_has_evaluated_counts():
+    """LBFGS and SAM ask for several gradients a step; an epoch without a count had one a step."""
+    rows = [{"step": 10, "train/gradients": 25}, {"step": 20}, {"step": 30, "train/gradients": 11}]
+    assert list(prices.gradients_spent(load(DIGITS).optimizers["sgd"], rows)) == [25, 35, 46]
 
 
 class Counted(torch.autograd.Function):

@@ -306,6 +306,7 @@ def test_an_optimizer_of_another_kind_is_a_row(text, tmp_path, monkeypatch):
     rows = [without_times(row) for row in read_metrics(whole.metrics_path)]
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
     assert ("learning_rate" in rows[0]) == (text != RATELESS)
+    assert ("train/gradients" in rows[0]) == (text == LBFGS)  # the others evaluate one a step
     step = interrupted(loop.optimizer_step, lambda call: call % 9 == 5)
     monkeypatch.setattr(loop, "optimizer_step", step)
     directory, sessions = until_done(lambda: train_here(tmp_path / "cut", config))
