@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from adahessian.keras.probes import rademacher
-from adahessian.keras.tensorflow_derivatives import opened
+from adahessian.keras.tensorflow_derivatives import late_derivatives, opened
 
 _EAGER = (
     "AdaHessian differentiates the gradient's graph, and this is eager TensorFlow: compile without "
@@ -28,6 +28,10 @@ _ACCUMULATED = (
 _SYNCHRONIZED = (
     "what synchronizes the replicas of a strategy, as BatchNormalization(synchronized=True) does, "
     "cannot be skipped between refreshes: take update_interval=1, or statistics of each replica"
+)
+_NO_DERIVATIVE = (
+    "TensorFlow has no derivative of {kind} ({name}), which AdaHessian needs: replace the layer or "
+    "the loss, or train with another optimizer"
 )
 # What TensorFlow says of a missing gradient.
 _OPERATION = re.compile(r"operation\s*'(.*?)' \(op type: (\w+)\)")
@@ -116,16 +120,16 @@ def _product(
 ) -> list[tf.Tensor]:
     """Return H·z: the derivative of gradᵀ·z, for a loss that is scaled by ``scale``."""
     flat = [handle for handles in places for handle in handles]
+    before = set(late_derivatives(_graphs()))
     try:
         # z is scaled, not the product: in float16 the product may be too large.
         found = iter(tf.gradients(grads, flat, [z / scale for z in probe]))
     except LookupError as error:
         found = _OPERATION.search(str(error))
         name, kind = found.groups() if found else (str(error), "this operation")
-        raise RuntimeError(
-            f"TensorFlow has no derivative of {kind} ({name}), which AdaHessian needs: replace the "
-            "layer, or train with another optimizer"
-        ) from error
+        raise RuntimeError(_NO_DERIVATIVE.format(kind=kind, name=name)) from error
+    if late := [name for name in late_derivatives(_graphs()) if name not in before]:
+        raise RuntimeError(_NO_DERIVATIVE.format(kind="a function of the old kind", name=late[0]))
     products = []
     for handles, g in zip(places, grads, strict=True):
         parts = [next(found) for _ in handles]

@@ -121,6 +121,20 @@ def opened(graphs: list[Any]) -> Iterator[None]:
             op._clear_attr(_GRADIENT_OF)
 
 
+def late_derivatives(graphs: list[Any]) -> list[str]:
+    """Return the names of derivatives that TensorFlow makes where the graphs run.
+
+    Those of functions of the old kind (``Defun``), as in ``tf.nn.ctc_loss``. Of their operations
+    few have a second one, and the message then names none.
+    """
+    return [
+        op.name
+        for graph in _with_called(graphs)
+        for op in graph.get_operations()
+        if op.type == "SymbolicGradient"
+    ]
+
+
 def _with_called(graphs: list[Any]) -> list[Any]:
     """Return the graphs with those of the functions, loops and branches that they call."""
     found: dict[int, Any] = {}

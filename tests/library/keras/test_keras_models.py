@@ -219,16 +219,17 @@ def test_losses_of_keras(float64):
 
 
 def test_ctc(float64):
-    """Keras computes it in float32 on TensorFlow."""
+    """Torch has no second derivative of it, and TensorFlow none that could be run."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(ROWS)
     model = keras.Model(inputs, layers.Dense(4)(layers.Dense(5, "tanh")(inputs)))
     x, y = rows()[0], np.random.default_rng(0).integers(1, 4, (8, 2))
-    if BACKEND == "torch":
-        with pytest.raises(RuntimeError, match="no second derivative"):
-            check(model, x, y, keras.losses.CTC())
+    if BACKEND == "jax":
+        check(model, x, y, keras.losses.CTC())
     else:
-        check(model, x, y, keras.losses.CTC(), h=2e-3 if BACKEND == "tensorflow" else 1e-7)
+        message = {"torch": "no second derivative", "tensorflow": "no derivative .*ctc"}[BACKEND]
+        with pytest.raises(RuntimeError, match=message):
+            check(model, x, y, keras.losses.CTC())
 
 
 @pytest.mark.parametrize("given", ["sample_weight", "class_weight"])
