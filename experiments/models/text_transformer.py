@@ -9,11 +9,14 @@ with a standard deviation of width^-1/2, multiplied by width^1/2 when they are r
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+ACTIVATIONS = {"relu": F.relu, "gelu": partial(F.gelu, approximate="tanh")}
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,10 @@ class Size:
         ffn: hidden units of the feed-forward layers.
         heads: of each attention.
         dropout: of embeddings and of what a layer adds.
-        attention_dropout, activation_dropout: of attention weights, and behind the ReLU.
+        attention_dropout, activation_dropout: of attention weights, and behind the activation.
         pre_norm: whether a layer normalizes its input (and the stack its output) or its output.
         fused_attention: whether torch's kernels compute it; some have no second derivative.
+        activation: of the hidden units, `relu` or `gelu` (GPT-2's, by the hyperbolic tangent).
     """
 
     width: int
@@ -38,6 +42,7 @@ class Size:
     activation_dropout: float = 0.0
     pre_norm: bool = True
     fused_attention: bool = False
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         if self.width % (2 * self.heads):
@@ -184,7 +189,7 @@ class Layer(nn.Module):
                 memory.other = self.source.keys_and_values(encoded)
             attended = self.source(asked, *memory.other, source_hidden)
             x = self._add(x, attended, self.source_norm)
-        inner = self.widen(self.ffn_norm(x) if size.pre_norm else x).relu()
+        inner = ACTIVATIONS[size.activation](self.widen(self.ffn_norm(x) if size.pre_norm else x))
         inner = F.dropout(inner, size.activation_dropout, self.training)
         return self._add(x, self.narrow(inner), self.ffn_norm)
 

@@ -12,10 +12,9 @@ from experiments.tasks.text.config import PERPLEXITY, TextConfig, TextDataset, T
 class Dataset(TextDataset):
     """Which text."""
 
+    known = ("kjv", "austen", "ptb", "wikitext103")
     split_already = ("ptb", "wikitext103")
 
-    name: Literal["kjv", "austen", "ptb", "wikitext103"]
-    """The corpus; the first folder of a run's path."""
     length: Positive
     """Tokens of a sequence: what the model sees at most of what came before."""
 

@@ -1,12 +1,13 @@
 """What the configurations of the tasks on text share."""
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from experiments.config.experiment import Config, DatasetSection, ModelSection
+from experiments.config.experiment import Config, DatasetSection, FolderName, ModelSection
 from experiments.config.metrics import Metric
 from experiments.config.sections import NotNegative, Positive, refuse
+from experiments.errors import nearest
 
 PERPLEXITY = Metric("perplexity", "min", digits=2, log=True)
 
@@ -16,8 +17,15 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class TextDataset(DatasetSection):
     """Base of the `dataset` of a task on text."""
 
+    known: ClassVar[tuple[str, ...]] = ()
+    """The corpora that the task has by name."""
     split_already: ClassVar[tuple[str, ...]] = ()
-    """Corpora whose words or pieces are their vocabulary."""
+    """Those of them whose words or pieces are their vocabulary."""
+
+    name: FolderName
+    """The corpus; the first folder of a run's path. Any other name where `root` is."""
+    root: str = ""
+    """A folder of your own texts, below DATA_ROOT or absolute: see docs/own-data.md."""
 
     vocabulary: Positive | None
     """Pieces of words (sentencepiece, BPE); null: what stands between blanks, all of it."""
@@ -27,6 +35,15 @@ class TextDataset(DatasetSection):
     """Steps from one evaluation to the next, across the ends of passes; 0: a pass."""
     tokens_per_epoch: NotNegative
     """The same, in tokens of the training set; 0: not so."""
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        if self.root and self.name in self.known:
+            refuse(f"{self.name} has a place of its own: root is for texts under another name")
+        if not self.root and self.name not in self.known:
+            refuse(f"no corpus is called '{self.name}', and root, a folder of your own, is not "
+                   f"set; {nearest(self.name, self.known)}")  # fmt: skip
+        return self
 
     @model_validator(mode="after")
     def _check_vocabulary(self) -> Self:
@@ -56,11 +73,13 @@ class TransformerSection(ModelSection):
     attention_dropout: Share
     """Of the attention's weights."""
     activation_dropout: Share
-    """Behind the ReLU of the feed-forward layers."""
+    """Behind the activation of the feed-forward layers."""
     pre_norm: bool
     """Whether layers normalize their inputs, and the stack its output; else each its output."""
     fused_attention: bool
     """Whether torch's kernels compute attention; some have no second derivative."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Of the feed-forward layers; `gelu` is smooth, and GPT-2's."""
 
     @model_validator(mode="after")
     def _check_width(self) -> Self:

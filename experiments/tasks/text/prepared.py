@@ -32,6 +32,7 @@ from experiments.runtime.progress import say
 from experiments.tasks.text import pipeline
 from experiments.tasks.text.pipeline import SPLITS, Example
 from experiments.tasks.text.sources import paper
+from experiments.tasks.text.sources.own import OwnCorpus
 from experiments.tasks.text.sources.source import Raw
 from experiments.tasks.text.vocabulary import (
     Pieces,
@@ -66,12 +67,30 @@ class Recipe:
         kind: of the vocabulary, which all languages share; "words" also takes texts that are
             split into pieces already.
         size: of the vocabulary; None: all words.
+        own: the folder of a corpus that is the user's own.
     """
 
     corpus: str
     languages: tuple[str, ...]
     kind: Literal["pieces", "words"]
     size: int | None
+    own: str = ""
+
+    @property
+    def source(self) -> Any:
+        """Where its texts come from: a module, or an object with the same functions.
+
+        Raises:
+            UserError: there is no such corpus.
+        """
+        if self.own:
+            return OwnCorpus(self.corpus, self.own, self.languages)
+        if self.corpus in paper.CORPORA:
+            return paper.source(self.corpus)
+        if self.corpus not in SOURCES:
+            known = [*SOURCES, *paper.CORPORA]
+            raise UserError(f"no corpus '{self.corpus}'; {nearest(self.corpus, known)}")
+        return importlib.import_module(SOURCES[self.corpus])
 
     def folder(self, root: Path) -> Path:
         """Where it lies, prepared from what is there now.
@@ -81,8 +100,9 @@ class Recipe:
         """
         made_from = {
             "pipeline": PIPELINE,
-            "recipe": asdict(self),
-            "versions": _source(self.corpus).versions(root),
+            # A folder of one's own may move: the versions tell its files from others.
+            "recipe": {key: value for key, value in asdict(self).items() if key != "own"},
+            "versions": self.source.versions(root),
             "sentencepiece": version("sentencepiece") if self.kind == "pieces" else None,
         }
         text = json.dumps(made_from, sort_keys=True)
@@ -150,7 +170,7 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
     if not folder.is_dir():
         say(f"preparing the corpus {recipe.corpus} in {folder}")
         with whole_folder(folder) as partial:
-            _write(recipe, _source(recipe.corpus).read(root, recipe.languages), partial)
+            _write(recipe, recipe.source.read(root, recipe.languages), partial)
     prepared = Prepared(folder)
     found = prepared.meta["sha256"]
     if sha256 is not None and not found.startswith(sha256):
@@ -170,14 +190,6 @@ def find(recipe: Recipe, root: Path) -> Prepared | None:
     except (UserError, ModuleNotFoundError):
         return None
     return Prepared(folder) if folder.is_dir() else None
-
-
-def _source(corpus: str) -> Any:
-    if corpus in paper.CORPORA:
-        return paper.source(corpus)
-    if corpus not in SOURCES:
-        raise UserError(f"no corpus '{corpus}'; {nearest(corpus, [*SOURCES, *paper.CORPORA])}")
-    return importlib.import_module(SOURCES[corpus])
 
 
 # -------------------------------------------------------------------------------------- preparing

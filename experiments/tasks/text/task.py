@@ -44,7 +44,9 @@ class TextTask(Task):
         """The corpus that a configuration needs."""
         settings = config.dataset
         kind = "pieces" if settings.vocabulary else "words"
-        return Recipe(settings.name, cls.languages(config), kind, settings.vocabulary)
+        return Recipe(
+            settings.name, cls.languages(config), kind, settings.vocabulary, settings.root
+        )
 
     @classmethod
     def languages(cls, config: Any) -> tuple[str, ...]:

@@ -8,19 +8,19 @@ from experiments.config.metrics import LOSS, Metric
 from experiments.config.sections import NotNegative, Positive, Section, refuse
 from experiments.tasks.text.config import PERPLEXITY, TextConfig, TextDataset, TransformerSection
 
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8})?$")]
 BLEU = Metric("bleu", "max", unit="BLEU", digits=2)
 
 
 class Dataset(TextDataset):
     """Which sentences, in which direction."""
 
+    known = ("cldr", "catalogues", "debian", "iwslt14", "wmt14")
     split_already = ("iwslt14", "wmt14")
 
-    name: Literal["cldr", "catalogues", "debian", "iwslt14", "wmt14"]
-    """The corpus; the first folder of a run's path."""
-    source: Literal["de", "en"]
-    """The language from which is translated."""
-    target: Literal["de", "en"]
+    source: Language
+    """The language from which is translated: `de` or `en`, any in a corpus of your own."""
+    target: Language
     """The language into which is translated."""
     max_tokens: Positive
     """Of a pack: its sentences times its longest one, source or target."""
@@ -29,6 +29,10 @@ class Dataset(TextDataset):
     def _check_languages(self) -> Self:
         if self.source == self.target:
             refuse(f"source and target are both '{self.source}'")
+        if self.root:
+            return self
+        for language in {self.source, self.target} - {"de", "en"}:
+            refuse(f"language '{language}': {self.name} has de and en")
         if self.name not in self.split_already and self.vocabulary is None:
             refuse(f"vocabulary null: {self.name} is plain text, set a number of pieces")
         return self
@@ -60,8 +64,12 @@ class Decoding(Section):
     """Most tokens of a translation."""
     every_epochs: NotNegative
     """Epochs between measurements of BLEU; 0: at the end alone. It is always measured there."""
-    tokenize: Literal["13a", "none", "intl"]
-    """sacreBLEU's tokenization; `none` for texts that are split into words already."""
+    tokenize: Literal["13a", "none", "intl", "zh", "char"]
+    """sacreBLEU's tokenization.
+
+    `none` is for texts that are split into words already, `zh` for Chinese, and `char` for other
+    languages that have no blanks between words.
+    """
     lowercase: bool
     """Whether BLEU ignores case."""
 

@@ -20,7 +20,10 @@ def language_model(cutoffs=(), seed=0, **size):
     return LanguageModel(12, size, 2, cutoffs).double()
 
 
-@pytest.mark.parametrize("options", [{}, {"pre_norm": False}, {"fused_attention": True}])
+OPTIONS = [{}, {"pre_norm": False}, {"fused_attention": True}, {"activation": "gelu"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 class TestWhatAPositionSees:
     def test_a_target_sees_no_later_one(self, options):
         model = tiny_translator(layers=2, **options)

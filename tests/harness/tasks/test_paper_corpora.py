@@ -53,7 +53,7 @@ def test_it_is_refused_where_it_is_missing(name, tmp_path):
 def test_sides_of_unequal_length_and_other_encodings_are_refused(tmp_path):
     folder = write(tmp_path, "iwslt14")
     (folder / "valid.de").write_text("one\n", encoding="utf-8")
-    with pytest.raises(UserError, match="val has 1 and 2 lines"):
+    with pytest.raises(UserError, match="valid.de 1 and valid.en 2"):
         prepare(RECIPES["iwslt14"], tmp_path)
     (folder / "valid.de").write_bytes(b"\xe4\n\xe4\n")
     with pytest.raises(UserError, match="valid.de is not UTF-8"):

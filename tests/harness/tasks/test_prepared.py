@@ -112,7 +112,7 @@ def test_several_processes_prepare_it_at_the_same_time(tmp_path):
     assert folder.name.startswith("prepared-")
 
 
-def test_a_preparation_that_is_killed_leaves_nothing_that_is_read(tmp_path):
+def test_a_preparation_that_is_killed_leaves_nothing_that_is_read(small, tmp_path):
     script = (
         "import os, sys; from pathlib import Path\n"
         "from experiments.tasks.text import prepared\n"
@@ -124,7 +124,7 @@ def test_a_preparation_that_is_killed_leaves_nothing_that_is_read(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY)
     assert done.returncode == 9 and len(list((tmp_path / "cldr").iterdir())) == 1
     assert find(CLDR, tmp_path) is None
-    assert _prepare(tmp_path)
+    assert prepare(CLDR, tmp_path)
 
 
 def test_what_is_damaged_is_named(small, tmp_path):

@@ -206,7 +206,7 @@ def test_it_learns(home, tmp_path):
         (["dataset.target=de"], "source and target are both 'de'"),
         (["dataset.vocabulary=null"], "cldr is plain text, set a number of pieces"),
         (["dataset.name=iwslt14"], "iwslt14 is split into words or pieces already"),
-        (["dataset.name=cldrr"], "dataset.name = 'cldrr'"),
+        (["dataset.name=cldrr"], "no corpus is called 'cldrr'"),
         (["dataset.tokens_per_epoch=9"], "set one of them to 0"),
         (["micro_batches=3"], "micro_batches 3: a step has 2 packs"),
         (["model.heads=3"], "must be a multiple of twice the heads, 6"),

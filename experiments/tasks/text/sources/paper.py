@@ -2,12 +2,12 @@
 between blanks. Nothing is filtered or split here.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.tasks.text.pipeline import Example, Rules
+from experiments.tasks.text.pipeline import Rules
+from experiments.tasks.text.sources.files import read_parallel, stamp
 from experiments.tasks.text.sources.source import Raw
 
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
@@ -95,20 +95,15 @@ class PaperCorpus:
                 f"can download it; `{self.corpus.command(self.name)}` prepares it from its "
                 "archives. `make translation` and `make language-model` need no download"
             )
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
-                 for path in files.values()]  # fmt: skip
-        return {"files": hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}
+        return stamp(files.values())
 
     def read(self, root: Path, languages: tuple[str, ...]) -> Raw:
         """The lines, as they are."""
         files = self._files(root)
-        splits: dict[str, list[Example]] = {}
-        for split in SPLITS:
-            sides = [_lines(files[split, language]) for language in languages]
-            if len({len(side) for side in sides}) > 1:
-                lengths = " and ".join(str(len(side)) for side in sides)
-                raise UserError(f"{files[split, languages[0]].parent}: {split} has {lengths} lines")
-            splits[split] = list(zip(*sides, strict=True))
+        splits = {
+            split: read_parallel([files[split, language] for language in languages])
+            for split in SPLITS
+        }
         rules = Rules(near_duplicates=None)
         return Raw(self.corpus.licence, splits=splits, rules=rules, versions=self.versions(root))
 
@@ -119,13 +114,3 @@ class PaperCorpus:
             for split, stem in SPLITS.items()
             for language, ending in self.corpus.endings.items()
         }
-
-
-def _lines(path: Path) -> list[str]:
-    """A file's lines; blanks around and between words are one, and empty lines stay."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    lines = text.split("\n")
-    return [" ".join(line.split()) for line in (lines if lines[-1] else lines[:-1])]

@@ -1,0 +1,186 @@
+"""A folder of texts of one's own, for both tasks."""
+
+import os
+
+import pytest
+from support.harness import REPOSITORY
+from support.training import train_here
+
+from experiments import translate
+from experiments.errors import UserError
+from experiments.plans.load import load, resolve
+from experiments.runs.metrics import read_metrics
+from experiments.tasks.text.prepared import Recipe, find, prepare
+
+TEXT = Recipe("novels", ("en",), "words", None, "novels")
+PAIRS = Recipe("tales", ("fr", "pt-BR"), "words", None, "tales")
+FILES = {TEXT: [["txt"]], PAIRS: [["fr"], ["pt-BR"]]}
+
+
+def write(root, recipe, **texts):
+    """Each text into a file for each language: the n-th of them ends in the language's name."""
+    folder = root / recipe.own
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        for (ending,) in FILES[recipe]:
+            marked = text.replace("*", ending)
+            (folder / f"{name}.{ending}").write_text(marked, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("recipe", FILES, ids=lambda recipe: recipe.corpus)
+def test_three_files_are_taken_as_they_are(recipe, tmp_path):
+    """But for blanks, the ends of lines of Windows, and the mark with which it begins a file."""
+    write(tmp_path, recipe, train="\ufeffone  *\r\n\r\none *\n", val="two *", test="three *\n")
+    corpus = prepare(recipe, tmp_path)
+    for language, (ending,) in zip(recipe.languages, FILES[recipe], strict=True):
+        assert corpus.texts("train", language) == [f"one {ending}", "", f"one {ending}"]
+        assert corpus.texts("val", language) == [f"two {ending}"]
+        assert corpus.texts("test", language) == [f"three {ending}"]
+
+
+def test_an_unsplit_text_stays_one_piece(tmp_path):
+    lines = [f"line {number}" for number in range(1000)]
+    write(tmp_path, TEXT, all="\n".join(lines))
+    corpus = prepare(TEXT, tmp_path)
+    parts = [corpus.texts(split, "en") for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [900, 50, 50] and sum(parts, []) == lines
+
+
+def test_unsplit_pairs_never_change_sides_and_are_there_once(tmp_path):
+    def sides(count):
+        lines = [f"word {number} of *" for number in range(count)]
+        write(tmp_path, PAIRS, all="\n".join(["", *lines, lines[0]]))
+        corpus = prepare(PAIRS, tmp_path)
+        found = {}
+        for split in ("train", "val", "test"):
+            ours, theirs = (corpus.texts(split, language) for language in PAIRS.languages)
+            assert [line[:-2] for line in ours] == [line[:-5] for line in theirs]
+            found |= dict.fromkeys(ours, split)
+        assert len(found) == count and set(found.values()) == {"train", "val", "test"}
+        assert corpus.meta["dropped"] == {"duplicates": 1, "empty": 1}
+        return found
+
+    few, many = sides(300), sides(500)
+    assert few.items() <= many.items()
+
+
+def test_languages_without_blanks_and_with_marks_for_vowels_are_kept(tmp_path):
+    folder = write(tmp_path, PAIRS, all="")
+    pairs = [
+        (f"le chat numéro {n} voit une souris grise dans la cour", f"猫{n}नमस्ते") for n in range(99)
+    ]
+    for place, ending in enumerate(PAIRS.languages):
+        text = "\n".join(pair[place] for pair in pairs)
+        (folder / f"all.{ending}").write_text(text, encoding="utf-8")
+    examples = prepare(PAIRS, tmp_path).meta["examples"]
+    assert sum(examples.values()) == 99
+
+
+def test_other_files_are_other_data(tmp_path):
+    folder = write(tmp_path, TEXT, train="a b", val="c", test="d")
+    first = prepare(TEXT, tmp_path)
+    (folder / "test.txt").write_text("e e")
+    second = prepare(TEXT, tmp_path)
+    assert first.folder != second.folder and first.meta["sha256"] != second.meta["sha256"]
+
+
+@pytest.mark.parametrize("recipe", FILES, ids=lambda recipe: recipe.corpus)
+def test_what_is_missing_is_named_with_what_to_do(recipe, tmp_path):
+    ending = FILES[recipe][-1][0]
+    (tmp_path / recipe.own / f"val.{ending}").mkdir(parents=True)  # a folder is no file
+    assert find(recipe, tmp_path) is None
+    with pytest.raises(UserError) as caught:
+        prepare(recipe, tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path / recipe.own) in message and f"all.{ending}" in message
+    assert f"val.{ending}" in message and "\n" not in message
+    (tmp_path / recipe.own / f"val.{ending}").rmdir()
+    write(tmp_path, recipe, train="a *", val="b *", test="c *")
+    (tmp_path / recipe.own / f"test.{ending}").unlink()
+    with pytest.raises(UserError, match=rf"\(test.{ending} missing\)"):
+        prepare(recipe, tmp_path)
+
+
+def test_bad_files_are_named(tmp_path):
+    folder = write(tmp_path, PAIRS, all="a *\nb *\n")
+    (folder / "all.fr").write_text("a\n")
+    with pytest.raises(UserError, match="all.fr 1 and all.pt-BR 2"):
+        prepare(PAIRS, tmp_path)
+    (folder / "all.fr").write_bytes("é\nè\n".encode("latin-1"))
+    with pytest.raises(UserError, match="all.fr is not UTF-8"):
+        prepare(PAIRS, tmp_path)
+    write(tmp_path, TEXT, all="all in one line")
+    with pytest.raises(UserError, match=r"all.txt has 1 lines, too few .* train.txt"):
+        prepare(TEXT, tmp_path)
+    if os.geteuid():  # root reads everything
+        (folder / "all.fr").chmod(0)
+        with pytest.raises(UserError, match="all.fr cannot be read: Permission denied"):
+            prepare(PAIRS, tmp_path)
+
+
+# ----------------------------------------------------------------------------------------- training
+
+OWN = {
+    "kjv": ["dataset.name=novels", "dataset.vocabulary=80", "model.width=16", "model.layers=1",
+            "dataset.length=8"],
+    "cldr": ["dataset.name=tales", "dataset.vocabulary=60", "model.width=16",
+             "dataset.source=fr", "dataset.target=pt-BR"],
+}  # fmt: skip
+
+
+def config(name, root, *more, optimizer="adamw"):
+    settings = [*OWN[name], f"dataset.root={root}", "dataset.sha256=null", "epochs=2",
+                "dataset.steps_per_epoch=4", "schedule={name: constant}", *more]  # fmt: skip
+    return resolve(load(REPOSITORY / f"configs/{name}/transformer.yaml", settings), optimizer, 1)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("kjv", TEXT), ("cldr", PAIRS)])
+def test_it_is_trained_on(name, recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    lines = "".join(f"the * number {n % 17} sees {n % 13} of {n % 11}\n" for n in range(400))
+    folder = write(tmp_path, recipe, all=lines)
+    directory = train_here(tmp_path, config(name, folder))
+    rows = read_metrics(directory.metrics_path)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+    assert directory.path.relative_to(tmp_path).parts[0] == recipe.corpus
+    if name == "cldr":
+        assert translate.main([str(directory.path), "the fr number 3"]) == 0
+        assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adahessian"])
+def test_the_file_for_ones_own_text_is_trained_small(optimizer, tmp_path):
+    write(
+        tmp_path, TEXT, all="".join(f"number {n % 17} sees {n % 13} of {n}\n" for n in range(400))
+    )
+    small = {
+        "dataset.root": "novels", "dataset.vocabulary": 60, "dataset.length": 8,
+        "dataset.steps_per_epoch": 4, "model.width": 16, "model.ffn": 32, "model.heads": 2,
+        "model.layers": 1, "batch_size": 60, "micro_batches": 3, "epochs": 2,
+        "schedule": {"name": "constant"},
+    }  # fmt: skip
+    settings = resolve(load(REPOSITORY / "configs/own-text/gpt2-small.yaml", small), optimizer, 1)
+    rows = read_metrics(train_here(tmp_path, settings).metrics_path)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cldr", ["dataset.name=cldr"], "cldr has a place of its own: root is for texts under"),
+        (
+            "cldr",
+            ["dataset.root=''"],
+            "no corpus is called 'tales', and root, .* is not set; did",
+        ),
+        ("cldr", ["dataset.root=''", "dataset.name=cldd"], "did you mean 'cldr'"),
+        ("cldr", ["dataset.root=''", "dataset.name=cldr"], "language '.*': cldr has de and en"),
+        ("cldr", ["dataset.source=../x"], "dataset.source"),
+        ("cldr", ["dataset.source=pt-BR"], "source and target are both 'pt-BR'"),
+        ("kjv", ["dataset.name=cldr", "dataset.root=''"], "no corpus is called 'cldr'"),
+    ],
+)
+def test_a_name_without_a_folder_is_refused(name, settings, message):
+    with pytest.raises(UserError, match=message):
+        config(name, "/there", *settings)
