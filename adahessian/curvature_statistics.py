@@ -43,9 +43,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adahessian.options import SECOND_MOMENTS
 from adahessian.replicas import local, local_block_average
 from adahessian.spectrum.estimate import Estimate
 from adahessian.state import has_begun
+from adahessian.update import corrections_of, denominator
 
 if TYPE_CHECKING:
     from adahessian.optimizer import AdaHessian
@@ -334,9 +336,10 @@ def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
 
 
 def denominators(optimizer: "AdaHessian") -> dict[Tensor, Tensor]:
-    """Return what the last step was divided by, v̂^(hessian_power / 2) + eps, by parameter.
+    """Return what the last step was divided by, by parameter: v̂^(hessian_power / 2) + eps.
 
-    Parameters whose average has not begun are left out. Nothing waits for the device.
+    Or what there is in its place with another ``second_moment``. Parameters whose average has not
+    begun are left out. Nothing waits for the device.
     """
     found = {}
     for group in optimizer.param_groups:
@@ -344,9 +347,12 @@ def denominators(optimizer: "AdaHessian") -> dict[Tensor, Tensor]:
             state = optimizer.state.get(p, {})
             if not has_begun(state):
                 continue
-            correction = 1 - group["betas"][1] ** state["num_refreshes"].item()
-            average = local(state["exp_hessian_diag_sq"]) / correction
-            found[p] = average.pow_(group["hessian_power"] / 2).add_(group["eps"])
+            moment = group["second_moment"]
+            (correction,) = corrections_of([state], group["betas"][1], group["bias_correction"])
+            average = local(state[SECOND_MOMENTS[moment]])
+            found[p] = denominator(
+                average, correction, group["eps"], group["hessian_power"], moment
+            )
     return found
 
 

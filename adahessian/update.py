@@ -41,15 +41,7 @@ def single_update(
         elif diagonals is not None:
             d = diagonals[i].abs_() if second_moment == "mean_abs" else diagonals[i]
             hessian_avg.lerp_(d, 1 - beta2)
-        denom = hessian_avg / bias_correction2
-        if second_moment == "signed":
-            denom.clamp_(min=0)
-        power = hessian_power / 2 if second_moment == "rms" else hessian_power
-        if power == 0.5:
-            denom.sqrt_()
-        elif power != 1:
-            denom.pow_(power)
-        denom = denom.clamp_(min=eps) if second_moment == "signed" else denom.add_(eps)
+        denom = denominator(hessian_avg, bias_correction2, eps, hessian_power, second_moment)
         param.mul_(1 - lr * weight_decay)
         if wait:
             exp_avg = exp_avg * hessian_avg.sign().abs_()
@@ -58,6 +50,21 @@ def single_update(
         else:
             update = (exp_avg / bias_correction1).div_(denom)
             param.add_(update.clamp_(-update_clip, update_clip), alpha=-lr)
+
+
+def denominator(
+    hessian_avg: Tensor, correction: float, eps: float, hessian_power: float, second_moment: str
+) -> Tensor:
+    """Return what a parameter's step is divided by."""
+    denom = hessian_avg / correction
+    if second_moment == "signed":
+        denom.clamp_(min=0)
+    power = hessian_power / 2 if second_moment == "rms" else hessian_power
+    if power == 0.5:
+        denom.sqrt_()
+    elif power != 1:
+        denom.pow_(power)
+    return denom.clamp_(min=eps) if second_moment == "signed" else denom.add_(eps)
 
 
 def foreach_update(
@@ -124,7 +131,7 @@ def in_place_of(
     return list(averages)
 
 
-def _corrections(
+def corrections_of(
     states: Sequence[dict[str, Any]], beta2: float, bias_correction: str | None
 ) -> list[float]:
     """Return what v is divided by: 1 − β₂ʳ, or with the steps until the last refresh, or 1."""
@@ -143,7 +150,7 @@ def _divisors(
     refreshes counted, c' = 1 − β₂ (1 − c), that is v / c; and 0 before the first refresh, where
     every d is used.
     """
-    before = _corrections(states, beta2, bias_correction)
+    before = corrections_of(states, beta2, bias_correction)
     if bias_correction != "steps":
         return before
     after = [1 - beta2 ** (step + 1) for step in counts(states, "step")]
@@ -221,7 +228,7 @@ def _update(
     of_gradients = [1.0] * len(states)
     if bias_correction is not None:
         of_gradients = [1 - beta1**step for step in counts(states, "step")]
-    of_curvature = _corrections(states, beta2, bias_correction)
+    of_curvature = corrections_of(states, beta2, bias_correction)
     corrections = list(zip(of_gradients, of_curvature, strict=True))
     update = single_update if group["foreach"] is False else foreach_update
     grads = [local(g) for g in gradients(params)]

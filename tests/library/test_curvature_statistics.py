@@ -10,6 +10,7 @@ import torch
 from support.device import device
 from support.problems import conv_problem, coupled_quadratic
 from support.reference import blocks, dense_hessian
+from support.rules import RULES
 from torch import nn
 
 from adahessian import AdaHessian, CurvatureStatistics
@@ -343,12 +344,14 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("options", [*VARIANTS, *RULES.values()], ids=repr)
 def test_what_a_step_was_divided_by(options):
     """Without momentum and weight decay a step is −lr g / denominator."""
     params, loss = conv_problem()
     params = [p.requires_grad_() for p in params]
-    optimizer = AdaHessian(params, lr=0.01, betas=(0.0, 0.9), update_interval=2, **options)
+    plain = {"lr": 0.01, "betas": (0.0, 0.9), "weight_decay": 0, "update_clip": None,
+             "maximize": False, "update_interval": 2}  # fmt: skip
+    optimizer = AdaHessian(params, **{**options, **plain})
 
     def closure():
         optimizer.zero_grad()

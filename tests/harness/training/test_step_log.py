@@ -6,7 +6,9 @@ import time
 import numpy
 import pytest
 import torch
+import yaml
 from support.harness import complete, interrupted, small_config, start, until_done
+from support.rules import RULES
 from support.training import assert_equal, result, train_here
 
 from experiments.config.signature import signature
@@ -98,6 +100,20 @@ def test_of_an_adahessian_there_are_quantiles_of_its_denominator_and_of_d(tmp_pa
     has_d = ["step/curvature/p50" in row for row in rows]
     assert has_d == [step % 2 == 0 for step in range(11)]
     assert all("step/denominator/p50" in row for row in rows)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_of_any_rule_there_are_these_quantiles(rule, tmp_path):
+    options = {**RULES[rule], "constructor": "adahessian.AdaHessian"}
+    options |= {"lr": 1e-3, "weight_decay": 0, "weight_decay_divided_by_lr": False}
+    text = f"optimizers.rule={yaml.safe_dump(_lists(options), default_flow_style=True, width=9999)}"
+    config = small_config(*EXACT, text, "log_every_steps=5", optimizer="rule")
+    for row in rows_of(train_here(tmp_path, config)):
+        assert all(row[f"step/denominator/{q}"] > 0 for q in ("p05", "p50", "p95"))
+
+
+def _lists(options):
+    return {key: list(one) if isinstance(one, tuple) else one for key, one in options.items()}
 
 
 @pytest.mark.parametrize("size", [1, 100, 3 * MOST_ELEMENTS + 5])
