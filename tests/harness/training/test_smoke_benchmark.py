@@ -12,7 +12,7 @@ from experiments.training.session import train_unless_done
 
 PATH = benchmarks.FOLDER / "smoke.yaml"
 ROWS = benchmarks.read(PATH).rows
-TINY = {"model.depth": 8, "epochs": 2, "batch_size": 128}
+TINY = {"model.depth": 8, "epochs": 2, "batch_size": 128, "log_every_steps": 3, "log_layers": True}
 
 
 @pytest.mark.slow
@@ -32,6 +32,7 @@ def test_a_row_trains_and_a_pause_changes_nothing(row, tmp_path, monkeypatch):
     assert paused.done and [one["epoch"] for one in rows] == [1, 2]
     assert all(math.isfinite(one["test/loss"]) for one in rows)
     assert rows[1]["train/loss"] < rows[0]["train/loss"]
+    assert read_metrics(paused.steps_path)
     monkeypatch.setenv("RUNS_ROOT", str(tmp_path / "whole"))
     assert train_unless_done(trial.run.config) == 0
     assert_equal(result(paused), result(RunDirectory(tmp_path / "whole", trial.run.config)))
