@@ -1,5 +1,7 @@
 """A benchmark in words: its scores, who wins by the rule, profiles, and what is missing."""
 
+import csv
+import io
 import math
 import statistics
 from pathlib import Path
@@ -124,6 +126,24 @@ def rule(results: BenchmarkResults) -> str:
         count = "1 study" if studies == 1 else f"{studies} studies"
         text += f" {count} of {rows} rows can tell nothing apart: that takes {needed} studies."
     return text
+
+
+def trials(results: BenchmarkResults) -> str:
+    """Every trial that has come to an end, as comma-separated values; no cost: never reached."""
+    names = dict.fromkeys(name for trial in results.planned for name in trial.point)
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["row", "study", "trial", *names, *MEASURES, "price", "final", "end"])
+    for row, studies in results.scores.items():
+        for study, of_study in sorted(studies.items()):
+            for one in sorted(of_study, key=lambda score: score.trial.number):
+                costs = [f"{cost:.6g}" if math.isfinite(cost) else "" for cost in
+                         (*(one.costs[measure] for measure in MEASURES), one.price)]  # fmt: skip
+                final = f"{one.final:.6g}" if math.isfinite(one.final) else ""
+                points = [one.trial.point.get(name, "") for name in names]
+                end = "stopped" if one.stopped else one.member.state
+                writer.writerow([row, study, one.trial.number, *points, *costs, final, end])
+    return table.getvalue()
 
 
 def profiles(results: BenchmarkResults) -> Grid:

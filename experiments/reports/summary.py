@@ -33,13 +33,14 @@ def write_sweep_report(results: SweepResults, folder: Path) -> None:
 
 
 def write_benchmark_report(results: BenchmarkResults, folder: Path) -> None:
-    """Print a benchmark's scores; write them, as LaTeX too, a picture and the page."""
+    """Print a benchmark's scores; write them, as LaTeX too, its trials, a picture and the page."""
     name = f"benchmark-{results.path.stem}"
     picture = benchmark_plots.draw(results, folder / f"{name}.png")
     shown, written = (benchmarks.section(results, which) for which in (None, picture))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{name}.tex", latex.render([shown]))
+    write_whole(folder / f"{name}.csv", benchmarks.trials(results))
     _write(results, [shown], [written], page.SECTIONS_OF_A_BENCHMARK, folder)
 
 

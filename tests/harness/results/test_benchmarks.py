@@ -1,5 +1,6 @@
 """Benchmarks: what is planned, scores recomputed from raw files, a rule that keeps its word."""
 
+import csv
 import itertools
 import json
 import math
@@ -249,6 +250,12 @@ def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys)
     latex = (root / "report" / "benchmark-benchmark.tex").read_text(encoding="utf-8")
     assert r"untuned & 0 of 2 & $\infty$ & $\infty$ & $\infty$ &" in latex
     assert r"3 untuned & -- & -- &" in latex
+    with (root / "report" / "benchmark-benchmark.csv").open(encoding="utf-8") as file:
+        trials = list(csv.DictReader(file))
+    costs = {(one["row"], one["study"], one["trial"]): one["gradients"] for one in trials}
+    assert sorted(c for (row, *_), c in costs.items() if row == "sgd") == ["", "", "200", "200",
+                                                                        "300", "300"]  # fmt: skip
+    assert set(trials[0]) > {"lr", "steps", "seconds", "price", "final", "end"}
     picture = (root / "report" / "benchmark-benchmark.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and "](benchmark-benchmark.png)" in text
     (profiles, tuning) = benchmark_plots.lines(read_benchmark(path, root))
