@@ -17,6 +17,7 @@ import pytest
 from support import conformance_table, conformance_vectors, published
 from support.conformance_cases import CASES, DEFAULTS, RULE
 from support.conformance_schema import AnyCase
+from support.nightly import NIGHTLY
 
 from adahessian.conformance import __main__ as command
 from adahessian.conformance import cases, check
@@ -295,6 +296,7 @@ class TestTheCommand:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not NIGHTLY, reason="at night: ours are tested above, case by case")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_table_of_the_docs():
     for package in ("optax", "timm", "torch_optimizer", "pytorch_optimizer"):
