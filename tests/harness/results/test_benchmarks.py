@@ -8,7 +8,7 @@ import random
 import statistics
 
 import pytest
-from support.harness import DIGITS, finish_run
+from support.harness import DIGITS, REPOSITORY, finish_run
 
 from experiments import report
 from experiments.errors import UserError
@@ -356,3 +356,37 @@ def test_best_of_n_is_the_enumeration_of_all_choices():
             assert best_of(studies, n, share) == bests[place], (n, share)
     assert best_of([[3.0, 1.0, 2.0]], 3) == 1.0
     assert best_of([[math.inf, 4.0, math.inf]], 1) == math.inf
+
+
+def test_the_docs_say_what_the_committed_trials_say():
+    with (REPOSITORY / "results/benchmarks/digits.csv").open(encoding="utf-8") as file:
+        trials = list(csv.DictReader(file))
+    delayed = "AdaHessian, finite difference, every 5th step after the first epoch"
+    names = {"sgd": "SGD", "adamw": "AdamW", "muon": "Muon", "sophia_h": "Sophia-H",
+             "adahessian": "AdaHessian, exact", "adahessian_delayed": delayed}  # fmt: skip
+    docs = (REPOSITORY / "docs/benchmark.md").read_text(encoding="utf-8")
+    for row, name in names.items():
+        own = [one for one in trials if one["row"] == row]
+        best = {study: min((_cost(t, "gradients"), _cost(t, "steps")) for t in of)
+                for study, of in _by_study(own).items()}  # fmt: skip
+        arrived = [one for one in best.values() if math.isfinite(one[0])]
+        gradients, steps = map(statistics.median, zip(*best.values(), strict=True))
+        rates = [float(one["lr"]) for one in own if one["gradients"]]
+        cells = docs.partition(f"| {name} |")[2].split("\n")[0].split("|")
+        assert cells[0].strip() == f"{len(arrived)} of 6" and len(best) == 6 and len(own) == 54
+        assert cells[1].split()[0] == f"{gradients:.0f}" and cells[2].strip() == f"{steps:.0f}"
+        assert cells[3].strip() == f"{len(rates)} of 54"
+        low, _, high = cells[4].split()
+        assert float(low) == pytest.approx(min(rates), rel=0.05)
+        assert float(high) == pytest.approx(max(rates), rel=0.05)
+
+
+def _by_study(trials):
+    found = {}
+    for one in trials:
+        found.setdefault(one["study"], []).append(one)
+    return found
+
+
+def _cost(trial, measure):
+    return float(trial[measure] or "inf")
