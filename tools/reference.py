@@ -318,11 +318,13 @@ KEYS = {
     "time/epoch_seconds": "the epoch's training, without evaluation",
     "time/waited_share": "share of the steps' time in which the process had no processor",
     "time/step_seconds": "median of the epoch's steps",
+    "train/gradients": "gradients that the epoch has evaluated, where they are more than one a step "
+    "and the optimizer is no AdaHessian; one whose graph is kept counts as three",
 }
 
 
 def written_keys() -> set[str]:
-    """The `hessian/` and `time/` keys in the code of `experiments/training`; * is what varies."""
+    """The keys below these names in the code of `experiments/training`; * is what varies."""
     found = set()
     for path in (ROOT / "experiments" / "training").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -331,7 +333,7 @@ def written_keys() -> set[str]:
                 text = "".join(parts)
             else:
                 text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and re.fullmatch(r"(hessian|time)/[a-z_/*]*[a-z*]", text):
+            if isinstance(text, str) and re.fullmatch(r"(hessian|time|train)/[a-z_/*]*[a-z*]", text):
                 found.add(text)
     return found
 
