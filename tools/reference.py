@@ -333,7 +333,9 @@ def written_keys() -> set[str]:
                 text = "".join(parts)
             else:
                 text = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(text, str) and re.fullmatch(r"(hessian|time|train)/[a-z_/*]*[a-z*]", text):
+            if isinstance(text, str) and re.fullmatch(
+                r"(hessian|time)/[a-z_/*]*[a-z*]|train/gradients", text
+            ):
                 found.add(text)
     return found
 
