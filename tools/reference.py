@@ -318,8 +318,8 @@ KEYS = {
     "time/epoch_seconds": "the epoch's training, without evaluation",
     "time/waited_share": "share of the steps' time in which the process had no processor",
     "time/step_seconds": "median of the epoch's steps",
-    "train/gradients": "gradients that the epoch has evaluated, where they are more than one a step "
-    "and the optimizer is no AdaHessian; one whose graph is kept counts as three",
+    "train/gradients": "gradients that the epoch has evaluated, where there are more than one a "
+    "step and the optimizer is no AdaHessian; one whose graph is kept counts as three",
 }
 
 
