@@ -1,4 +1,4 @@
-"""What tests on a real Slurm share: four nodes, and a place for runs per test."""
+"""What tests on a real Slurm share: four nodes per file, and a place for runs per test."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from support.slurm_cluster import Cluster
 from support.slurm_lab import Lab
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     # Not below pytest's directory: munge insists that everybody can reach its socket.
     directory = Path(tempfile.mkdtemp(prefix="slurm-"))
