@@ -225,7 +225,7 @@ dashboard: setup ## The runs side by side: on wandb with a key, else in the term
 
 # What depends on clusters, signals and servers gets a second chance; -ra names what took it.
 PYTEST = $(PY) -m pytest -n auto --maxprocesses 4 --reruns 2
-test: $(VENV)/.ready-for-tests ## The fast tests, in parallel (at most 15 minutes on 2 cores)
+test: $(VENV)/.ready-for-tests ## The fast tests, in parallel (17 minutes on 2 cores)
 	$(PYTEST) -m 'not slow' --reruns-delay 2
 
 # The report page's tests look at it in a browser. On other systems than Debian's: install one.
