@@ -115,7 +115,8 @@ def test_all_plots_are_drawn_and_name_their_axes(visit, report):
         text = plot.inner_text()
         if {"sgd", "adam", "adahessian"} <= set(text.split()):
             continue  # a plot of groups: its heading says what is measured
-        assert "epoch" in text or "block size" in text or "time" in text, text
+        axes = ("epoch", "block size", "time", "gradients evaluated")
+        assert any(axis in text for axis in axes), text
     drawn = " ".join(page.locator(".plot").all_inner_texts())
     for title in ("test accuracy (%)", "training loss", "trace (loss / parameter²)", "negative"):
         assert title in drawn
