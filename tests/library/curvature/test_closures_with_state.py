@@ -142,7 +142,8 @@ def attributes(model):
 
 
 def assert_close(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    """To what the difference's truncation makes of four steps; a value that moves costs per cents."""
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
