@@ -24,6 +24,8 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from adahessian import _torch
+from adahessian.curvature.embeddings import GATES as EMBEDDINGS
+from adahessian.curvature.embeddings import Embedding
 from adahessian.curvature.layouts import with_value
 from adahessian.curvature.pools import GATES as POOLS
 from adahessian.curvature.selections import GATES as SELECTIONS
@@ -348,7 +350,7 @@ class _L1Loss:
 def _build_table() -> dict[Callable, Any]:
     """Return the gate of each function, in all the forms under which torch offers it."""
     kinds = {name: gate for names, gate in _POINTWISE.items() for name in names}
-    kinds |= SELECTIONS | POOLS
+    kinds |= SELECTIONS | POOLS | EMBEDDINGS
     constants = "round floor ceil trunc fix sign sgn heaviside bernoulli".split()
     kinds |= dict.fromkeys(constants, _Constant())
     kinds |= {"rrelu": _RandomLeakyReLU(), "l1_loss": _L1Loss(), "detach": Detached()}
@@ -366,4 +368,4 @@ def _build_table() -> dict[Callable, Any]:
 GATES = _build_table()
 
 # Those that freeze no piece: they are needed beside the kernels' records, too.
-ABOVE_AUTOGRAD = (Detached, FirstLayers)
+ABOVE_AUTOGRAD = (Detached, FirstLayers, Embedding)

@@ -186,6 +186,62 @@ def test_rows_that_the_forward_pass_renormalizes(kind):
     assert (found - exact).norm() < 0.01 * exact.norm()
 
 
+PADDED = torch.tensor([[3, 4, 0, 0], [5, 0, 0, 0], [1, 2, 3, 19]])
+
+
+def looked_up(embedding):
+    return embedding(PADDED)
+
+
+def with_max_norm(embedding):
+    return F.embedding(PADDED, embedding.weight, 0, max_norm=2.0)
+
+
+def by_the_operator(embedding):
+    return torch.embedding(embedding.weight, PADDED, padding_idx=0)
+
+
+def as_output_layer_too(embedding):
+    return embedding(PADDED) @ embedding.weight.t()
+
+
+@pytest.mark.parametrize("rows", [looked_up, with_max_norm, by_the_operator, as_output_layer_too])
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.ReLU(), nn.PReLU()], ids=str)
+@pytest.mark.parametrize("index", [0, -20])
+def test_the_row_of_padding_stands_still_where_it_is_looked_up(rows, norm, index):
+    """Its gradient is set to zero, and the loss depends on it: a mean over all tokens."""
+    torch.manual_seed(1)
+    embedding = nn.Embedding(20, 6, padding_idx=index).double()
+    nn.init.normal_(embedding.weight, std=0.5)
+    hidden = nn.Sequential(nn.LazyLinear(5), norm).double()
+    hidden(rows(embedding).mean(1))
+    params = [*embedding.parameters(), *hidden[0].parameters()]
+
+    def closure():
+        for p in params:
+            p.grad = None
+        loss = hidden(rows(embedding).mean(1)).exp().square().mean()
+        loss.backward(create_graph=True)
+        return loss
+
+    probes = Probes(params, seed=0, step=0)
+    assert compare_products(closure, params, probes).largest < 1e-4
+    optimizer = AdaHessian(params, lr=0.1, curvature="finite_difference")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            optimizer.step(closure)
+
+
+def test_a_padding_that_no_token_is_leaves_the_evaluation_as_it_is():
+    embedding = nn.Embedding(20, 6, padding_idx=0)
+    for tokens, met in ((PADDED[:2], True), (PADDED[2:], False)):
+        gates = Gates()
+        with gates:
+            embedding(tokens).square().sum().backward()
+        assert gates.met_pieces == met
+
+
 def test_what_takes_a_type_or_a_shape_alone_is_not_recorded():
     x = torch.ones(3, 4, requires_grad=True)
     gates = Gates()
