@@ -34,7 +34,7 @@ class Embedding:
         indices, weight, place = _given(func, args, kwargs)
         if place is None or not weight.requires_grad:
             return out, None
-        is_met = True if _torch.under_functorch() else (indices == place).any()
+        is_met = True if _torch.under_functorch() else indices.eq(place).any()
         return out, Padding(weight.detach()[place].clone(), is_met)
 
     def replay(
@@ -44,7 +44,7 @@ class Embedding:
         if padding is None:
             return out
         indices, _, place = _given(func, args, kwargs)
-        return torch.where((indices == place).unsqueeze(-1), padding.row.to(out.dtype), out)
+        return torch.where(indices.eq(place).unsqueeze(-1), padding.row.to(out.dtype), out)
 
 
 def _given(
