@@ -44,6 +44,7 @@ class Embedding:
         if padding is None:
             return out
         indices, _, place = _given(func, args, kwargs)
+        assert place is not None  # as when it was recorded
         return torch.where(indices.eq(place).unsqueeze(-1), padding.row.to(out.dtype), out)
 
 
