@@ -142,7 +142,7 @@ def attributes(model):
 
 
 def assert_close(found, expected):
-    """To what the difference's truncation makes of four steps; a value that moves costs per cents."""
+    """Up to the difference's truncation in four steps; a value that moves costs per cents."""
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-5)
 
 
