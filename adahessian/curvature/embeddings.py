@@ -8,7 +8,7 @@ Private to the gates (:mod:`adahessian.curvature.piecewise`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,35 +17,29 @@ from torch.nn import functional as F
 from adahessian import _torch
 
 
-class Padding(NamedTuple):
-    """The recorded row, and whether the evaluation has looked it up, read only when asked."""
-
-    row: Tensor
-    is_met: Tensor | bool
-
-
 class Embedding:
     """The gate of ``embedding``; one without padding it leaves alone."""
 
     def record(
         self, func: Callable, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, Padding | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         out = func(*args, **kwargs)  # which may renormalize its rows
-        indices, weight, place = _given(func, args, kwargs)
-        if place is None or not weight.requires_grad:
+        _, weight, place = _given(func, args, kwargs)
+        # Within vmap a weight does not say whether it requires a gradient.
+        if place is None or not (weight.requires_grad or _torch.under_functorch()):
             return out, None
-        is_met = True if _torch.under_functorch() else indices.eq(place).any()
-        return out, Padding(weight.detach()[place].clone(), is_met)
+        # Also where no index is that of padding: the next batch, not recorded, may have one.
+        return out, weight.detach()[place].clone()
 
     def replay(
-        self, padding: Padding | None, func: Callable, args: tuple, kwargs: dict[str, Any]
+        self, row: Tensor | None, func: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> Tensor:
         out = func(*args, **kwargs)
-        if padding is None:
+        if row is None:
             return out
         indices, _, place = _given(func, args, kwargs)
         assert place is not None  # as when it was recorded
-        return torch.where(indices.eq(place).unsqueeze(-1), padding.row.to(out.dtype), out)
+        return torch.where(indices.eq(place).unsqueeze(-1), row.to(out.dtype), out)
 
 
 def _given(

@@ -44,7 +44,6 @@ from adahessian.curvature.constants import (
     replaced,
     tensors_in,
 )
-from adahessian.curvature.embeddings import Padding
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.kernels import UNFROZEN, Kernels, hidden_piece
 from adahessian.curvature.layouts import Layouts, copy_of
@@ -119,10 +118,7 @@ class Gates(TorchFunctionMode):
         """Whether the recorded evaluation came through anything that is to be frozen."""
         if self.kernels is not None and self.kernels.met_pieces:
             return True
-        patterns = [pattern for _, pattern, _ in self._tape if pattern is not None]
-        if all(isinstance(pattern, Padding) for pattern in patterns):
-            return any(bool(padding.is_met) for padding in patterns)
-        return True
+        return any(pattern is not None for _, pattern, _ in self._tape)
 
     def check_complete(self) -> None:
         """Raise unless the replayed evaluation came through all the gates of the recorded one."""

@@ -204,7 +204,8 @@ class Embedding(nn.Module):
     def __init__(self, vocabulary: int, size: Size, pad: int) -> None:
         super().__init__()
         self.size = size
-        self.tokens = nn.Embedding(vocabulary, size.width, padding_idx=pad)
+        # No padding_idx: where there is padding, attention is masked and the loss counts nothing.
+        self.tokens = nn.Embedding(vocabulary, size.width)
         nn.init.normal_(self.tokens.weight, std=size.width**-0.5)
         with torch.no_grad():
             self.tokens.weight[pad] = 0

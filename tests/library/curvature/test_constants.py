@@ -233,13 +233,69 @@ def test_the_row_of_padding_stands_still_where_it_is_looked_up(rows, norm, index
             optimizer.step(closure)
 
 
-def test_a_padding_that_no_token_is_leaves_the_evaluation_as_it_is():
-    embedding = nn.Embedding(20, 6, padding_idx=0)
-    for tokens, met in ((PADDED[:2], True), (PADDED[2:], False)):
-        gates = Gates()
-        with gates:
-            embedding(tokens).square().sum().backward()
-        assert gates.met_pieces == met
+class Padded(nn.Module):
+    """Smooth, and its mean is over the padding, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(20, 6, padding_idx=0), nn.Linear(6, 3)
+        nn.init.normal_(self.embedding.weight)
+
+    def forward(self, tokens):
+        return self.out(self.embedding(tokens).mean(1)).tanh()
+
+
+class Ensemble(nn.Module):
+    """Three of them, by vmap."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = [Padded()]  # in a list: its parameters are none of ours
+        stacked, _ = torch.func.stack_module_state([Padded() for _ in range(3)])
+        self.names = list(stacked)
+        self.stacked = nn.ParameterList(nn.Parameter(p.detach()) for p in stacked.values())
+
+    def forward(self, tokens):
+        def one(params):
+            named = dict(zip(self.names, params, strict=True))
+            return torch.func.functional_call(self.base[0], named, (tokens,))
+
+        return torch.vmap(one)(tuple(self.stacked)).mean(0)
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("kind", [Padded, Ensemble])
+def test_padding_that_comes_after_the_recorded_batch(kind, fraction):
+    """A smooth network is not recorded at each step."""
+    tokens = torch.randint(1, 20, (32, 5))
+    padded, labels = tokens.clone(), torch.randint(3, (32,))
+    padded[:, 2:] = 0
+    found = []
+    for way in ("double_backward", "finite_difference"):
+        torch.manual_seed(1)
+        net = kind().double()
+        optimizer = AdaHessian(
+            net.parameters(), lr=0.01, curvature=way, block_size=None, curvature_fraction=fraction
+        )
+        for batch in (tokens, padded, padded):
+
+            def part(start, stop, batch=batch, net=net):
+                rows = slice(round(32 * start), round(32 * stop))
+                return F.cross_entropy(3 * net(batch[rows]), labels[rows])
+
+            def closure(part=part, optimizer=optimizer):
+                optimizer.zero_grad()
+                loss = part(0, 1)
+                loss.backward(create_graph=optimizer.needs_graph)
+                return loss
+
+            if fraction == 1:
+                optimizer.step(closure)
+            else:
+                closure()
+                optimizer.step(curvature_closure=part)
+        found.append([optimizer.state[p]["exp_hessian_diag_sq"] for p in net.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-9)
 
 
 def test_what_takes_a_type_or_a_shape_alone_is_not_recorded():
