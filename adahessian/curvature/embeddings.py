@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from adahessian import _torch
 
 
 class Embedding:
-    """The gate of ``embedding``; one without padding it leaves alone."""
+    """The gate of ``torch.embedding``; one without padding it leaves alone."""
 
     def record(
         self, func: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        out = func(*args, **kwargs)  # which may renormalize its rows
-        _, weight, place = _given(func, args, kwargs)
+        out = func(*args, **kwargs)
+        weight, _, place = _given(args, kwargs)
         # Within vmap a weight does not say whether it requires a gradient.
         if place is None or not (weight.requires_grad or _torch.under_functorch()):
             return out, None
@@ -37,26 +36,16 @@ class Embedding:
         out = func(*args, **kwargs)
         if row is None:
             return out
-        indices, _, place = _given(func, args, kwargs)
+        _, indices, place = _given(args, kwargs)
         assert place is not None  # as when it was recorded
         return torch.where(indices.eq(place).unsqueeze(-1), row.to(out.dtype), out)
 
 
-def _given(
-    func: Callable, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Tensor, Tensor, int | None]:
-    """Return indices, weight, and the index of the padding; None where there is none."""
-    if func is F.embedding:
-        given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | kwargs
-        indices, place = given["input"], given.get("padding_idx")
-    else:
-        given = dict(zip(("weight", "indices", "padding_idx"), args, strict=False)) | kwargs
-        indices, place = given["indices"], given.get("padding_idx", -1)
-        place = None if place == -1 else place
-    weight = given["weight"]
-    if place is not None and place < 0:
-        place += len(weight)
-    return indices, weight, place
+def _given(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, int | None]:
+    """Return weight, indices, and the index of the padding; None where there is none."""
+    given = dict(zip(("weight", "indices", "padding_idx"), args, strict=False)) | kwargs
+    place = given.get("padding_idx", -1)
+    return given["weight"], given["indices"], None if place == -1 else place
 
 
-GATES = {"embedding": Embedding()}
+GATES = {torch.embedding: Embedding()}

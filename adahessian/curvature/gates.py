@@ -59,7 +59,7 @@ _ATTRIBUTES = frozenset(
 )
 _ONCE = "not to be repeated"
 _WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
-_RENORMALIZE = (F.embedding, F.embedding_bag)  # with max_norm as their fourth argument
+_RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
 # Functions of torch whose pieces have no part in the gradient: they guard a division with a clamp,
 # mask what has no number, or say only whether.
 _HARMLESS = frozenset("cosine_similarity isclose allclose scaled_dot_product_attention".split())
@@ -159,7 +159,7 @@ class Gates(TorchFunctionMode):
         if func in HINGES:
             with self:
                 return HINGES[func](*args, **kwargs)
-        # An embedding with max_norm changes its parameter inside, which is no part of its pieces.
+        # A bag with max_norm changes its parameter inside, which is no part of its pieces.
         if gate is None and func not in _RENORMALIZE and (inner := unfolded(func)) is not None:
             with self:
                 return inner(*args, **kwargs)
@@ -224,7 +224,7 @@ class Gates(TorchFunctionMode):
         return self._ours
 
     def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Let an embedding's ``max_norm`` change the parameter in the recorded evaluation only."""
+        """Let a bag's ``max_norm`` change the parameter in the recorded evaluation only."""
         given = args[3] if len(args) > 3 else kwargs.get("max_norm")
         if given is None:
             return args, kwargs

@@ -350,7 +350,7 @@ class _L1Loss:
 def _build_table() -> dict[Callable, Any]:
     """Return the gate of each function, in all the forms under which torch offers it."""
     kinds = {name: gate for names, gate in _POINTWISE.items() for name in names}
-    kinds |= SELECTIONS | POOLS | EMBEDDINGS
+    kinds |= SELECTIONS | POOLS
     constants = "round floor ceil trunc fix sign sgn heaviside bernoulli".split()
     kinds |= dict.fromkeys(constants, _Constant())
     kinds |= {"rrelu": _RandomLeakyReLU(), "l1_loss": _L1Loss(), "detach": Detached()}
@@ -362,7 +362,7 @@ def _build_table() -> dict[Callable, Any]:
                 func = getattr(home, form, None)
                 if func is not None:
                     table[func] = gate
-    return table
+    return table | EMBEDDINGS
 
 
 GATES = _build_table()

@@ -385,18 +385,6 @@ def test_what_is_no_derivative_is_named_with_line_and_module(name):
     assert f"{FILE}:{marked_line(kind.forward)}, module {module})" in likely, found
 
 
-def test_a_row_of_padding_in_use_is_named():
-    torch.manual_seed(0)
-    table = nn.Embedding(10, 8, padding_idx=0).double()
-    tokens = torch.randint(3, (40,))
-
-    def loss():
-        return F.softplus(table(tokens) + 0.5).square().sum()
-
-    found = failed_check(table.parameters(), loss)
-    assert "Likely: embedding (" in found
-
-
 def scaled_by_a_number(p):
     size = float(numpy_of(p).std())
     return torch.tanh(p / size).square().sum()  # here

@@ -145,6 +145,10 @@ CALLS = {
     "adaptive_max_pool3d": [call((2, 3, 2), shape=VOLUME)],
     "fractional_max_pool2d": [call(2, output_size=3), call(2, output_ratio=(0.6, 0.6))],
     "fractional_max_pool3d": [call(2, output_size=(2, 3, 2), shape=VOLUME)],
+    "embedding": [
+        call(torch.arange(12).view(3, 4) % 6, shape=(6, 5)),
+        call(torch.arange(12).view(3, 4) % 6, 2, shape=(6, 5)),
+    ],
     "conv1d": [call(weights(4, 6, 3), weights(4), shape=LINE, infinite=False)],
     "conv2d": [
         call(weights(4, 6, 3, 3), infinite=False),
