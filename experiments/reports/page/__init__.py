@@ -19,11 +19,12 @@ from experiments.reports.page import (
     sweeps,
 )
 from experiments.reports.render import html
-from experiments.reports.sections import Section
+from experiments.reports.sections import Figure, Section
 from experiments.results.tables import Results
 from experiments.runs.storage import write_whole
 
 Maker = Callable[[Any], Iterator[Section]]
+PLOTS = 10  # plots from which the sections that follow begin folded: two or three have been shown
 
 SECTIONS: tuple[Maker, ...] = (
     comparisons.overview,
@@ -51,12 +52,18 @@ SECTIONS_OF_A_BENCHMARK: tuple[Maker, ...] = (
 
 
 def make(results: Results, makers: Sequence[Maker] = SECTIONS) -> list[Section]:
-    """The page's sections.
+    """The page's sections; those far down begin folded if they have plots.
 
     Args:
         makers: of the sections, in their order.
     """
-    return [section for maker in makers for section in maker(results)]
+    sections = [section for maker in makers for section in maker(results)]
+    plots = 0
+    for section in sections:
+        own = sum(isinstance(block, Figure) for block in section.blocks)
+        section.folded |= own > 0 and plots >= PLOTS
+        plots += own
+    return sections
 
 
 def write_page(results: Results, path: Path, makers: Sequence[Maker] | None = None) -> Path:

@@ -3,7 +3,7 @@
 Plotly is the library because its browser part comes inside the Python package, so that a page made
 without network works without network; because it redraws itself at a phone's width with letters of
 unchanged size and changes its colors with the page, which pictures cannot; and because a reader
-can read off values, hide lines and zoom. It costs 4.8 MB per page (1.5 MB compressed).
+can read off values, hide lines and zoom. It costs 2 MB per page, compressed.
 
 A group has the same color in all plots of a table. Text in plots is HTML to plotly, so labels,
 which come from files, are escaped here.

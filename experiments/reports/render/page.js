@@ -54,7 +54,20 @@ function themed(layout) {
   return colors;
 }
 
+// Plotly comes compressed, and is unpacked for the first plot.
+let plotly;
+
+async function unpack() {
+  const text = document.getElementById("plotly").textContent;
+  const packed = new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);
+  const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+}
+
 async function draw(plot) {
+  await (plotly ??= unpack());
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
   // A finger on a plot scrolls the page; a mouse zooms.
   if (coarse) layout.dragmode = false;
@@ -123,12 +136,17 @@ for (const controls of document.querySelectorAll(".controls")) {
 
 // ---- Sections: a link to one that is folded opens it, and so does paper.
 
-function reveal() {
-  const details = document.getElementById(location.hash.slice(1))?.querySelector("details");
+function reveal(hash) {
+  const details = document.getElementById(hash.slice(1))?.querySelector("details");
   if (details) details.open = true;
 }
-addEventListener("hashchange", reveal);
-reveal();
+// A link that was followed before changes nothing in the address, but opens its section again.
+addEventListener("click", ({ target }) => {
+  const link = target.closest("a[href^='#']");
+  if (link) reveal(link.hash);
+});
+addEventListener("hashchange", () => reveal(location.hash));
+reveal(location.hash);
 
 const observer = new IntersectionObserver(
   (entries) => {

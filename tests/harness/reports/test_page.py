@@ -240,6 +240,23 @@ def test_the_section_of_the_documentation_works(root, monkeypatch):
     assert "All runs." in found.text and len(found.specs) == 1
 
 
+def test_sections_with_plots_begin_folded_far_down_the_page(root, monkeypatch):
+    def make(results):
+        for place in range(5):
+            plots = [Figure(f"{place}, {one}", figures.figure("x", "y")) for one in range(4)]
+            yield Section(f"Plots {place}", plots)
+        yield Section("Words", [Text("Few.")])
+
+    def sections(count):
+        monkeypatch.setattr(page, "PLOTS", count)
+        return {made.title: made.folded for made in page.make(read_results(root), [make])}
+
+    assert [title for title, folded in sections(10).items() if not folded] == [
+        "Plots 0", "Plots 1", "Plots 2", "Words",
+    ]  # fmt: skip
+    assert not any(sections(20).values()), "a page of few plots is open"
+
+
 def test_without_plots_the_page_is_small():
     text = html.render("runs", [Section("Only text", [Text("nothing")])])
     assert len(text) < 20_000 and "Plotly.newPlot" in text
