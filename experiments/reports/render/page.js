@@ -54,11 +54,8 @@ function themed(layout) {
   return colors;
 }
 
-// Plotly comes compressed, and is unpacked for the first plot.
-let plotly;
-
-async function unpack() {
-  const text = document.getElementById("plotly").textContent;
+// Plotly comes compressed. It is unpacked at once, because paper does not wait for it.
+async function unpack(text) {
   const packed = new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))]);
   const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
@@ -66,8 +63,11 @@ async function unpack() {
   document.head.append(script);
 }
 
+const library = document.getElementById("plotly");
+const unpacked = library && unpack(library.textContent);
+
 async function draw(plot) {
-  await (plotly ??= unpack());
+  if (!window.Plotly) await unpacked;
   const { data, layout } = JSON.parse(plot.nextElementSibling.textContent);
   // A finger on a plot scrolls the page; a mouse zooms.
   if (coarse) layout.dragmode = false;

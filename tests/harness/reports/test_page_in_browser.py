@@ -250,6 +250,16 @@ def test_all_committed_results_are_a_page_that_one_can_read_and_send(visit, tmp_
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
+def test_paper_shows_what_is_folded_and_what_the_screen_has_not_reached(visit, report):
+    page = visit(report, viewport={"width": 1280, "height": 100})
+    page.get_by_role("heading", name="Runs").click()
+    until(page, "window.Plotly !== undefined")
+    # A browser prints as soon as this has returned: nothing may be left for later.
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("document.querySelectorAll('section > details:not([open])').length") == 0
+    assert page.evaluate("document.querySelectorAll('.plot:not(:has(svg))').length") == 0
+
+
 def test_numbers_sort_as_numbers_and_what_is_missing_comes_last(visit, tmp_path):
     for optimizer, seconds in (("sgd", 0.009), ("adam", 0.1), ("adamw", 0.02)):
         finish_run(tmp_path, small_config(optimizer=optimizer), [0.5], seconds)
