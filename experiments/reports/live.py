@@ -70,8 +70,8 @@ class Live:
         self.look()
         thread = Thread(target=self.http.serve_forever, name="page", daemon=True)
         thread.start()
-        say(f"{self.address} shows the runs below {self.root} as they go on; Ctrl-C ends it")
         try:
+            say(f"{self.address} shows the runs below {self.root} as they go on; Ctrl-C ends it")
             while True:
                 time.sleep(REST_SECONDS if self.look() else LOOK_SECONDS)
         except KeyboardInterrupt:
