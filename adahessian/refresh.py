@@ -246,13 +246,13 @@ class PartOfBatch(Refresh):
         The last batch of an epoch can be too small. The refresh then stays due.
 
         Raises:
-            RuntimeError: it is the first refresh.
+            NoPart: it is the first refresh.
         """
         try:
             return super().estimate(members, reduction, show)
-        except NoPart as error:
+        except NoPart:
             if self._is_first:
-                raise RuntimeError(str(error)) from None
+                raise
             return {}
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:

@@ -21,7 +21,7 @@ from adahessian.curvature.replay import Earlier
 from adahessian.curvature.snapshot import Snapshot
 
 
-class NoPart(Exception):
+class NoPart(RuntimeError):
     """There is no part of this batch to take the curvature from; says why."""
 
 
@@ -55,7 +55,11 @@ def filling_gradients(
         before = [p.grad for p in params]
         loss = loss_function()
         if loss is None:
-            raise NoPart("curvature_closure must return a loss with its graph, got None")
+            raise NoPart(
+                "curvature_closure must return a loss with its graph, got None. If its part of the "
+                "batch holds no example (some take half of curvature_fraction): make the fraction "
+                "or the batch larger"
+            )
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise RuntimeError(f"curvature_closure must return a loss with its graph, got {loss!r}")
         if any(p.grad is not grad for p, grad in zip(params, before, strict=True)):

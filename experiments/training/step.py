@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+from adahessian.curvature.beside import NoPart
 from experiments.config.experiment import Config
+from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
@@ -90,7 +92,11 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, Tensor]:
     closure = make_closure(training, batch, evaluations)
     if training.takes_part_of_batch:
         part = make_curvature_closure(training, batch)
-        training.optimizer.step(closure, curvature_closure=part)
+        try:
+            training.optimizer.step(closure, curvature_closure=part)
+        except NoPart as error:
+            name = training.config.optimizer_name
+            raise UserError(f"optimizers.{name}.curvature_fraction: {error}") from None
     else:
         training.optimizer.step(closure)
     return distributed.add_over_ranks(evaluations[0])

@@ -215,6 +215,18 @@ def test_curvature_from_a_part_of_each_batch(way, tmp_path, monkeypatch):
     assert_equal(result(whole), result(run(tmp_path / "parts", config)))
 
 
+@pytest.mark.parametrize(
+    ("fraction", "reason"),
+    [(0.005, "its part of the batch holds no example"), (0.05, "batch normalization over 3 ")],
+)
+def test_a_part_that_is_too_small_is_refused_in_the_words_of_the_file(fraction, reason, tmp_path):
+    setting = f"optimizers.adahessian.curvature_fraction={fraction}"
+    with pytest.raises(UserError) as refused:
+        run(tmp_path, small_config(setting, optimizer="adahessian"))
+    message = str(refused.value)
+    assert message.startswith("optimizers.adahessian.curvature_fraction: ") and reason in message
+
+
 def test_a_part_of_a_batch():
     task = build_task(small_config(), CPU, None)
     batch = next(task.training_batches(0, 0))
