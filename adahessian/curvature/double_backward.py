@@ -57,8 +57,9 @@ _MISSING_GRAPH = (
     "the curvature is due at this step, but no gradient has a graph: call "
     "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
     "loss.backward(create_graph=optimizer.needs_graph), which builds the graph only for the steps "
-    "that refresh the curvature. (The gradient of a linear loss has none either: a closure tells "
-    "one from the other.)"
+    "that refresh the curvature. A trainer that lets you do neither can train with "
+    "curvature_fraction below 1 and optimizer.curvature_closure. (The gradient of a linear loss "
+    "has no graph either: a closure tells one from the other.)"
 )
 _NOT_UNDER_DDP = (
     "backward(create_graph=True) does not run under DistributedDataParallel, whose gradient "

@@ -81,8 +81,10 @@ class FiniteDifference:
         if closure is None:
             raise RuntimeError(
                 "curvature='finite_difference' evaluates the loss twice: call "
-                "optimizer.step(closure). GradScaler.step passes no closure: use bfloat16 autocast "
-                "without a GradScaler, or curvature='double_backward'."
+                "optimizer.step(closure). A trainer that passes none can train with "
+                "curvature_fraction below 1 and optimizer.curvature_closure. GradScaler.step "
+                "passes none either: use bfloat16 autocast without a GradScaler, or "
+                "curvature='double_backward'."
             )
         self._params = params
         self._check = check
