@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.compiled", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--network", choices=step.NETWORKS, nargs="+", default=list(step.NETWORKS))
+    parser.add_argument("--network", choices=step.NETWORKS, nargs="+", default=step.USUAL)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.compiler.reset()
         found, errors = steppers(network, options.quick, options.device)
         seconds = times(found, options.repetitions, lambda _: None)
-        title = f"{network}, small" if options.quick else step.NETWORKS[network]
+        title = f"{network}, small" if options.quick else step.NETWORKS[network].title
         tables.append(table(f"Compiled: {title}", seconds, errors, options.repetitions))
         data[network] = {"seconds": seconds, "errors": errors}
     publish("bench-compiled", tables, provenance(options.device), data, options.docs)

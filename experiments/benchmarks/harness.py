@@ -74,8 +74,9 @@ class Stepper:
         ImportError: the method's package is not installed.
     """
 
-    def __init__(self, method: Method, problem: zoo.Problem, device: str) -> None:
+    def __init__(self, method: Method, problem: zoo.Problem, device: str, least: int = 10) -> None:
         self.method, self.problem, self.device = method, problem, device
+        self.least = least
         self.optimizer = method.build(list(self.problem.model.parameters()))
 
     def step(self) -> None:
@@ -108,8 +109,8 @@ class Stepper:
         return self.method.settle + (self.method.cycle + 4 if self.device == "cuda" else 1)
 
     def seconds(self, steps: int | None = None) -> float:
-        """Mean seconds per step; default: over whole cycles of at least 2 steps (GPU: 10)."""
-        least = 10 if self.device == "cuda" else 2
+        """Mean seconds per step; default: over whole cycles of 2 steps (GPU: `least`) or more."""
+        least = self.least if self.device == "cuda" else 2
         steps = steps or self.method.cycle * -(-least // self.method.cycle)
         self._synchronize()
         start = time.perf_counter()

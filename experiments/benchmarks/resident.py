@@ -89,7 +89,7 @@ def table(found: dict[str, dict[str, list[list[float]]]], options: argparse.Name
         f"processes with {options.steps} steps each; the ratio is of the largest later steps."
     )
     columns = ("malloc", "optimizer", "first step", "later steps", "x SGD")
-    network = "small" if options.quick else NETWORKS[options.network]
+    network = "small" if options.quick else NETWORKS[options.network].title
     return Grid(f"Resident memory, {network}", columns, rows, note)
 
 

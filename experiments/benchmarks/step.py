@@ -9,13 +9,16 @@ tensors, launches in operations that torch dispatches (on a GPU: in kernels).
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
 
 from adahessian.part_correction import HALVES_EVERY, HALVES_FIRST
 from experiments.benchmarks import zoo
@@ -35,17 +38,48 @@ from experiments.reports.sections import Grid
 
 INTERVALS = (1, 2, 3, 4, 5, 10)
 PARTS = (2, 4, 8)  # one such part of the batch
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained.
+
+    Attributes:
+        title: of its table.
+        intervals: at which the curvature is refreshed, of the whole batch.
+        least: steps of a repetition on a GPU, at least.
+        default: whether it is trained where no network is named.
+    """
+
+    title: str
+    intervals: tuple[int, ...] = INTERVALS
+    least: int = 10
+    default: bool = True
+
+
+# The large ones are for a GPU that they keep busy: there kernels decide, and not their launches.
+NETWORKS = {
+    "resnet20": Network("ResNet-20, batch 128, 32 x 32"),
+    "transformer": Network("Pre-norm transformer, 4 layers of width 128, 16 sequences of 64"),
+    "resnet50": Network("ResNet-50, batch 128, 224 x 224", (1,), 4, default=False),
+    "gpt2": Network(
+        "Pre-norm transformer of GPT-2 small's size, 16 sequences of 1024, bfloat16 autocast",
+        (1,), 4, default=False,
+    ),
+}  # fmt: skip
+USUAL = [name for name, network in NETWORKS.items() if network.default]
 PACKAGES = ("torch_optimizer", "pytorch_optimizer", "timm")
+Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
 
 
-def methods(quick: bool) -> list[Method]:
+def methods(quick: bool, intervals: Sequence[int] = INTERVALS) -> list[Method]:
     """All rows of the table, SGD first: it is the unit."""
     found = [
         Method("SGD", lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9)),
         Method("AdamW", lambda p: torch.optim.AdamW(p, lr=1e-3)),
     ]
     for way, label in (("double_backward", "exact"), ("finite_difference", "finite difference")):
-        for k in (1, 2) if quick else INTERVALS:
+        for k in intervals[:2] if quick else intervals:
             name = f"{label}, every {k}" if k > 1 else label
             found.append(Method(name, ours(way, k), k, math=way == "double_backward"))
         for n in PARTS[:1] if quick else PARTS:
@@ -67,13 +101,14 @@ def methods(quick: bool) -> list[Method]:
     return found
 
 
-def chosen(options: argparse.Namespace) -> list[Method]:
+def chosen(network: str, options: argparse.Namespace) -> list[Method]:
     """The rows that were asked for, and SGD, which is the unit."""
+    rows = methods(options.quick, NETWORKS[network].intervals)
 
     def asked(method: Method) -> bool:
         return any(part.lower() in method.label.lower() for part in options.only)
 
-    return [m for m in methods(options.quick) if m.label == "SGD" or asked(m)]
+    return [m for m in rows if m.label == "SGD" or asked(m)]
 
 
 def problem(network: str, quick: bool, device: str) -> zoo.Problem:
@@ -82,6 +117,14 @@ def problem(network: str, quick: bool, device: str) -> zoo.Problem:
     if network == "resnet20":
         batch, size = (32, 16) if quick else (128, 32)
         made = zoo.random_problem(zoo.resnet20(), (batch, 1, size, size))
+    elif network == "resnet50":
+        model = resnet18 if quick else resnet50
+        shape = (32, 3, 32, 32) if quick else (128, 3, 224, 224)
+        made = zoo.random_problem(model(num_classes=1000), shape, num_classes=1000)
+    elif network == "gpt2":
+        sizes = (32, 4, 1, 512, 64) if quick else (768, 12, 12, 50257, 1024)
+        made = zoo.token_problem(Transformer(*sizes), 4 if quick else 16, sizes[-1])
+        made.loss = in_bfloat16(made.loss, device)
     else:
         width, layers = (32, 1) if quick else (128, 4)
         made = zoo.token_problem(Transformer(width, 4, layers), 4 if quick else 16, 64)
@@ -90,10 +133,12 @@ def problem(network: str, quick: bool, device: str) -> zoo.Problem:
     return made
 
 
-NETWORKS = {
-    "resnet20": "ResNet-20, batch 128, 32 x 32",
-    "transformer": "Pre-norm transformer, 4 layers of width 128, 16 sequences of 64",
-}
+def in_bfloat16(loss: Loss, device: str) -> Loss:
+    def computed(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return loss(model, batch)
+
+    return computed
 
 
 def launched(method: Method, network: str, quick: bool, device: str) -> dict[str, Any]:
@@ -141,31 +186,28 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
     def say(text: str) -> None:
         print(f"{network}: {text}", file=sys.stderr, flush=True)
 
-    steppers, missing = [], []
-    for method in chosen(options):
+    steppers, missing, too_large, memory, launch = [], [], [], {}, {}
+    for method in chosen(network, options):
+        setting = (network, options.quick, options.device)
         try:
-            made = problem(network, options.quick, options.device)
-            steppers.append(Stepper(method, made, options.device))
+            stepper = Stepper(method, problem(*setting), options.device, NETWORKS[network].least)
+            # Of the intervals only the first: the peak is that of a step that refreshes.
+            if method.cycle == 1 or method.settle:
+                memory[method.label] = peak_memory(method, *setting)
+                launch[method.label] = launched(method, *setting)
         except ImportError:
             missing.append(method.label)
+        except torch.OutOfMemoryError:
+            too_large.append(method.label)
+        else:
+            steppers.append(stepper)
     if missing:
         say(f"not installed: {', '.join(missing)}; {INSTALL}")
-    # Of the intervals only the first: the peak is that of a step that refreshes.
-    memory = {
-        s.method.label: peak_memory(s.method, network, options.quick, options.device)
-        for s in steppers
-        if s.method.cycle == 1 or s.method.settle
-    }
-    launch = {
-        s.method.label: launched(s.method, network, options.quick, options.device)
-        for s in steppers
-        if s.method.cycle == 1 or s.method.settle
-    }
     say("memory and launches are done")
     seconds = times(
         steppers, options.repetitions, lambda n: say(f"repetition {n} of {options.repetitions}")
     )
-    title = f"{network}, small" if options.quick else NETWORKS[network]
+    title = f"{network}, small" if options.quick else NETWORKS[network].title
     title += ", cudnn.benchmark" if options.cudnn_benchmark else ""
     return {
         "network": network,
@@ -174,6 +216,7 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
         "memory": memory,
         "launches": launch,
         "missing": missing,
+        "too_large": too_large,
     }
 
 
@@ -191,7 +234,8 @@ def cost_table(result: dict[str, Any], repetitions: int) -> Grid:
         row = (label, f"{1000 * median(mine):.1f}", f"{ratio:.2f}", megabytes, relative)
         rows.append((*row, *launch_cells(launched.get(label), gpu)))
     more = 3 if gpu else 1
-    rows += [(label, "not installed", *[""] * (3 + more)) for label in result["missing"]]
+    for key, said in (("missing", "not installed"), ("too_large", "out of memory")):
+        rows += [(label, said, *[""] * (3 + more)) for label in result[key]]
     note = (
         f"n = {repetitions} interleaved repetitions: median time of a step, median of its ratio to "
         "SGD's in the same repetition; peak of the memory in tensors beyond model and data, in "
@@ -259,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.benchmarks.step", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=list(NETWORKS))
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=USUAL)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     parser.add_argument("--repetitions", type=int, help="default: 10")
@@ -276,12 +320,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.repetitions = options.repetitions or (2 if options.quick else 10)
     results = [measure(network, options) for network in options.network]
     tables = [cost_table(result, options.repetitions) for result in results]
-    tables.append(interval_table(results, options.repetitions))
-    if options.device == "cuda":
-        tables += [largest_table(result) for result in results]
+    several = [result for result in results if len(NETWORKS[result["network"]].intervals) > 1]
+    if several:
+        tables.append(interval_table(several, options.repetitions))
     missing = sorted({name for result in results for name in result["missing"]})
     if missing:
-        tables[len(results)].note += f" Not installed: {', '.join(missing)} ({INSTALL})."
+        tables[-1].note += f" Not installed: {', '.join(missing)} ({INSTALL})."
+    if options.device == "cuda":
+        tables += [largest_table(result) for result in results]
     shown = {label for result in results for label in result["seconds"]}
     versions = {name: version(name) for name in PACKAGES if name in shown}
     publish("bench", tables, provenance(options.device, packages=versions), results, options.docs)

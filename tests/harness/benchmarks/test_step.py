@@ -62,11 +62,14 @@ def test_ratios_are_taken_within_a_repetition():
         "seconds": {"SGD": load, "exact": [3 * seconds for seconds in load]},
         "memory": {"SGD": 2**20, "exact": 2**21},
         "launches": {"SGD": {"operations": 180}},
-        "missing": [],
+        "missing": ["timm"],
+        "too_large": ["torch_optimizer"],
     }
     assert step.cost_table(result, 3).rows == [
         ("SGD", "2000.0", "1.00", "1", "1.00", "180"),
         ("exact", "6000.0", "3.00", "2", "2.00", ""),
+        ("timm", "not installed", "", "", "", ""),
+        ("torch_optimizer", "out of memory", "", "", "", ""),
     ]
 
 
@@ -99,6 +102,21 @@ def test_launches_are_operations_that_compute(monkeypatch):
     x = torch.ones(4)
     found = launches(lambda: (x.view(2, 2).t() + 1).mul_(2), "cpu")
     assert found == {"operations": 2}
+
+
+def test_a_method_without_memory_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def peak_memory(method, *setting):
+        if method.label == "exact":
+            raise torch.OutOfMemoryError("too large")
+        return 1
+
+    monkeypatch.setattr(step, "peak_memory", peak_memory)
+    arguments = ["--quick", "--network", "gpt2", "--repetitions", "1", "--device", "cpu"]
+    assert step.main([*arguments, "--only", "exact"]) == 0
+    result = json.loads((tmp_path / "benchmarks" / "bench.json").read_text())
+    (table,) = result["tables"]  # none of the intervals, of which there is one
+    assert ["exact", "out of memory"] in [row[:2] for row in table["rows"]]
+    assert [row[0] for row in table["rows"]] == ["SGD", "exact, 1/2 of the batch", "exact"]
 
 
 def test_only_the_rows_that_are_asked_for(tmp_path):
