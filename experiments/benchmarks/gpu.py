@@ -53,6 +53,7 @@ class Part:
     limit: float = 60.0
 
 
+_OURS = ("--only", "adamw", "exact", "difference")
 _ONCE = ("--quick", "--repetitions", "1")
 # What matters most comes first. To add a method is to add a row in step.py: the parts follow.
 PARTS = (
@@ -61,9 +62,9 @@ PARTS = (
          ("--network", "resnet20", "--only", "finite difference, every 10", *_ONCE), 160),
     Part("step-transformer", "step", ("--network", "transformer", "--repetitions", "3"),
          ("--network", "transformer", "--only", "exact, 1/8", *_ONCE), 140),
-    Part("step-resnet50", "step", ("--network", "resnet50", "--repetitions", "2"),
+    Part("step-resnet50", "step", ("--network", "resnet50", "--repetitions", "2", *_OURS),
          ("--network", "resnet50", "--only", "adamw", *_ONCE), 200),
-    Part("step-gpt2", "step", ("--network", "gpt2", "--repetitions", "2"),
+    Part("step-gpt2", "step", ("--network", "gpt2", "--repetitions", "2", *_OURS),
          ("--network", "gpt2", "--only", "finite difference, 1/2", *_ONCE), 200),
     Part("accuracy", "curvature_accuracy", ("--images", "digits", "--at", "0", "20"),
          ("--quick", "--images", "digits", "--only", "tanh"), 90),

@@ -78,6 +78,7 @@ class Stepper:
         self.method, self.problem, self.device = method, problem, device
         self.least = least
         self.optimizer = method.build(list(self.problem.model.parameters()))
+        self._settled = False
 
     def step(self) -> None:
         kernels = [SDPBackend.MATH] if self.method.math else ALL_KERNELS
@@ -103,10 +104,17 @@ class Stepper:
         rows = slice(round(start * len(x)), round(stop * len(x)))
         return self.problem.loss(self.problem.model, (x[rows], y[rows]))
 
+    def settle(self) -> None:
+        """Take steps until the work repeats, and two more, whose work is that of the later ones."""
+        for _ in range(2 + self.method.settle):
+            self.step()
+        self._settled = True
+
     @property
     def warm_up(self) -> int:
         """Steps that do not count: on a GPU all kinds of a cycle, several times the usual one."""
-        return self.method.settle + (self.method.cycle + 4 if self.device == "cuda" else 1)
+        more = 0 if self._settled else self.method.settle
+        return more + (self.method.cycle + 4 if self.device == "cuda" else 1)
 
     def seconds(self, steps: int | None = None) -> float:
         """Mean seconds per step; default: over whole cycles of 2 steps (GPU: `least`) or more."""

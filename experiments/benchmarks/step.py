@@ -141,34 +141,23 @@ def in_bfloat16(loss: Loss, device: str) -> Loss:
     return computed
 
 
-def launched(method: Method, network: str, quick: bool, device: str) -> dict[str, Any]:
-    """What a later step launches: it refreshes, and builds and checks nothing any more."""
-    stepper = Stepper(method, problem(network, quick, device), device)
-    for _ in range(2 + method.settle):
-        stepper.step()
-    return launches(stepper.step, device)
-
-
-def peak_memory(method: Method, network: str, quick: bool, device: str) -> int:
+def peak_memory(stepper: Stepper) -> int:
     """Largest number of bytes in tensors that a step needs beyond model and data.
 
     Counted from before the first step, so with the optimizer's state. On a CPU by the allocations
     and releases that torch's profiler sees; the resident set of a process would add what malloc
     keeps for itself, about half as much again and more for some methods than for others.
     """
-    stepper = Stepper(method, problem(network, quick, device), device)
     stepper._backward(create_graph=False)  # what is allocated once for all is not the method's
     stepper.optimizer.zero_grad(set_to_none=True)
-    if device == "cuda":
+    if stepper.device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(2 + method.settle):
-            stepper.step()
+        stepper.settle()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        for _ in range(2 + method.settle):
-            stepper.step()
+        stepper.settle()
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -188,13 +177,14 @@ def measure(network: str, options: argparse.Namespace) -> dict[str, Any]:
 
     steppers, missing, too_large, memory, launch = [], [], [], {}, {}
     for method in chosen(network, options):
-        setting = (network, options.quick, options.device)
+        made = problem(network, options.quick, options.device)
         try:
-            stepper = Stepper(method, problem(*setting), options.device, NETWORKS[network].least)
+            stepper = Stepper(method, made, options.device, NETWORKS[network].least)
             # Of the intervals only the first: the peak is that of a step that refreshes.
             if method.cycle == 1 or method.settle:
-                memory[method.label] = peak_memory(method, *setting)
-                launch[method.label] = launched(method, *setting)
+                memory[method.label] = peak_memory(stepper)
+                launch[method.label] = launches(stepper.step, options.device)
+                stepper.release()
         except ImportError:
             missing.append(method.label)
         except torch.OutOfMemoryError:
