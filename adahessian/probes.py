@@ -60,7 +60,7 @@ def rademacher_like(
         # One pass for all tensors of a kind: on an accelerator the launches would cost more than
         # the arithmetic. Each tensor owns whole words, so its signs are a contiguous run.
         octets = (bits.unsqueeze(1) >> _constant((0, 8, 16, 24), device)) & 255
-        signs = _signs_of_octets(dtype, device).index_select(0, octets.view(-1)).view(-1)
+        signs = _signs(octets.view(-1), dtype)
         runs = signs.split([_BITS * (last - first) for first, last in words])
         for place, run in zip(members, runs, strict=True):
             probes[place] = parts[place].cut(run)
@@ -112,14 +112,26 @@ def _constant(values: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device=device)
 
 
-@lru_cache(maxsize=16)
-def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a table: the 8 signs of each of the 256 octets, its lowest bit first.
+def _signs(octets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the 8 signs of each octet `(n,)`, its lowest bit first: `(8 n,)`.
 
-    To look up eight signs takes less than half the time of making them one by one.
+    A processor looks them up in less than half the time of making them one by one. A GPU takes
+    12 ms to look up the signs of a GPT-2 small, and makes them in a fraction of that.
     """
-    octets, places = torch.arange(256, device=device), torch.arange(8, device=device)
-    return (2 * (octets.unsqueeze(1) >> places & 1) - 1).to(dtype)
+    if octets.device.type == "cpu":
+        return _signs_of_octets(dtype).index_select(0, octets).view(-1)
+    return _sign_of_each_bit(octets, dtype).view(-1)
+
+
+@lru_cache(maxsize=16)
+def _signs_of_octets(dtype: torch.dtype) -> Tensor:
+    return _sign_of_each_bit(torch.arange(256, device="cpu"), dtype)
+
+
+def _sign_of_each_bit(octets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the signs of octets `(n,)`: `(n, 8)`. They are bytes as long as they can be."""
+    places = torch.arange(8, dtype=torch.uint8, device=octets.device)
+    return (octets.to(torch.uint8).unsqueeze(1) >> places & 1).to(dtype).mul_(2).sub_(1)
 
 
 @lru_cache(maxsize=16)

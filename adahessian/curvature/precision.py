@@ -25,6 +25,21 @@ CENTRAL_STEP_SIZES: dict[torch.dtype | str, float] = {
 }
 
 
+def coarsest(
+    dtypes: set[torch.dtype | str], called: set[str], *, on_tensor_cores: bool
+) -> torch.dtype | str:
+    """Return the key of ``STEP_SIZES`` for a gradient.
+
+    Args:
+        dtypes: of what it is computed from.
+        called: the torch functions that its loss called.
+        on_tensor_cores: whether the device reads float32 as TF32 where torch lets it.
+    """
+    if on_tensor_cores and torch.float32 in dtypes and rounds_to_tf32(called):
+        dtypes = dtypes | {"tf32"}
+    return max(dtypes, key=STEP_SIZES.__getitem__)
+
+
 def rounds_to_tf32(called: set[str]) -> bool:
     """Whether one of these torch functions reads float32 as TF32, as torch is set up on a GPU.
 

@@ -22,7 +22,7 @@ from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.gates import Gates, HiddenKinks
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.module_calls import before_each_call
-from adahessian.curvature.precision import STEP_SIZES, rounds_to_tf32
+from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
@@ -288,10 +288,8 @@ class Replay:
             found.add(self.autocast_dtype)
         # Parts of a model may be cast by themselves.
         found |= STEP_SIZES.keys() & self._seen.dtypes
-        on_gpu = any(p.is_cuda for p in params)
-        if on_gpu and torch.cuda.is_tf32_supported() and rounds_to_tf32(self._seen.called):
-            found.add("tf32")
-        return max(found, key=STEP_SIZES.__getitem__)
+        on_tensor_cores = any(p.is_cuda for p in params) and torch.cuda.is_tf32_supported()
+        return coarsest(found, self._seen.called, on_tensor_cores=on_tensor_cores)
 
     def _evaluate(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         # Inside an outer autocast region torch keeps the parameters that it has cast: the second

@@ -7,7 +7,7 @@ from torch import nn
 from torch.amp import GradScaler
 
 from adahessian import AdaHessian
-from adahessian.curvature.precision import rounds_to_tf32
+from adahessian.curvature.precision import coarsest, rounds_to_tf32
 from adahessian.curvature.replay import Replay
 
 
@@ -150,6 +150,21 @@ def test_what_reads_float32_as_tf32_on_a_gpu():
             assert rounds_to_tf32(matmul)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    "dtypes, expected",
+    [
+        ({torch.float64}, torch.float64),  # tensor cores leave it alone
+        ({torch.float32}, "tf32"),
+        ({torch.float64, torch.float32}, "tf32"),
+        ({torch.float32, torch.bfloat16}, torch.bfloat16),
+    ],
+)
+def test_only_float32_is_read_as_tf32(dtypes, expected):
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert coarsest(dtypes, {"conv2d"}, on_tensor_cores=True) == expected
+        assert coarsest(dtypes, {"conv2d"}, on_tensor_cores=False) in dtypes
 
 
 def test_the_coarsest_precision_sets_the_step():

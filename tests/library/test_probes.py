@@ -6,6 +6,7 @@ from support.device import random_state
 
 from adahessian import rademacher_like
 from adahessian.hashing import random_words, stream_keys
+from adahessian.probes import _sign_of_each_bit, _signs
 
 
 def flat(tensors):
@@ -29,6 +30,16 @@ def test_values_shapes_and_dtypes():
     for tensor, z in zip(tensors, rademacher_like(tensors, seed=1, step=2), strict=True):
         assert z.shape == tensor.shape and z.dtype == tensor.dtype
         assert torch.equal(z.abs(), torch.ones_like(z))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_signs_that_are_made_are_those_that_are_looked_up(dtype):
+    """A GPU makes them; a processor has a table."""
+    octets = torch.randint(256, (999,))
+    made = _sign_of_each_bit(octets, dtype)
+    bits = [[octet >> place & 1 for place in range(8)] for octet in octets.tolist()]
+    assert torch.equal(made, 2 * torch.tensor(bits, dtype=dtype) - 1)
+    assert torch.equal(made.view(-1), _signs(octets, dtype))
 
 
 def test_identity_covariance():
