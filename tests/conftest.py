@@ -41,8 +41,8 @@ def pytest_configure(config):
     class Generator(torch.Generator):
         """A generator of the default device, as whatever else is made without a device."""
 
-        def __new__(cls, device=device):
-            return super().__new__(cls, device)
+        def __new__(cls, device=None):
+            return super().__new__(cls, device or torch.get_default_device())
 
     torch.Generator = Generator
 

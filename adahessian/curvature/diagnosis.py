@@ -31,7 +31,8 @@ _SUMS = 1024  # that stand for a tensor
 _ROUNDING = 64.0  # of values that many operations have led to, in units of eps
 # What is smooth grows by the square of the step; rounding changes at once.
 _LONGER, _GROWS = 8.0, 24.0
-_NEARLY, _NOISE = 1 + 2.0**-6, 4.0
+# On both sides of the first step: that one of them crosses another kink must not look like noise.
+_NEARLY, _NOISE = (1 - 2.0**-6, 1 + 2.0**-6), 4.0
 _SHARE = 0.1  # of what is unexplained, that makes an operation worth a name
 _MOST_BYTES = 2**30  # of values that are kept at a time
 _MOST_PARTS = 8  # in which an evaluation is looked at
@@ -57,7 +58,8 @@ def likely_cause(
             return ""  # one process that fails here would leave the others waiting
     try:
         traces = []
-        for step in (0.0, h, -2 * h, _LONGER * h, -2 * _LONGER * h, _NEARLY * h):
+        steps = (1, -2, _LONGER, -2 * _LONGER, *_NEARLY)
+        for step in (0.0, *(factor * h for factor in steps)):
             traces.append(_Jumps(gates, places=not traces))
             evaluate(traces[-1], step)
             if step:  # one graph is enough
@@ -146,7 +148,7 @@ def _jump(traces: Sequence[_Jumps], eps: float) -> str:
     """Return the first operation whose result jumps, or which one evaluation has and another not.
 
     Args:
-        traces: at θ, over the steps of the check, over longer ones, and nearly at the first step.
+        traces: at θ, over the steps of the check, over longer ones, and beside the first step.
         eps: of the precision.
     """
     now = traces[0]
@@ -158,13 +160,13 @@ def _jump(traces: Sequence[_Jumps], eps: float) -> str:
         row = [r for t in traces if (r := t.readings.get((kind, key, time))) is not None]
         if len(row) < len(traces):
             continue
-        first, after, before, longer_after, longer_before, nearly = row
+        first, after, before, longer_after, longer_before, *nearly = row
         if len({r.shape for r in row}) > 1:
             return now.causes(kind, key)
         gap, longer = _gap(first, after, before), _gap(first, longer_after, longer_before)
         size = max(float(r.size) for r in (first, after, before))
         change = float(gap.norm())
-        noise = float((after.sums - nearly.sums).norm())
+        noise = min(float((after.sums - r.sums).norm()) for r in nearly)
         if change <= max(_ROUNDING * eps * size, _NOISE * noise):
             continue
         at = gap.argmax()

@@ -84,7 +84,8 @@ def test_the_sequence_of_operations_and_their_tracebacks():
     z = y.sum()
     assert _torch.number_in_sequence(y.grad_fn) == first
     assert _torch.number_in_sequence(z.grad_fn) == first + 1 == _torch.sequence_number() - 1
-    assert "y = x.exp()" in _torch.traceback_of(y.grad_fn)[-1]
+    # Not the last one where torch has a default device, whose mode calls it.
+    assert any("y = x.exp()" in line for line in _torch.traceback_of(y.grad_fn))
     assert not _torch.traceback_of(z.grad_fn)
 
 

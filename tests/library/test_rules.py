@@ -18,7 +18,7 @@ from support.device import device
 from support.problems import conv_problem
 from support.rules import RULES, SASSHA, SOPHIA
 from support.spoiled import Spoiled
-from support.stepping import assert_unchanged, leaves, save_and_load, snapshot, take_step
+from support.stepping import assert_unchanged, hear, leaves, save_and_load, snapshot, take_step
 from torch import nn
 from torch.amp import GradScaler
 
@@ -299,6 +299,7 @@ def test_a_curvature_that_is_not_finite_leaves_the_corrected_average(moment, cor
         try:
             with pytest.warns(UserWarning, match="not finite") if step == 6 else nullcontext():
                 take_step(optimizer, [x], lambda x: Spoiled.apply(x).sum())
+                hear(optimizer)
         finally:
             Spoiled.spoil = False
         if step in (3, 6):

@@ -4,6 +4,7 @@ import copy
 import io
 
 import torch
+from support.device import on_gpu
 
 
 def leaves(params):
@@ -40,3 +41,10 @@ def save_and_load(state_dict):
     torch.save(state_dict, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def hear(optimizer):
+    """On a GPU the host hears of what was left out when it has arrived; a saving looks for it."""
+    if on_gpu():
+        torch.cuda.synchronize()
+    optimizer.state_dict()

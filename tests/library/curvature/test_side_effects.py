@@ -169,7 +169,8 @@ class Neighbour:
 
     def step(self):
         self.optimizer.zero_grad()
-        (self.model(self.x) - 1).square().mean().backward()
+        with torch.device(self.x.device):  # a thread knows nothing of the default device
+            (self.model(self.x) - 1).square().mean().backward()
         self.optimizer.step()
         self.steps += 1
 

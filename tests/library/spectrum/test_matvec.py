@@ -168,7 +168,7 @@ def test_results_through_the_library():
     model, all_batches = network(), batches(16, 8)
     truth = dense_hessian(model, all_batches, trainable(model))
     operator = Hessian(loss_of(model), model, all_batches)
-    values = torch.linalg.eigvalsh(truth)
+    values = torch.linalg.eigvalsh(truth).cpu()
     top = spectrum.top_eigenvalues(operator, 3, tolerance=1e-6, on_host=True)
     torch.testing.assert_close(top.eigenvalues, values.flip(0)[:3], rtol=1e-8, atol=0)
     smallest = spectrum.smallest_eigenvalues(operator, 2, tolerance=1e-6)
