@@ -202,7 +202,7 @@ class OwnAttention(nn.Module):
         scores = x.view(len(x), 10, -1)
         values = numpy_of(scores)
         least = torch.from_numpy(values < np.quantile(values, 0.8, axis=-1, keepdims=True))
-        kept = scores.masked_fill(least, 0)  # here
+        kept = scores.masked_fill(least.to(x.device), 0)  # here
         return torch.tanh(kept).flatten(1)
 
 
