@@ -6,6 +6,7 @@ from typing import Any
 from experiments.reports.sections import Block, Figure, Grid, Section, Text
 
 NARROW = 24  # characters up to which a column's cells are never wrapped
+NAME = 10  # where that leaves no room for the first column, which keeps this
 
 
 def make_console() -> Any:
@@ -56,11 +57,16 @@ def _show_grid(grid: Grid, console: Any) -> None:
         *map(escape, columns), title=escape(grid.title) or None, box=box.SIMPLE_HEAD,
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*[columns, *rows], strict=True)]
+    is_roomy = sum(min(width, NARROW) + 1 for width in widths[1:]) + NAME < console.width
     for place, column in enumerate(table.columns):
-        longest = max(len(row[place]) for row in [columns, *rows])
+        longest = widths[place]
         column.overflow = "fold"
         if place:
-            column.justify, column.no_wrap = "right", longest <= NARROW
+            column.justify = "right"
+            column.no_wrap = longest <= (NARROW if is_roomy else NAME)
+        else:
+            column.min_width = min(longest, NAME)
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)

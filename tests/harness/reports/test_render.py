@@ -95,3 +95,17 @@ def test_html(section, tmp_path):
 @pytest.mark.parametrize("render", [markdown.render, latex.render])
 def test_nothing_is_a_report_too(render):
     assert render([]) == ""
+
+
+def test_a_wide_grid_on_a_screen_keeps_its_names_and_all_columns(capsys):
+    names = ["adahessian_quarter", "adahessian_quarter_clipped"]
+    columns = ("optimizer", "reached", "gradients", "steps", "seconds", "final", "tuning")
+    rows = [(n, "6 of 6", *["792.5 [792, 891]"] * 3, "4.2593", "4,455") for n in names]
+    grid = Grid("Scores", columns, rows, "")
+    terminal.show(Section("", [grid]), terminal.make_console())
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) < 16
+    (header,) = (line for line in lines if "optimizer" in line)
+    assert header.split() == list(columns)
+    assert sum(line.startswith(" adahessian") for line in lines) == 2
+    assert sum("4.2593" in line and "4,455" in line for line in lines) == 2
