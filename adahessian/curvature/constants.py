@@ -25,6 +25,7 @@ _LIKE_SECOND = frozenset("to type_as expand_as view_as reshape_as".split())
 # They do so with all of theirs.
 _BY_SHAPE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "size")
 _DATA = getattr_static(Tensor, "data")
+_REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand a number to Python.
 NUMBERS = frozenset("item __float__ __int__ __index__ __bool__ tolist __complex__".split())
 
@@ -100,6 +101,12 @@ class Constants:
 def is_data(func: Callable) -> bool:
     """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.data``."""
     return getattr(func, "__self__", None) is _DATA
+
+
+def makes_a_leaf(func: Callable) -> bool:
+    """Whether a call makes a tensor one whose gradient is asked for."""
+    is_set = name_of(func) == "__set__" and getattr(func, "__self__", None) is _REQUIRES_GRAD
+    return is_set or func is Tensor.requires_grad_
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

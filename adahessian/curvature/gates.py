@@ -25,8 +25,8 @@ constant, although it was computed from the parameters, is kept as it was
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ from adahessian.curvature.constants import (
     Constants,
     Storages,
     is_data,
+    makes_a_leaf,
     meets_the_graph,
     replaced,
     tensors_in,
@@ -65,6 +66,13 @@ _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
 _HARMLESS = frozenset("cosine_similarity isclose allclose scaled_dot_product_attention".split())
 
 
+class _Shifts(NamedTuple):
+    """What was written to values of the graph unseen by autograd, for each of them."""
+
+    before: list[Tensor]
+    after: list[Tensor]
+
+
 class Gates(TorchFunctionMode):
     """Records the pieces of one evaluation, and replays them in any number of further ones.
 
@@ -87,6 +95,7 @@ class Gates(TorchFunctionMode):
         self.losses: list[Tensor] = []  # what its backward passes start from
         self.written = Storages()  # what the recorded evaluation has changed in place
         self._constants = Constants()
+        self._behind_the_graph = Storages()  # values of the graph that ``.data`` has handed out
         self._ours: Storages | None = None
 
     def record_kernels(self) -> None:
@@ -95,6 +104,7 @@ class Gates(TorchFunctionMode):
         self._next = None
         self.losses = []
         self._constants = Constants()
+        self._behind_the_graph = Storages()
         self.kernels = Kernels()
 
     def active(self) -> contextlib.ExitStack:
@@ -110,6 +120,7 @@ class Gates(TorchFunctionMode):
         self._next = 0
         self.losses = []
         self._constants = Constants()
+        self._behind_the_graph = Storages()
         if self.kernels is not None:
             self.kernels.rewind()
 
@@ -132,10 +143,14 @@ class Gates(TorchFunctionMode):
         name = name_of(func)
         is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
         is_write = is_write or name == "__set__" and is_data(func)
+        is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
+        if self._constants and makes_a_leaf(func):
+            self._hold_still(args[0])
         if name in _ATTRIBUTES and not is_write:
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
+                self._behind_the_graph.add(filter(_is_of_the_graph, args))
             return out
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
@@ -192,24 +207,27 @@ class Gates(TorchFunctionMode):
         """Call what writes to tensors in place; to parameters, in the recorded evaluation only.
 
         One that constrains their norm, say. The Hessian is that at the parameters as they then are.
+        And what is written to a value of the graph without autograd's knowledge adds a constant.
         """
         # Of what requires a gradient, autograd lets nobody write to a parameter.
         target = written_by(args, kwargs)
-        targets = [t for t in tensors_in(target) if not t.requires_grad or t.is_leaf]
+        targets = [t for t in tensors_in(target) if not t.requires_grad or _is_leaf(t)]
         self.written.add(targets)
         if self._next is not None:  # there a detached parameter is one that was recorded
             coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
             is_once = coming[0] == name and coming[1] is _ONCE
+            is_shift = coming[0] == name and isinstance(coming[1], _Shifts)
         else:
             is_once = any(t in self._memory_of_params() for t in targets)
-        if not is_once:
+            is_shift = not is_once and self._is_unseen(name, tensors_in(target))
+        if is_shift:
+            out = self._shifted(name, func, args, kwargs)
+        elif not is_once:
             out = self._call(name, func, args, kwargs)
         elif self._next is None:
             self._tape.append((name, _ONCE, Layouts()))
-            self.inside = "a gate"
-            with self.kernels.paused() if self.kernels is not None else contextlib.nullcontext():
+            with self._below_gates():
                 out = func(*args, **kwargs)
-            self.inside = None
         else:
             self._recorded(func)
             out = target
@@ -217,6 +235,45 @@ class Gates(TorchFunctionMode):
             self.written.add(targets)
             self._ours = None
         return out
+
+    def _is_unseen(self, name: str, targets: Iterable[Tensor]) -> bool:
+        """Whether a write changes values of the graph, and autograd takes them for unchanged."""
+        if _torch.in_function_forward():  # what it returns has the derivative that it comes with
+            return False
+        is_hidden = not torch.is_grad_enabled() or name == "__set__"
+        return any(
+            is_hidden and _is_of_the_graph(t) or not t.requires_grad and t in self._behind_the_graph
+            for t in targets
+        )
+
+    def _shifted(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Change values of the graph by as much as the recorded evaluation has changed them."""
+        target = written_by(args, kwargs)
+        targets = [t.detach() for t in tensors_in(target)]
+        if self._next is not None:
+            shifts, _ = self._recorded(func)
+            with self._below_gates(), torch.no_grad():
+                for t, before, after in zip(targets, shifts.before, shifts.after, strict=True):
+                    # Bit for bit where nothing has moved, and where what is infinite stays so.
+                    t.copy_(torch.where(t == before, after, after + (t - before)))
+            return target
+        with self._below_gates():
+            before = [t.clone() for t in targets]
+            out = func(*args, **kwargs)
+            # ``.data = `` is another memory.
+            after = [t.detach().clone() for t in tensors_in(target)]
+        self._tape.append((name, _Shifts(before, after), Layouts()))
+        return out
+
+    @contextlib.contextmanager
+    def _below_gates(self) -> Iterator[None]:
+        """Return a context in which nothing is recorded or replayed, nor looked for."""
+        self.inside = "a gate"
+        try:
+            with self.kernels.paused() if self.kernels is not None else contextlib.nullcontext():
+                yield
+        finally:
+            self.inside = None
 
     def _memory_of_params(self) -> Storages:
         if self._ours is None:
@@ -250,6 +307,13 @@ class Gates(TorchFunctionMode):
         layouts.note_outputs(t)
         self._tape.append((name_of(Constants), copy_of(t.detach()), layouts))
         return t
+
+    def _hold_still(self, t: Tensor) -> None:
+        """Give a constant that depends on parameters its recorded value, where it is."""
+        held = self._held_still(t)
+        if held is not t:
+            with self._below_gates(), torch.no_grad():
+                t.copy_(held)
 
     def _number(self, func: Callable, number: Any) -> Any:
         """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
@@ -325,6 +389,21 @@ class Gates(TorchFunctionMode):
 
 def _tensors(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
     return [a for a in (*args, *kwargs.values()) if torch.is_tensor(a)]
+
+
+def _is_of_the_graph(t: Tensor) -> bool:
+    """Whether autograd knows how a tensor came from others. A view without it looks like a leaf."""
+    if not t.requires_grad:
+        return False
+    base = t._base if _is_leaf(t) else None
+    return not _is_leaf(t if base is None else base)
+
+
+def _is_leaf(t: Tensor) -> bool:
+    try:
+        return t.is_leaf
+    except RuntimeError:  # a view that was taken without autograd, and whose base has changed
+        return False
 
 
 def _freezes(gate: Any, tensors: list[Tensor]) -> bool:

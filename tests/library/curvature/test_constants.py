@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from adahessian import AdaHessian, CurvatureWarning
 from adahessian.curvature.compare import compare_products
@@ -80,7 +81,115 @@ def steered(net):
     return loss * 2 if loss.item() > 1e9 else loss.exp()
 
 
+# Written to values of the graph so that autograd does not see it: what it adds is a constant.
+
+
+def clamped(net):
+    y = net(STATES).square() * 1
+    with torch.no_grad():
+        y.clamp_(min=0.1)
+    return y.log().square().mean()
+
+
+def scaled_through_data(net):
+    y = net(STATES) * 1
+    y.data.mul_(2).add_(y.data**2)
+    return y.pow(3).mean()
+
+
+def other_data(net):
+    y = net(STATES) * 1
+    y.data = y.data.clamp(min=0.1)
+    return y.pow(3).mean()
+
+
+def a_mask_and_a_column(net):
+    y = net(STATES) * 1
+    with torch.no_grad():
+        y[y < 0] = 0.7
+        y[:, 0].fill_(1)
+        y.view(-1)[1::2] *= 2
+    return y.pow(3).mean()
+
+
+def by_a_view(net):
+    y = net(STATES) * 1
+    half = y[:, 1:]
+    with torch.no_grad():
+        half.exp_()
+        nn.init.constant_(y[3], 0.3)
+    return y.pow(3).mean()
+
+
+def several_at_once(net):
+    y = [net(STATES) * 1, net(NEXT) * 1]
+    with torch.no_grad():
+        torch._foreach_mul_(y, 2.0)
+    return sum(one.pow(3).mean() for one in y)
+
+
+def cut_off(net):
+    y = net(STATES) * 1
+    with torch.no_grad():
+        kept = y.clone().requires_grad_()
+        y.detach_()
+    return (net(NEXT) * y).pow(2).mean() + kept.mean()
+
+
+def rectified(net):
+    y = net(STATES) * 1
+    with torch.no_grad():
+        F.relu(y, inplace=True)
+        torch.sigmoid_(y)
+    return y.pow(3).mean()
+
+
+def masked_to_infinity(net):
+    y = net(STATES) * 1
+    with torch.no_grad():
+        y.masked_fill_(y < 0, -torch.inf)
+    return y.softmax(1).square().mean()
+
+
+def small_variances(net):
+    y = net(STATES)
+    return F.gaussian_nll_loss(y[:, :1], NEXT[:, :1], y[:, 1:2].exp(), eps=1.0)
+
+
+def clamped_in_a_checkpoint(net):
+    return checkpoint(lambda x: clamped(lambda _: net(x)), STATES, use_reentrant=False)
+
+
+def beside_a_kernel_with_kinks(net):
+    loss = F.multi_margin_loss(net(STATES).square(), ACTIONS.argmax(1))
+    return sum((f(net) for f in (clamped, a_mask_and_a_column, scaled_through_data)), loss)
+
+
+WRITTEN_UNSEEN = [
+    clamped, scaled_through_data, other_data, a_mask_and_a_column, by_a_view, several_at_once,
+    cut_off, rectified, masked_to_infinity, small_variances, clamped_in_a_checkpoint,
+    beside_a_kernel_with_kinks,
+]  # fmt: skip
+
+
+def solved_without_a_graph(net):
+    """As an equilibrium's layer is: the solution is a leaf of a graph of its own."""
+    with torch.no_grad():
+        z = net(STATES).sin()
+    z.requires_grad_()
+    (gradient,) = torch.autograd.grad((z**3).sum(), z, create_graph=True)
+    return (net(STATES) * gradient * z).square().mean()
+
+
+def a_leaf_by_its_attribute(net):
+    z = net(STATES).detach() * 2
+    z.requires_grad = True
+    return (net(STATES) * z**2).square().mean()
+
+
 LOSSES = [
+    solved_without_a_graph, a_leaf_by_its_attribute,
+    *WRITTEN_UNSEEN,
     q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
     weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,
 ]  # fmt: skip
