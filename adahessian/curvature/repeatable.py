@@ -44,15 +44,19 @@ def check_repeatable(
         losses = f"{float(again.detach())} instead of {float(value.detach())}"
         raise not_repeatable(f"the loss is {losses}")
     change, scale = _norm(_less(scaled, first, factor)), _norm(first)
-    if change <= _TOLERANCE * factor * scale:
+    # Of what is not finite nothing can be said here; the step says it.
+    if change <= _TOLERANCE * factor * scale or not scale.isfinite():
         return
     # Processes that hold different parts of a parameter would decide differently.
     if scales and not any(map(is_sharded, params)):
         _, same, reached = repeat(1.0)
         change, factor = _norm(_less(same, first)), 1.0
         if change <= _TOLERANCE * scale:
+            if not _norm(scaled).isfinite():  # so large a loss overflows somewhere
+                return
             _, twice, _ = repeat(2 * _FACTOR)
-            return _check_linear(params, reached, [same, scaled, twice])
+            _check_linear(params, reached, [same, scaled, twice])
+            return
     raise not_repeatable(
         f"its gradient differs by {float(change / factor):.2g} of {float(scale):.2g} (does the "
         "closure clear the gradients itself? does it clip them? max_grad_norm does it)"

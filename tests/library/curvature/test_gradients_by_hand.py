@@ -148,3 +148,46 @@ def overwritten(params, loss):
 def test_what_is_made_of_a_gradient_is_refused_by_name(make):
     with pytest.raises(RuntimeError, match="does something to the gradient.*clip.*inputs="):
         first_step(make)
+
+
+class _OverflowsWhenScaled(torch.autograd.Function):
+    """Its gradient is not finite for what a loss of 32 times the size hands it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * 1e38 / 1e38
+
+
+def test_a_gradient_that_overflows_when_the_loss_is_larger_is_nobodys_fault():
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    layer = nn.Linear(4, 1)
+    optimizer = AdaHessian(layer.parameters(), curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = _OverflowsWhenScaled.apply(layer(x)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert all(p.isfinite().all() for p in layer.parameters())
+
+
+def test_a_gradient_that_is_not_finite_is_not_called_not_repeatable():
+    layer = nn.Linear(4, 2)
+    nn.init.zeros_(layer.bias)
+    optimizer = AdaHessian(layer.parameters(), curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = layer(torch.zeros(3, 4)).norm(dim=1).sqrt().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert layer.weight.grad.isnan().all()
