@@ -144,7 +144,8 @@ class Gates(TorchFunctionMode):
         is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
         is_write = is_write or name == "__set__" and is_data(func)
         is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
-        if self._constants and makes_a_leaf(func):
+        # Not the inputs of a checkpoint that runs again.
+        if self._constants and makes_a_leaf(func) and not _torch.in_backward():
             self._hold_still(args[0])
         if name in _ATTRIBUTES and not is_write:
             out = func(*args, **kwargs)
