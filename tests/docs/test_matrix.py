@@ -96,3 +96,26 @@ def test_what_make_test_runs_in_is_not_installed_anew(matrix, tmp_path, monkeypa
         if not entry.python:
             matrix.run(entry)
     assert calls and all(call[1:3] == ["-m", "pytest"] for call in calls)
+
+
+def test_what_is_pinned_installs_on_the_oldest_python():
+    """On its first release, which Debian's is near; the environment's own may be a later one."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    from packaging.specifiers import SpecifierSet
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    checked = 0
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition("==")
+        try:
+            found = distribution(name.strip())
+        except (PackageNotFoundError, ValueError):  # an entry of the matrix has less
+            continue
+        if found.version == version.split(";")[0].strip():
+            asked = found.metadata["Requires-Python"]
+            assert not asked or SpecifierSet(asked).contains(oldest), f"{line} needs {asked}"
+            checked += 1
+    assert checked > 20
