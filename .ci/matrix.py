@@ -2,8 +2,9 @@
 
 Without arguments it lists the entries of `.ci/matrix.yaml`. Each named one is installed into its
 environment, where that is not what it should be, and tested; what they print goes to
-`build/ci/NAME.log`. `--in nightly` runs all of them and writes `.ci/nightly.md`: when it last ran,
-where, and what it found. `--install` makes the environments and tests nothing.
+`build/ci/NAME.log`. `--in nightly` runs all of them. Of what `.ci/run` leaves out `.ci/nightly.md`
+says when it last ran, where, and what it found. `--install` makes the environments and tests
+nothing.
 """
 
 import argparse
@@ -125,6 +126,21 @@ def machine() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, commit {commit}"
 
 
+def note(name: str, row: str, entries: dict[str, Entry]) -> None:
+    """Write the row of an entry into the page of what takes hours, and keep the others' rows."""
+    text = NIGHTLY.read_text("utf-8") if NIGHTLY.exists() else ""
+    rows = {found.split("|")[1].strip(): found for found in text.splitlines() if "|" in found}
+    rows[name] = row
+    lines = [
+        rows.get(entry.name, f"| {entry.name} | never run | | |")
+        for entry in entries.values()
+        if entry.when == "nightly" or entry.name in rows
+    ]
+    head = ["# Nightly", "", "When each entry of `matrix.yaml` last ran outside of `.ci/run`.", ""]
+    table = ["| entry | | what it found | when and where |", "|---|---|---|---|"]
+    NIGHTLY.write_text("\n".join([*head, *table, *lines, ""]), "utf-8")
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     entries = read()
@@ -152,15 +168,17 @@ def main() -> int:
         for entry in chosen:
             install(entry, sys.stderr)
         return 0
-    begun, failed, lines = time.strftime("%Y-%m-%d %H:%M %Z"), [], []
+    failed = []
     for entry in chosen:
+        begun = time.strftime("%Y-%m-%d %H:%M %Z")
         passed, line = run(entry)
         failed += [] if passed else [entry.name]
-        lines.append(f"| {entry.name} | {'passed' if passed else 'FAILED'} | {line} |")
         print(f"{entry.name}: {'passed' if passed else 'FAILED'}: {line}", flush=True)
-    if parsed.when == "nightly":
-        head = [f"# Nightly\n\nLast run: {begun}, {machine()}.\n", "| | | |", "|---|---|---|"]
-        NIGHTLY.write_text("\n".join([*head, *lines, ""]), "utf-8")
+        if "nightly" in (entry.when, parsed.when):
+            verdict = "passed" if passed else "FAILED"
+            note(
+                entry.name, f"| {entry.name} | {verdict} | {line} | {begun}, {machine()} |", entries
+            )
     for name in failed:
         print(f"\n{name}:\n{(LOGS / f'{name}.log').read_text()[-6000:]}")
     return 1 if failed else 0

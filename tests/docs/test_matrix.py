@@ -57,10 +57,26 @@ def test_nightly_writes_what_it_found(matrix, tmp_path, monkeypatch, capsys):
     (tmp_path / "jax.log").write_text("what failed")
     assert command(matrix, monkeypatch, "--in", "nightly") == 1
     text = (tmp_path / "nightly.md").read_text()
-    assert "| jax | FAILED | 1 failed, 2 passed |" in text
-    assert "| avx2 | passed | 9 passed |" in text
-    assert "commit" in text and "Last run: 20" in text
+    assert "| jax | FAILED | 1 failed, 2 passed | 20" in text and "commit" in text
+    assert "| avx2 | passed | 9 passed | 20" in text
     assert "what failed" in capsys.readouterr().out
+
+
+def test_entries_that_are_run_alone_leave_the_others_rows(matrix, tmp_path, monkeypatch):
+    results = {"jax": (True, "3 passed")}
+    monkeypatch.setattr(matrix, "run", lambda entry: results.get(entry.name, (True, "9 passed")))
+    monkeypatch.setattr(matrix, "NIGHTLY", tmp_path / "nightly.md")
+    assert command(matrix, monkeypatch, "jax") == 0
+    text = (tmp_path / "nightly.md").read_text()
+    assert "| jax | passed | 3 passed | 20" in text and "| keras | never run | | |" in text
+    assert "avx2 |" not in text.replace("everything-avx2", "")  # .ci/run's own
+    assert command(matrix, monkeypatch, "keras", "avx2") == 0
+    text = (tmp_path / "nightly.md").read_text()
+    assert "| jax | passed | 3 passed |" in text and "| keras | passed | 9 passed |" in text
+    assert text.count("| jax |") == text.count("| keras |") == 1
+    before = text
+    assert command(matrix, monkeypatch, "--in", "run") == 0
+    assert (tmp_path / "nightly.md").read_text() == before
 
 
 def test_unknown_entry_is_refused(matrix, monkeypatch, capsys):
