@@ -15,18 +15,18 @@ as torch's own kernels do (:mod:`adahessian.curvature.piecewise`), and lays them
 The interception is a ``TorchFunctionMode``: it sees every call of a torch function from Python,
 above autograd, so that a replayed piece is differentiated like any other operation. What runs
 inside a C++ function (``nn.RNN(nonlinearity="relu")``, a TorchScript function, a fused margin loss)
-is out of its reach; :class:`HiddenKinks` finds it, and :mod:`adahessian.curvature.kernels` takes
-over.
+is out of its reach; :mod:`adahessian.curvature.hidden_kinks` finds it, and
+:mod:`adahessian.curvature.kernels` takes over.
 
 Randomness needs no gates: the finite difference rewinds the generators. What autograd takes as
 constant, although it was computed from the parameters, is kept as it was
-(:mod:`adahessian.curvature.constants`).
+(:mod:`adahessian.curvature.constants`), and what is written behind its back is added again
+(:mod:`adahessian.curvature.shifts`).
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +46,11 @@ from adahessian.curvature.constants import (
     tensors_in,
 )
 from adahessian.curvature.graph import leaves_below
-from adahessian.curvature.kernels import UNFROZEN, Kernels, hidden_piece
+from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
 from adahessian.curvature.second_derivatives import HINGES
+from adahessian.curvature.shifts import Shifts, is_leaf, is_of_the_graph
 from adahessian.curvature.torch_calls import name_of, writes, written_by
 from adahessian.curvature.unfolding import unfolded
 from adahessian.replicas import local
@@ -61,16 +62,6 @@ _ATTRIBUTES = frozenset(
 _ONCE = "not to be repeated"
 _WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
-# Functions of torch whose pieces have no part in the gradient: they guard a division with a clamp,
-# mask what has no number, or say only whether.
-_HARMLESS = frozenset("cosine_similarity isclose allclose scaled_dot_product_attention".split())
-
-
-class _Shifts(NamedTuple):
-    """What was written to values of the graph unseen by autograd, for each of them."""
-
-    before: list[Tensor]
-    after: list[Tensor]
 
 
 class Gates(TorchFunctionMode):
@@ -83,7 +74,7 @@ class Gates(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.params: Collection[Tensor] = ()  # what the evaluations differ by
-        self.inside: str | None = None  # the torch function that is running, for HiddenKinks
+        self.inside: str | None = None  # the torch function that is running, for hidden_kinks
         self.autocast_dtype: torch.dtype | None = None  # in which the evaluation computes
         self.called: set[str] = set()  # names of the torch functions that it came through
         self.dtypes: set[torch.dtype] = set()  # of what has a gradient
@@ -151,7 +142,7 @@ class Gates(TorchFunctionMode):
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
-                self._behind_the_graph.add(filter(_is_of_the_graph, args))
+                self._behind_the_graph.add(filter(is_of_the_graph, args))
             return out
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
@@ -212,12 +203,12 @@ class Gates(TorchFunctionMode):
         """
         # Of what requires a gradient, autograd lets nobody write to a parameter.
         target = written_by(args, kwargs)
-        targets = [t for t in tensors_in(target) if not t.requires_grad or _is_leaf(t)]
+        targets = [t for t in tensors_in(target) if not t.requires_grad or is_leaf(t)]
         self.written.add(targets)
         if self._next is not None:  # there a detached parameter is one that was recorded
             coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
             is_once = coming[0] == name and coming[1] is _ONCE
-            is_shift = coming[0] == name and isinstance(coming[1], _Shifts)
+            is_shift = coming[0] == name and isinstance(coming[1], Shifts)
         else:
             is_once = any(t in self._memory_of_params() for t in targets)
             is_shift = not is_once and self._is_unseen(name, tensors_in(target))
@@ -243,27 +234,20 @@ class Gates(TorchFunctionMode):
             return False
         is_hidden = not torch.is_grad_enabled() or name == "__set__"
         return any(
-            is_hidden and _is_of_the_graph(t) or not t.requires_grad and t in self._behind_the_graph
+            is_hidden and is_of_the_graph(t) or not t.requires_grad and t in self._behind_the_graph
             for t in targets
         )
 
     def _shifted(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Change values of the graph by as much as the recorded evaluation has changed them."""
         target = written_by(args, kwargs)
-        targets = [t.detach() for t in tensors_in(target)]
-        if self._next is not None:
-            shifts, _ = self._recorded(func)
-            with self._below_gates(), torch.no_grad():
-                for t, before, after in zip(targets, shifts.before, shifts.after, strict=True):
-                    # Bit for bit where nothing has moved, and where what is infinite stays so.
-                    t.copy_(torch.where(t == before, after, after + (t - before)))
-            return target
         with self._below_gates():
-            before = [t.clone() for t in targets]
-            out = func(*args, **kwargs)
-            # ``.data = `` is another memory.
-            after = [t.detach().clone() for t in tensors_in(target)]
-        self._tape.append((name, _Shifts(before, after), Layouts()))
+            if self._next is not None:
+                self._recorded(func)[0].repeat(tensors_in(target))
+                return target
+            out, shifts = Shifts.record(func, args, kwargs)
+        if shifts is not None:
+            self._tape.append((name, shifts, Layouts()))
         return out
 
     @contextlib.contextmanager
@@ -313,8 +297,7 @@ class Gates(TorchFunctionMode):
         """Give a constant that depends on parameters its recorded value, where it is."""
         held = self._held_still(t)
         if held is not t:
-            with self._below_gates(), torch.no_grad():
-                t.copy_(held)
+            t.data = held  # it may be an expanded one, to which nobody can write
 
     def _number(self, func: Callable, number: Any) -> Any:
         """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
@@ -392,21 +375,6 @@ def _tensors(args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
     return [a for a in (*args, *kwargs.values()) if torch.is_tensor(a)]
 
 
-def _is_of_the_graph(t: Tensor) -> bool:
-    """Whether autograd knows how a tensor came from others. A view without it looks like a leaf."""
-    if not t.requires_grad:
-        return False
-    base = t._base if _is_leaf(t) else None
-    return not _is_leaf(t if base is None else base)
-
-
-def _is_leaf(t: Tensor) -> bool:
-    try:
-        return t.is_leaf
-    except RuntimeError:  # a view that was taken without autograd, and whose base has changed
-        return False
-
-
 def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
     """Whether a gated function has something to freeze in these arguments."""
     if not tensors:
@@ -420,45 +388,3 @@ def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
     # Integers, as lengths and positions, do not move with the parameters, or are frozen as what
     # came of a comparison. Complex numbers have no order: their abs and sgn are smooth.
     return any(t.is_floating_point() for t in tensors) and not tensors[0].is_complex()
-
-
-class HiddenKinks(_torch.TorchDispatchMode):
-    """Looks for piecewise operations that run where :class:`Gates` cannot intercept them.
-
-    It sees every operation, which costs a few microseconds each, so it is used for a single
-    evaluation of each optimizer.
-
-    Attributes:
-        found: there are some that :class:`Kernels` can freeze.
-    """
-
-    def __init__(self, gates: Gates) -> None:
-        super().__init__()
-        self._gates = gates
-        self.found = False
-        self._unfrozen: dict[str, str] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = _torch.kernel_name(func)
-        inside = self._gates.inside
-        with _torch.below_torch_functions():  # the gates have seen the call that led here
-            out = func(*args, **kwargs)
-            if inside == "a gate":
-                return out
-            given = _torch.kernel_arguments(func, args, kwargs)
-            if not self.found:
-                self.found = hidden_piece(name, given, out, inside in _HARMLESS)
-            if name in UNFROZEN and UNFROZEN[name](given):
-                self._unfrozen.setdefault(name, inside or "an extension")
-        return out
-
-    def warn(self) -> None:
-        """Report what cannot be frozen."""
-        for name, inside in self._unfrozen.items():
-            warnings.warn(
-                f"the finite difference cannot freeze {name} inside {inside}: where it changes its "
-                "piece between the two evaluations, the curvature is wrong. Write it with "
-                "functions of torch.nn.functional, or use curvature='double_backward'.",
-                stacklevel=2,
-            )

@@ -19,8 +19,9 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from adahessian import _torch
 from adahessian.curvature.attributes import Places
 from adahessian.curvature.closures import call, gradients
-from adahessian.curvature.gates import Gates, HiddenKinks
+from adahessian.curvature.gates import Gates
 from adahessian.curvature.graph import leaves_below
+from adahessian.curvature.hidden_kinks import HiddenKinks
 from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable

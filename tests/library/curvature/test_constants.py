@@ -187,7 +187,22 @@ def a_leaf_by_its_attribute(net):
     return (net(STATES) * z**2).square().mean()
 
 
+def an_expanded_leaf(net):
+    with torch.no_grad():
+        z = net(STATES)[:1].sin().expand(32, -1)
+    z.requires_grad_()
+    return (net(STATES) * z).square().mean()
+
+
+def without_inference_mode(net):
+    y = net(STATES) * 1
+    with torch.inference_mode():
+        y.mul_(2)
+    return y.pow(3).mean()
+
+
 LOSSES = [
+    an_expanded_leaf, without_inference_mode,
     solved_without_a_graph, a_leaf_by_its_attribute,
     *WRITTEN_UNSEEN,
     q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
