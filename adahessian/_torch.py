@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import _get_sequence_nr
 from torch.autograd.graph import Node, _engine_run_backward
 from torch.nn._reduction import legacy_get_string
@@ -33,6 +34,7 @@ __all__ = [
     "has_saved_tensor_hooks",
     "in_backward",
     "in_function_forward",
+    "innermost",
     "is_any_autocast_enabled",
     "is_view",
     "kernel_arguments",
@@ -45,6 +47,7 @@ __all__ = [
     "pytree",
     "run_backward",
     "sequence_number",
+    "sparse_values",
     "traceback_of",
     "under_functorch",
     "version",
@@ -129,6 +132,21 @@ def gradients(
 def under_functorch() -> bool:
     """Whether ``torch.func``'s transforms are active: they need rules of their own."""
     return torch._C._are_functorch_transforms_active()
+
+
+def innermost(t: Tensor) -> Tensor:
+    """Return the tensor that ``torch.func``'s transforms have wrapped, which autograd knows.
+
+    Within ``vmap`` a tensor does not say that it requires a gradient.
+    """
+    while is_functorch_wrapped_tensor(t):
+        t = get_unwrapped(t)
+    return t
+
+
+def sparse_values(t: Tensor) -> Tensor:
+    """Return the values of a sparse tensor, in its memory; the public way wants a coalesced one."""
+    return t._values() if t.layout is torch.sparse_coo else t.values()
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None) -> str:

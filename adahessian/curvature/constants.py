@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from adahessian import _torch
 from adahessian.curvature.torch_calls import name_of, writes
 
 # They read the type or the shape of their second argument, and not its values.
@@ -63,31 +64,71 @@ class Storages:
 
 def _storage(t: Tensor) -> StorageWeakRef | None:
     try:
-        return StorageWeakRef(t.untyped_storage())
-    except (NotImplementedError, RuntimeError):  # a sparse tensor, or one of torch.func
+        return StorageWeakRef(in_memory(t).untyped_storage())
+    except (NotImplementedError, RuntimeError):  # one of another library's
         return None
 
 
-class Constants:
-    """Marks the tensors of one evaluation that depend on a parameter, though not for autograd."""
+def in_memory(t: Tensor) -> Tensor:
+    """Return what a tensor's values lie in: one within torch.func or a sparse one has another."""
+    t = _torch.innermost(t)
+    return t if t.layout is torch.strided else _torch.sparse_values(t.detach())
 
-    def __init__(self) -> None:
+
+def requires_grad(t: Tensor) -> bool:
+    """Whether autograd follows a tensor, also within torch.func's transforms."""
+    return t.requires_grad or _torch.innermost(t).requires_grad
+
+
+def is_leaf(t: Tensor) -> bool:
+    """Whether autograd does not know where a tensor came from."""
+    try:
+        return _torch.innermost(t).is_leaf
+    except RuntimeError:  # a view that was taken without autograd, and whose base has changed
+        return False
+
+
+class Constants:
+    """Marks the tensors of one evaluation that depend on a parameter, though not for autograd.
+
+    Args:
+        is_moved: whether a leaf is a parameter by which the evaluations differ.
+    """
+
+    def __init__(self, is_moved: Callable[[Tensor], bool]) -> None:
         self._marked = Storages()
+        self._is_moved = is_moved
 
     def __bool__(self) -> bool:
         return bool(self._marked)
 
     def depend(self, args: tuple, kwargs: dict[str, Any]) -> bool:
         """Whether an argument depends on a parameter, in autograd's eyes or not."""
-        return any(t.requires_grad or self.holds(t) for t in tensors_in((args, kwargs)))
+        return any(requires_grad(t) or self.holds(t) for t in tensors_in((args, kwargs)))
 
     def holds(self, t: Tensor) -> bool:
-        """Whether a tensor is a constant that depends on a parameter."""
-        return not t.requires_grad and t in self._marked
+        """Whether a tensor is a constant that depends on a parameter.
 
-    def note(self, name: str, out: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Mark what a function has computed of a parameter without its graph."""
-        outputs = [t for t in tensors_in(out) if t.is_floating_point() and not t.requires_grad]
+        A leaf is one, too, although its gradient is asked for: an ``nn.Parameter`` that the closure
+        makes of such values, or writes them to.
+        """
+        return self._is_constant(t) and t in self._marked
+
+    def _is_constant(self, t: Tensor) -> bool:
+        if not requires_grad(t):
+            return True
+        # The inputs of a checkpoint that runs again are leaves for it, and do move.
+        return is_leaf(t) and not _torch.in_backward() and not self._is_moved(t)
+
+    def note(
+        self, name: str, out: Any, args: tuple, kwargs: dict[str, Any], *, is_write: bool = False
+    ) -> None:
+        """Mark what a function has computed of a parameter without its graph, or written there."""
+        outputs = [
+            t for t in tensors_in(out)
+            if t.is_floating_point()
+            and (self._is_constant(t) if is_write else not requires_grad(t))
+        ]  # fmt: skip
         if name in _LIKE_SECOND:
             args, kwargs = args[:1], {}
         if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):
@@ -135,4 +176,4 @@ def meets_the_graph(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool
     """Whether a call brings its arguments into the graph."""
     if not torch.is_grad_enabled() or name_of(func) == "__set__" or writes(func, kwargs):
         return False
-    return any(t.requires_grad for t in tensors_in((args, kwargs)))
+    return any(requires_grad(t) for t in tensors_in((args, kwargs)))

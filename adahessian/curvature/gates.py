@@ -40,9 +40,11 @@ from adahessian.curvature.constants import (
     Constants,
     Storages,
     is_data,
+    is_leaf,
     makes_a_leaf,
     meets_the_graph,
     replaced,
+    requires_grad,
     tensors_in,
 )
 from adahessian.curvature.graph import leaves_below
@@ -50,7 +52,7 @@ from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
 from adahessian.curvature.second_derivatives import HINGES
-from adahessian.curvature.shifts import Shifts, is_leaf, is_of_the_graph
+from adahessian.curvature.shifts import Shifts, is_of_the_graph
 from adahessian.curvature.torch_calls import name_of, writes, written_by
 from adahessian.curvature.unfolding import unfolded
 from adahessian.replicas import local
@@ -85,17 +87,22 @@ class Gates(TorchFunctionMode):
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
         self.written = Storages()  # what the recorded evaluation has changed in place
-        self._constants = Constants()
-        self._behind_the_graph = Storages()  # values of the graph that ``.data`` has handed out
         self._ours: Storages | None = None
+        self._own_passes: list[bool] = []  # of the recorded backward passes: is one for params?
+        self._begin()
+
+    def _begin(self) -> None:
+        self.losses = []
+        self._constants = Constants(self._is_moved)
+        self._behind_the_graph = Storages()  # values of the graph that were handed out without it
+        self._passes = 0
 
     def record_kernels(self) -> None:
         """Record anew, and below autograd: there are pieces that no gate can reach."""
         self._tape.clear()
+        self._own_passes.clear()
         self._next = None
-        self.losses = []
-        self._constants = Constants()
-        self._behind_the_graph = Storages()
+        self._begin()
         self.kernels = Kernels()
 
     def active(self) -> contextlib.ExitStack:
@@ -109,9 +116,7 @@ class Gates(TorchFunctionMode):
     def rewind(self) -> None:
         """Replay from the beginning."""
         self._next = 0
-        self.losses = []
-        self._constants = Constants()
-        self._behind_the_graph = Storages()
+        self._begin()
         if self.kernels is not None:
             self.kernels.rewind()
 
@@ -156,9 +161,12 @@ class Gates(TorchFunctionMode):
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return out if _torch.in_function_forward() else self._number(func, out)
         # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
-        if self._next is None and isinstance(out, Tensor) and out.requires_grad and out.numel():
+        if self._next is None and isinstance(out, Tensor) and requires_grad(out) and out.numel():
             self.dtypes.add(out.dtype)
-        self._constants.note(name, written_by(args, kwargs) if is_write else out, args, kwargs)
+        if name == "_values":  # of a sparse tensor
+            self._behind_the_graph.add(filter(is_of_the_graph, args))
+        made = written_by(args, kwargs) if is_write else out
+        self._constants.note(name, made, args, kwargs, is_write=is_write)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -203,7 +211,7 @@ class Gates(TorchFunctionMode):
         """
         # Of what requires a gradient, autograd lets nobody write to a parameter.
         target = written_by(args, kwargs)
-        targets = [t for t in tensors_in(target) if not t.requires_grad or is_leaf(t)]
+        targets = [t for t in tensors_in(target) if not requires_grad(t) or is_leaf(t)]
         self.written.add(targets)
         if self._next is not None:  # there a detached parameter is one that was recorded
             coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
@@ -234,7 +242,7 @@ class Gates(TorchFunctionMode):
             return False
         is_hidden = not torch.is_grad_enabled() or name == "__set__"
         return any(
-            is_hidden and is_of_the_graph(t) or not t.requires_grad and t in self._behind_the_graph
+            is_hidden and is_of_the_graph(t) or not requires_grad(t) and t in self._behind_the_graph
             for t in targets
         )
 
@@ -265,6 +273,9 @@ class Gates(TorchFunctionMode):
             self._ours = Storages(local(p.detach()) for p in self.params)
         return self._ours
 
+    def _is_moved(self, leaf: Tensor) -> bool:
+        return leaf in self.params or local(leaf) in self._memory_of_params()
+
     def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Let a bag's ``max_norm`` change the parameter in the recorded evaluation only."""
         given = args[3] if len(args) > 3 else kwargs.get("max_norm")
@@ -285,6 +296,9 @@ class Gates(TorchFunctionMode):
         if self._next is not None:
             value, layouts = self._recorded(Constants)
             held = layouts.lay_out_outputs(value)
+            if requires_grad(t):  # a leaf, whose gradient is asked for
+                self._give_values(t, held)
+                return t
             # It may meet the graph again, inside of the function that it is handed to.
             self._constants.mark([held])
             return held
@@ -297,7 +311,15 @@ class Gates(TorchFunctionMode):
         """Give a constant that depends on parameters its recorded value, where it is."""
         held = self._held_still(t)
         if held is not t:
-            t.data = held  # it may be an expanded one, to which nobody can write
+            self._give_values(t, held)
+
+    def _give_values(self, leaf: Tensor, values: Tensor) -> None:
+        """Give a leaf the recorded values, which the closure may change in their turn."""
+        if values.layout is torch.strided and 0 in values.stride():
+            leaf.data = values.clone()  # nobody can write to an expanded one
+        else:
+            leaf.data.copy_(values)
+        self._constants.mark([leaf])
 
     def _number(self, func: Callable, number: Any) -> Any:
         """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
@@ -347,12 +369,10 @@ class Gates(TorchFunctionMode):
         grads = tuple(
             torch.ones_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)
         )
-        if self._next is None:
-            with _torch.below_torch_functions():
-                self.leaves |= leaves_below(tensors)
-        if self.backward_scale is None:
-            self.backward_scale = 1.0
-        if not _torch.in_backward():
+        is_own = not _torch.in_backward() and self._is_own_pass(tensors)
+        if is_own:
+            if self.backward_scale is None:
+                self.backward_scale = 1.0
             self.losses += [(t.detach() * g).sum() for t, g in zip(tensors, grads, strict=True)]
             if self.backward_scale != 1:
                 grads = tuple(g * self.backward_scale for g in grads)
@@ -360,6 +380,17 @@ class Gates(TorchFunctionMode):
         retain_graph = create_graph if retain_graph is None else retain_graph
         with self:
             _torch.run_backward(tensors, grads, retain_graph, create_graph, inputs)
+
+    def _is_own_pass(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether a backward pass is for the parameters, and not a training within the closure."""
+        if self._next is None:
+            with _torch.below_torch_functions():
+                leaves = leaves_below(tensors)
+            self.leaves |= leaves
+            self._own_passes.append(any(p in self.params for p in leaves))
+        self._passes += 1
+        # More passes than recorded are another computation, which the gates or the check say.
+        return self._passes > len(self._own_passes) or self._own_passes[self._passes - 1]
 
     def _recorded(self, func: Callable) -> tuple[Any, Layouts]:
         if self._next >= len(self._tape):
@@ -383,7 +414,7 @@ def _freezes(gate: Any, tensors: list[Tensor]) -> bool:
         # Checkpointing detaches what it runs again: those values do move. And what has no gradient
         # is no concern of the loss: trainers' logging comes and goes.
         # And what a custom Function computes by itself has the derivative that it comes with.
-        is_constant = tensors[0].requires_grad and not _torch.in_backward()
+        is_constant = requires_grad(tensors[0]) and not _torch.in_backward()
         return is_constant and not _torch.in_function_forward()
     # Integers, as lengths and positions, do not move with the parameters, or are frozen as what
     # came of a comparison. Complex numbers have no order: their abs and sgn are smooth.

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adahessian.curvature.constants import tensors_in
+from adahessian import _torch
+from adahessian.curvature.constants import in_memory, is_leaf, requires_grad, tensors_in
 from adahessian.curvature.torch_calls import written_by
 
 
@@ -28,34 +29,28 @@ class Shifts(NamedTuple):
     ) -> tuple[Any, "Shifts | None"]:
         """Call a function that writes; None where a difference of values says nothing."""
         targets = list(tensors_in(written_by(args, kwargs)))
-        before = [t.detach().clone() for t in targets]
+        before = [_values(t).clone() for t in targets]
         out = func(*args, **kwargs)
-        after = [t.detach().clone() for t in targets]  # ``.data = `` has brought another memory
-        comparable = all(
-            a.shape == b.shape and a.layout == torch.strided
-            for a, b in zip(before, after, strict=True)
-        )
+        after = [_values(t).clone() for t in targets]  # ``.data = `` has brought another memory
+        comparable = all(a.shape == b.shape for a, b in zip(before, after, strict=True))
         return out, cls(before, after) if comparable else None
 
     @torch.no_grad()
     def repeat(self, targets: Iterable[Tensor]) -> None:
         """Change other values by as much."""
         for target, before, after in zip(targets, self.before, self.after, strict=True):
-            t = target.detach()
+            t = _values(target)
             # Bit for bit where nothing has moved, and where what is infinite stays so.
             t.copy_(torch.where(t == before, after, after + (t - before)))
 
 
 def is_of_the_graph(t: Tensor) -> bool:
     """Whether autograd knows how a tensor came from others. A view without it looks like a leaf."""
-    if not t.requires_grad:
+    if not requires_grad(t):
         return False
-    base = t._base if is_leaf(t) else None
+    base = _torch.innermost(t)._base if is_leaf(t) else None
     return not is_leaf(t if base is None else base)
 
 
-def is_leaf(t: Tensor) -> bool:
-    try:
-        return t.is_leaf
-    except RuntimeError:  # a view that was taken without autograd, and whose base has changed
-        return False
+def _values(t: Tensor) -> Tensor:
+    return t.detach() if t.layout is torch.strided else in_memory(t)

@@ -74,6 +74,19 @@ class WithGradient(ByData):
         self.slow.requires_grad_(True)
 
 
+class InTheGraph(InPlace):
+    """Its parameters get gradients, which nobody uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.slow.requires_grad_(True)
+
+    def loss(self):
+        with torch.no_grad():
+            self.move(list(self.net.parameters()), list(self.slow.parameters()))
+        return -(F.normalize(self.net(X), dim=1) * F.normalize(self.slow(Y), dim=1)).exp().mean()
+
+
 class Bank(Model):
     """Features of earlier batches, in a tensor and in a queue that are no buffers."""
 
@@ -129,7 +142,7 @@ class ConstrainedByData(Model):
 
 KINDS = [
     Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
-    ConstrainedByData,
+    ConstrainedByData, InTheGraph,
 ]  # fmt: skip
 
 
@@ -186,6 +199,22 @@ def test_each_step_leaves_what_one_evaluation_leaves(kind):
             optimizer.step(closure) if step else closure()
         models.append(attributes(model))
     torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [InPlace, ByForeach, InTheGraph], ids=lambda k: k.__name__)
+def test_what_is_written_in_place_stays_in_its_place(kind):
+    model = kind().double()
+    optimizer = AdaHessian(model.net.parameters(), curvature="finite_difference")
+    addresses = [p.data_ptr() for p in model.parameters()]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model.loss()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert [p.data_ptr() for p in model.parameters()] == addresses
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

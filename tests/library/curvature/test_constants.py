@@ -4,10 +4,9 @@ import warnings
 
 import pytest
 import torch
+from support.losses_with_constants import LOSSES, STATES
 from torch import nn
-from torch.distributions import Normal
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from adahessian import AdaHessian, CurvatureWarning
 from adahessian.curvature.compare import compare_products
@@ -16,198 +15,11 @@ from adahessian.curvature.gates import Gates
 from adahessian.curvature.hutchinson import Probes
 
 # torch's own advice.
-pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
-
-torch.manual_seed(0)
-STATES, NEXT, ACTIONS = torch.randn(32, 6).double(), torch.randn(32, 6).double(), torch.randn(32, 4)
-
-
-def q_learning(net):
-    """The target is the network's own."""
-    with torch.no_grad():
-        target = 1 + 0.9 * net(NEXT).max(1).values
-    return F.mse_loss(net(STATES)[:, 0], target + 0.1)
-
-
-def divided_by_item(net):
-    loss = net(STATES).square().mean()
-    return loss.exp() / loss.item()
-
-
-def divided_by_float(net):
-    loss = net(STATES).square().mean()
-    return loss.exp() / float(loss)
-
-
-def divided_by_data(net):
-    loss = net(STATES).square().mean()
-    return loss.exp() / loss.data
-
-
-def policy_gradient(net):
-    policy = Normal(net(STATES), net(STATES).exp())
-    actions = policy.sample()
-    return -(policy.log_prob(actions) * actions.square().sum(1, keepdim=True)).mean()
-
-
-def weighted_by_gradient(net):
-    first, second = net(STATES).square().mean(), net(NEXT).exp().mean()
-    (g,) = torch.autograd.grad(second, net[0].weight, retain_graph=True)
-    return first + second / g.norm()
-
-
-def weighted_by_norms(net):
-    with torch.no_grad():
-        weights = torch.stack([p.norm() for p in net.parameters()])
-    return sum(w * p.pow(4).sum() for w, p in zip(weights.unbind(), net.parameters(), strict=True))
-
-
-def written_in_place(net):
-    buffer = torch.zeros(32, 4).double()
-    with torch.no_grad():
-        buffer.add_(net(STATES))
-        buffer[0] = net(NEXT)[0]
-    return (net(STATES) * buffer).exp().mean()
-
-
-def concatenated(net):
-    with torch.no_grad():
-        old = net(NEXT)
-    return torch.cat([net(STATES), old], 1).square().exp().mean()
-
-
-def steered(net):
-    loss = net(STATES).square().mean()
-    return loss * 2 if loss.item() > 1e9 else loss.exp()
-
-
-# Written to values of the graph so that autograd does not see it: what it adds is a constant.
-
-
-def clamped(net):
-    y = net(STATES).square() * 1
-    with torch.no_grad():
-        y.clamp_(min=0.1)
-    return y.log().square().mean()
-
-
-def scaled_through_data(net):
-    y = net(STATES) * 1
-    y.data.mul_(2).add_(y.data**2)
-    return y.pow(3).mean()
-
-
-def other_data(net):
-    y = net(STATES) * 1
-    y.data = y.data.clamp(min=0.1)
-    return y.pow(3).mean()
-
-
-def a_mask_and_a_column(net):
-    y = net(STATES) * 1
-    with torch.no_grad():
-        y[y < 0] = 0.7
-        y[:, 0].fill_(1)
-        y.view(-1)[1::2] *= 2
-    return y.pow(3).mean()
-
-
-def by_a_view(net):
-    y = net(STATES) * 1
-    half = y[:, 1:]
-    with torch.no_grad():
-        half.exp_()
-        nn.init.constant_(y[3], 0.3)
-    return y.pow(3).mean()
-
-
-def several_at_once(net):
-    y = [net(STATES) * 1, net(NEXT) * 1]
-    with torch.no_grad():
-        torch._foreach_mul_(y, 2.0)
-    return sum(one.pow(3).mean() for one in y)
-
-
-def cut_off(net):
-    y = net(STATES) * 1
-    with torch.no_grad():
-        kept = y.clone().requires_grad_()
-        y.detach_()
-    return (net(NEXT) * y).pow(2).mean() + kept.mean()
-
-
-def rectified(net):
-    y = net(STATES) * 1
-    with torch.no_grad():
-        F.relu(y, inplace=True)
-        torch.sigmoid_(y)
-    return y.pow(3).mean()
-
-
-def masked_to_infinity(net):
-    y = net(STATES) * 1
-    with torch.no_grad():
-        y.masked_fill_(y < 0, -torch.inf)
-    return y.softmax(1).square().mean()
-
-
-def small_variances(net):
-    y = net(STATES)
-    return F.gaussian_nll_loss(y[:, :1], NEXT[:, :1], y[:, 1:2].exp(), eps=1.0)
-
-
-def clamped_in_a_checkpoint(net):
-    return checkpoint(lambda x: clamped(lambda _: net(x)), STATES, use_reentrant=False)
-
-
-def beside_a_kernel_with_kinks(net):
-    loss = F.multi_margin_loss(net(STATES).square(), ACTIONS.argmax(1))
-    return sum((f(net) for f in (clamped, a_mask_and_a_column, scaled_through_data)), loss)
-
-
-WRITTEN_UNSEEN = [
-    clamped, scaled_through_data, other_data, a_mask_and_a_column, by_a_view, several_at_once,
-    cut_off, rectified, masked_to_infinity, small_variances, clamped_in_a_checkpoint,
-    beside_a_kernel_with_kinks,
-]  # fmt: skip
-
-
-def solved_without_a_graph(net):
-    """As an equilibrium's layer is: the solution is a leaf of a graph of its own."""
-    with torch.no_grad():
-        z = net(STATES).sin()
-    z.requires_grad_()
-    (gradient,) = torch.autograd.grad((z**3).sum(), z, create_graph=True)
-    return (net(STATES) * gradient * z).square().mean()
-
-
-def a_leaf_by_its_attribute(net):
-    z = net(STATES).detach() * 2
-    z.requires_grad = True
-    return (net(STATES) * z**2).square().mean()
-
-
-def an_expanded_leaf(net):
-    with torch.no_grad():
-        z = net(STATES)[:1].sin().expand(32, -1)
-    z.requires_grad_()
-    return (net(STATES) * z).square().mean()
-
-
-def without_inference_mode(net):
-    y = net(STATES) * 1
-    with torch.inference_mode():
-        y.mul_(2)
-    return y.pow(3).mean()
-
-
-LOSSES = [
-    an_expanded_leaf, without_inference_mode,
-    solved_without_a_graph, a_leaf_by_its_attribute,
-    *WRITTEN_UNSEEN,
-    q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
-    weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,
-]  # fmt: skip
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),  # in torch.func.jvp
+    pytest.mark.filterwarnings("ignore:There is a performance drop"),  # of vmap
+]
 
 
 def network():
