@@ -14,7 +14,7 @@ from docs.pages import PAGES, ROOT, Block, blocks
 SLOW = {
     "jax.md": ["flax"],
     "keras.md": ["keras", "tensorflow"],
-    "trainers.md": ["lightning", "accelerate", "timm"],
+    "trainers.md": ["lightning", "accelerate", "timm", "skorch"],
 }
 # Of Lightning, about our small data.
 IGNORED = (
