@@ -20,7 +20,7 @@ from torch.nn._reduction import legacy_get_string
 from torch.utils import _pytree as pytree
 
 # The base class of modes below autograd: documented, but only in notes.
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -37,6 +37,7 @@ __all__ = [
     "innermost",
     "is_any_autocast_enabled",
     "is_view",
+    "keeping_version",
     "kernel_arguments",
     "kernel_is_mutable",
     "kernel_name",
@@ -52,6 +53,7 @@ __all__ = [
     "under_functorch",
     "version",
     "weight_norm",
+    "without_dispatch_modes",
 ]
 
 # What torch.nn.utils.weight_norm and the parametrization of that name call.
@@ -144,6 +146,11 @@ def innermost(t: Tensor) -> Tensor:
     return t
 
 
+def keeping_version(t: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which autograd does not count what is written to a tensor."""
+    return torch.autograd._unsafe_preserve_version_counter(t)
+
+
 def sparse_values(t: Tensor) -> Tensor:
     """Return the values of a sparse tensor, in its memory; the public way wants a coalesced one."""
     return t._values() if t.layout is torch.sparse_coo else t.values()
@@ -170,6 +177,11 @@ def below_torch_functions() -> AbstractContextManager[None]:
     A dispatch mode's handler calls torch again, for what such a mode has seen already.
     """
     return torch._C.DisableTorchFunction()
+
+
+def without_dispatch_modes() -> AbstractContextManager[Any]:
+    """Return a context without modes below autograd, in whose presence some functions differ."""
+    return _disable_current_modes()
 
 
 def kernel_name(operator: Any) -> str:

@@ -98,6 +98,7 @@ class Constants:
     def __init__(self, is_moved: Callable[[Tensor], bool]) -> None:
         self._marked = Storages()
         self._is_moved = is_moved
+        self._inputs: dict[int, ref[Tensor]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._marked)
@@ -117,8 +118,15 @@ class Constants:
     def _is_constant(self, t: Tensor) -> bool:
         if not requires_grad(t):
             return True
-        # The inputs of a checkpoint that runs again are leaves for it, and do move.
-        return is_leaf(t) and not _torch.in_backward() and not self._is_moved(t)
+        return is_leaf(t) and not self._is_moved(t) and not self._is_input(t)
+
+    def note_input(self, leaf: Tensor) -> None:
+        """Note an input of a checkpoint that runs again: it is a leaf for it, and moves."""
+        self._inputs[id(leaf)] = ref(leaf)
+
+    def _is_input(self, t: Tensor) -> bool:
+        found = self._inputs.get(id(t))
+        return found is not None and found() is t
 
     def note(
         self, name: str, out: Any, args: tuple, kwargs: dict[str, Any], *, is_write: bool = False

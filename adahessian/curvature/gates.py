@@ -140,9 +140,8 @@ class Gates(TorchFunctionMode):
         is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
         is_write = is_write or name == "__set__" and is_data(func)
         is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
-        # Not the inputs of a checkpoint that runs again.
-        if self._constants and makes_a_leaf(func) and not _torch.in_backward():
-            self._hold_still(args[0])
+        if self._constants and makes_a_leaf(func):
+            (self._constants.note_input if _torch.in_backward() else self._hold_still)(args[0])
         if name in _ATTRIBUTES and not is_write:
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
@@ -318,7 +317,8 @@ class Gates(TorchFunctionMode):
         if values.layout is torch.strided and 0 in values.stride():
             leaf.data = values.clone()  # nobody can write to an expanded one
         else:
-            leaf.data.copy_(values)
+            with _torch.keeping_version(leaf):
+                leaf.detach().copy_(values)
         self._constants.mark([leaf])
 
     def _number(self, func: Callable, number: Any) -> Any:

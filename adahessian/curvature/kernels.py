@@ -1,7 +1,7 @@
 """Pieces below autograd: record and replay what :mod:`adahessian.curvature.gates` cannot reach.
 
 A function of torch that is written in C++ or in Python comes to the gates as a whole:
-``F.pairwise_distance``, ``torch.quantile``, ``F.softsign``. Below autograd it is a sequence of ATen
+``F.pairwise_distance``, ``F.softsign``, ``torch.renorm``. Below autograd it is a sequence of ATen
 operators, forward and backward, and there a piece needs no derivative of its own: the backward pass
 is a sequence of such operators too, with comparisons, signs and indices for the pieces. So each
 operator is run as it is, and then the elements that have left their piece get the values that they

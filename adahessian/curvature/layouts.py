@@ -9,6 +9,7 @@ curvature. Here the strides of the recorded evaluation are noted, and given to t
 Private to :mod:`adahessian.curvature.gates`.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -81,6 +82,15 @@ def with_value(graph: Tensor, value: Tensor) -> Tensor:
     out = copy_of(graph)
     with torch.no_grad():
         return out.copy_(value)
+
+
+def with_gradient_laid_out(t: Tensor, strides: Strides) -> Tensor:
+    """Return t itself, whose gradient from here will have these strides."""
+    if not t.requires_grad or not _is_plain(t):
+        return t
+    t = t.view_as(t)
+    t.register_hook(partial(_laid_out_next, coming=itertools.repeat(strides)))
+    return t
 
 
 def _note(grad: Tensor | None, noted: list[Strides | None]) -> None:

@@ -28,6 +28,8 @@ from adahessian.curvature.embeddings import GATES as EMBEDDINGS
 from adahessian.curvature.embeddings import Embedding
 from adahessian.curvature.layouts import with_value
 from adahessian.curvature.pools import GATES as POOLS
+from adahessian.curvature.quantiles import GATES as QUANTILES
+from adahessian.curvature.quantiles import Quantile
 from adahessian.curvature.selections import GATES as SELECTIONS
 from adahessian.curvature.snapshot import generator_state, set_generator_state
 from adahessian.curvature.torch_calls import bind, split, writes
@@ -350,7 +352,7 @@ class _L1Loss:
 def _build_table() -> dict[Callable, Any]:
     """Return the gate of each function, in all the forms under which torch offers it."""
     kinds = {name: gate for names, gate in _POINTWISE.items() for name in names}
-    kinds |= SELECTIONS | POOLS
+    kinds |= SELECTIONS | POOLS | QUANTILES
     constants = "round floor ceil trunc fix sign sgn heaviside bernoulli".split()
     kinds |= dict.fromkeys(constants, _Constant())
     kinds |= {"rrelu": _RandomLeakyReLU(), "l1_loss": _L1Loss(), "detach": Detached()}
@@ -367,5 +369,5 @@ def _build_table() -> dict[Callable, Any]:
 
 GATES = _build_table()
 
-# Those that freeze no piece: they are needed beside the kernels' records, too.
-ABOVE_AUTOGRAD = (Detached, FirstLayers, Embedding)
+# Needed beside the kernels' records, too: they freeze no piece, or one that no kernel shows.
+ABOVE_AUTOGRAD = (Detached, FirstLayers, Embedding, Quantile)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from adahessian.curvature.snapshot import generator_state, set_generator_state
 from adahessian.curvature.torch_calls import bind, name_of
 
 _aten = torch.ops.aten
@@ -37,13 +38,17 @@ class MaxPool(NamedTuple):
     def record(self, func: Callable, args: tuple, kwargs: dict[str, Any]):
         x, wants_indices, given = self.bind(func, args, kwargs)
         out, indices = self.with_indices(x, **given)
+        # What is drawn next must be the same where the windows are not drawn again.
+        drawn = generator_state(x.device) if "_random_samples" in self.parameters else None
         if wants_indices:  # a model may change what it gets
-            return (out, indices), (indices.clone(), out.dtype)
-        return out, (indices, out.dtype)
+            return (out, indices), (indices.clone(), out.dtype, drawn)
+        return out, (indices, out.dtype, drawn)
 
     def replay(self, pattern: tuple, func: Callable, args: tuple, kwargs: dict[str, Any]):
         x, wants_indices, given = self.bind(func, args, kwargs)
-        indices, dtype = pattern
+        indices, dtype, drawn = pattern
+        if drawn is not None:
+            set_generator_state(x.device, drawn)
         x = x.to(dtype)  # autocast lets some pools compute in float32
         if self.dims == 1:  # is pooling over two, the first of size one
             out = _pool(x.unsqueeze(-2), indices.unsqueeze(-2), 2, self.backward(1, given, indices))

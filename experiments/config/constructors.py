@@ -11,6 +11,8 @@ from experiments.errors import UserError, nearest
 
 # What the data know and a constructor may ask for, under the names that are in use.
 CLASSES = ("num_classes", "classes", "n_classes", "num_labels")
+# What a constructor raises of arguments that it does not take.
+REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError)
 CHANNELS = ("in_channels", "in_chans", "channels", "num_channels")
 
 
@@ -129,13 +131,16 @@ def call(
             asked |= {name: value for name in taken[:1]}
     try:
         return constructor(**asked)
-    except (TypeError, ValueError, RuntimeError, KeyError, AssertionError) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{where}: {path} refuses {_words(asked)}: {said} "
-            f"({Path(place.filename).name}, line {place.lineno})"
-        ) from error
+    except REFUSALS as error:
+        raise UserError(f"{where}: {refusal(path, asked, error)}") from error
+
+
+def refusal(path: str, given: Mapping[str, Any], error: Exception) -> str:
+    """Say in one line what a constructor did not take, and where it says so."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split()) or type(error).__name__
+    at = f"({Path(place.filename).name}, line {place.lineno})"
+    return f"{path} refuses {_words(given)}: {said} {at}"
 
 
 def _words(arguments: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.config import constructors
 from experiments.config.experiment import Config
 from experiments.errors import UserError, nearest
 from experiments.runtime import distributed
@@ -115,8 +116,11 @@ def _construct(config: Config, params: Any, changed: dict[str, Any], where: str)
         arguments.setdefault("process_group", distributed.world_group())
     try:
         return constructor(params, **arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizers.{config.optimizer_name}{where}: {error}") from None
+    except constructors.REFUSALS as error:
+        said = str(error)
+        if not isinstance(error, TypeError | ValueError):  # it was not meant for the user
+            said = constructors.refusal(spec.constructor, arguments, error)
+        raise UserError(f"optimizers.{config.optimizer_name}{where}: {said}") from None
 
 
 def check(config: Config) -> None:

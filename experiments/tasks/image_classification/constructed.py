@@ -83,7 +83,7 @@ def _build(source: str, given: Mapping[str, Any], root: Path, train: bool, downl
             raise UserError(f"dataset: {source}: {error}") from error
         if not download:
             raise Missing(str(error)) from error
-    except (TypeError, ValueError) as error:
+    except constructors.REFUSALS as error:
         raise UserError(f"dataset: {source}: {error}") from error
     with datasets.downloading(_url(constructor), root, [constructor.__name__]):
         return constructor(**arguments, download=True)

@@ -21,6 +21,11 @@ from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Using a non-tuple", "ignore:.*searchsorted", "ignore:dropout", "ignore:.*Lazy",
+    "ignore:There is a performance drop",  # of vmap
+)  # fmt: skip
+
 BATCH, CHANNELS, SIZE = 3, 4, 6
 ALLOWED = 0.01  # of the product, or of a thousandth of gradient and product over the network
 
@@ -38,6 +43,23 @@ class Residual(nn.Module):
 class Checkpointed(Residual):
     def forward(self, x):
         return checkpoint(self.inner, x, use_reentrant=False)
+
+
+class Vmapped(Residual):
+    """Each example by itself, where torch.func has rules for the layer."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.has_rules = True
+        try:
+            self(torch.randn(BATCH, CHANNELS, SIZE, SIZE))
+        except (RuntimeError, ValueError):
+            self.has_rules = False
+
+    def forward(self, x):
+        if not self.has_rules:
+            return self.inner(x)
+        return torch.vmap(lambda one: self.inner(one[None])[0], randomness="different")(x)
 
 
 class Call(nn.Module):
@@ -77,6 +99,19 @@ class _InstanceNorm(nn.InstanceNorm2d):
         return y
 
 
+@torch.no_grad()
+def _without_graph(x):
+    return x.exp() / (1 + x.exp())
+
+
+def _written_unseen(x):
+    y = x * 1
+    with torch.no_grad():
+        y.clamp_(min=-0.3)
+        y[0] *= 2
+    return y
+
+
 def _tied():
     layer = nn.Conv2d(CHANNELS, CHANNELS, 1)
     return nn.Sequential(layer, nn.Tanh(), layer)
@@ -109,6 +144,11 @@ LAYERS = {
     "in place": lambda: Call(lambda x: (x * 1).mul_(1.5).add_(0.1).relu_()),
     "channels_last": lambda: Call(lambda x: x.contiguous(memory_format=torch.channels_last)),
     "Embedding": lambda: Call(lambda x: x * torch.bucketize(x, x.new_tensor([-1.0, 0.0, 1.0]))),
+    "constant": lambda: Call(lambda x: x * _without_graph(x)),
+    "detached": lambda: Call(lambda x: x.square() / (1 + x.detach().square())),
+    "number": lambda: Call(lambda x: x / (1 + x.detach().norm().item())),
+    "parameter": lambda: Call(lambda x: x * nn.Parameter(_without_graph(x))),
+    "written unseen": lambda: Call(_written_unseen),
     "remainder": lambda: Call(lambda x: (3 * x) % 1),
     "sort": lambda: Call(lambda x: x.sort(1).values),
     "normalize": lambda: Call(lambda x: F.normalize(x, p=1)),
@@ -153,7 +193,9 @@ LOSSES = {
 # In a checkpoint torch's first derivative of RReLU does not have the slopes that it drew, and the
 # second ones of the others are torch's own: wrong, and missing.
 NOT_CHECKPOINTED = ("RReLU", "weight_norm", "Hardsigmoid")
-WRAPPERS = {"plain": lambda m: m, "residual": Residual, "checkpointed": Checkpointed}
+NOT_VMAPPED = ("LSTM", "GRU", "RNN relu")  # their derivatives have no rules
+WRAPPERS = {"plain": lambda m: m, "residual": Residual, "checkpointed": Checkpointed,
+            "vmapped": Vmapped}  # fmt: skip
 
 networks = st.tuples(
     st.lists(st.tuples(st.sampled_from(sorted(LAYERS)), st.sampled_from(sorted(WRAPPERS))),
@@ -168,6 +210,7 @@ def build(description):
     layers, loss, seed = description
     torch.manual_seed(seed)
     layers = [(n, "plain" if n in NOT_CHECKPOINTED else w) for n, w in layers]
+    layers = [(n, "plain" if n in NOT_VMAPPED and w == "vmapped" else w) for n, w in layers]
     body = [WRAPPERS[wrapper](LAYERS[name]()) for name, wrapper in layers]
     first = nn.Conv2d(2, C, 3, padding=1)
     model = nn.Sequential(first, *body, nn.Flatten(), nn.LazyLinear(C)).double()
@@ -219,9 +262,6 @@ def products(description):
     return found, exact, gradient
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Using a non-tuple", "ignore:.*searchsorted", "ignore:dropout", "ignore:.*Lazy"
-)
 def check(description):
     found, exact, gradient = products(description)
     norm = sum(float(t.square().sum()) for t in (*exact.values(), *gradient.values())) ** 0.5
@@ -254,6 +294,9 @@ FOUND = [  # by long runs
     ([("RReLU", P), ("Dropout", P)], "mse", 861),
     ([("RReLU", "residual"), ("AlphaDropout", "checkpointed"), ("RNN relu", P)], "bce", 614),
     ([("RReLU", P), ("remainder", P), ("RReLU", P), ("FractionalMaxPool2d", P)], "L1 penalty", 3),
+    ([("ReLU6", P), ("GroupNorm", P), ("quantile", P)], "mse", 256),
+    ([("FractionalMaxPool2d", P), ("AlphaDropout", P)], "cross_entropy", 315),
+    ([("tied", P), ("parameter", "checkpointed")], "nll", 246),
 ]
 
 

@@ -388,6 +388,10 @@ HIDDEN = {
     "frac": lambda y: y.frac(),
     "rounded division": lambda y: y * torch.div(y, 0.3, rounding_mode="floor"),
     "quantile": lambda y: torch.quantile(y.view(5, -1), 0.3, dim=1),
+    "learned quantiles": lambda y: torch.quantile(y.view(5, -1), y.view(-1)[:3].sigmoid(), dim=1),
+    "learned nanquantile": lambda y: torch.nanquantile(
+        torch.where(y > 1, torch.nan, y).view(5, -1), y.view(-1)[0].sigmoid(), dim=0
+    ),
     "product with zeros beside them": lambda y: y.view(5, -1).prod(1) + y.norm(1),
     "cumulative product beside them": lambda y: y.view(5, -1).cumprod(1).sum() + y.norm(1),
     "nan_to_num": lambda y: torch.nan_to_num(y.abs(), posinf=1.0),
