@@ -53,7 +53,7 @@ from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
 from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.shifts import Shifts, is_of_the_graph
-from adahessian.curvature.torch_calls import name_of, writes, written_by
+from adahessian.curvature.torch_calls import in_torchs_words, name_of, writes, written_by
 from adahessian.curvature.unfolding import unfolded
 from adahessian.replicas import local
 
@@ -180,7 +180,7 @@ class Gates(TorchFunctionMode):
         if self.kernels is not None and not isinstance(gate, ABOVE_AUTOGRAD):
             return func(*args, **kwargs)
         if gate is not None and _freezes(gate, _tensors(args, kwargs)):
-            self.inside = "a gate"
+            self.inside, kwargs = "a gate", in_torchs_words(kwargs)
             try:
                 if self._next is None:
                     return self._record(gate, func, args, kwargs)

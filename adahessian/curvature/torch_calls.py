@@ -8,10 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+_OF_NUMPY = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}
+_OF_NUMPY |= dict.fromkeys(("x", "a", "x1"), "input")
+
 
 def name_of(func: Callable) -> str:
     """Return a function's name for comparison and messages."""
     return getattr(func, "__name__", str(func))
+
+
+def in_torchs_words(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a built-in function by torch's names: it takes numpy's, too."""
+    return {_OF_NUMPY.get(name, name): value for name, value in kwargs.items()}
 
 
 def bind(parameters: tuple[str, ...], args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

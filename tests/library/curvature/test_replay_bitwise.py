@@ -97,10 +97,14 @@ def weights(*shape):
 
 
 LINE, VOLUME = (4, 6, 12), (2, 3, 4, 6, 4)
-ORDERED = [call(-1), call(1), call(dim=2)]
-EXTREMUM = [call(()), call(1), call((2, 3), True), call(dim=(1, 2))]
-FIRST_OF = [call(), call(1), call(dim=-1, keepdim=True), call(other), call(other=other_row)]
-OF_TWO = [call(other), call(other_row), call(one_number), call(integers)]
+# torch takes numpy's names of arguments, too: axis, keepdims, x2.
+ORDERED = [call(-1), call(1), call(dim=2), call(axis=1)]
+EXTREMUM = [call(()), call(1), call((2, 3), True), call(dim=(1, 2)), call(axis=1, keepdims=True)]
+FIRST_OF = [
+    call(), call(1), call(dim=-1, keepdim=True), call(axis=1, keepdims=True), call(other),
+    call(other=other_row),
+]  # fmt: skip
+OF_TWO = [call(other), call(other_row), call(one_number), call(integers), call(x2=other)]
 CALLS = {
     **dict.fromkeys("relu selu hardsigmoid hardswish relu6".split(), [call()]),
     "leaky_relu": [call(), call(0.3)],
@@ -128,7 +132,7 @@ CALLS = {
     "clamp_max": [call(0.5), call(max=weights(6))],
     **dict.fromkeys(("abs", "absolute"), [call()]),
     **dict.fromkeys(("max", "min"), FIRST_OF),
-    **dict.fromkeys(("median", "nanmedian"), FIRST_OF[:3]),
+    **dict.fromkeys(("median", "nanmedian"), FIRST_OF[:4]),
     **dict.fromkeys(
         ("quantile", "nanquantile"),
         [
@@ -144,7 +148,7 @@ CALLS = {
     **dict.fromkeys("maximum minimum fmax fmin".split(), OF_TWO),
     **dict.fromkeys(("amax", "amin"), EXTREMUM),
     **dict.fromkeys(("mode", "sort", "cummax", "cummin"), ORDERED),
-    **dict.fromkeys(("topk", "kthvalue"), [call(2), call(3, 1), call(k=2, dim=0)]),
+    **dict.fromkeys(("topk", "kthvalue"), [call(2), call(3, 1), call(k=2, dim=0), call(2, axis=1)]),
     **dict.fromkeys("round floor ceil trunc fix sign sgn detach".split(), [call()]),
     "heaviside": [call(weights(6), detached=True)],  # has no derivative
     "bernoulli": [call(data=probabilities, infinite=False)],
