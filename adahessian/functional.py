@@ -9,6 +9,7 @@ from torch import Tensor
 from adahessian._torch import pytree
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.hutchinson import Probes
+from adahessian.curvature.second_derivatives import SecondDerivatives, check_differentiable_twice
 
 
 def value_grad_and_hessian(
@@ -61,7 +62,7 @@ def value_grad_and_hessian(
     leaves = [leaf.detach().clone().requires_grad_() for _, leaf in paths]
     argument = pytree.tree_unflatten(leaves, spec)
 
-    with torch.enable_grad():
+    with torch.enable_grad(), SecondDerivatives():
         value = fun(*fun_input[:argnum], argument, *fun_input[argnum + 1 :])
         if not isinstance(value, Tensor):
             raise TypeError(f"fun must return a tensor, got {type(value).__name__}")
@@ -69,6 +70,7 @@ def value_grad_and_hessian(
             raise ValueError(f"fun must return a scalar, got shape {tuple(value.shape)}")
         if value.requires_grad:
             grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
+            check_differentiable_twice([value, *grads])
         else:
             grads = [torch.zeros_like(leaf) for leaf in leaves]
 

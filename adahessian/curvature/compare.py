@@ -65,7 +65,7 @@ def compare_products(
     approximate = difference.product(z)
     with difference.replay.rewound():
         undo()
-        exact_products = DoubleBackward(closure, params, probe)
+        exact_products = DoubleBackward(closure, params, probe, check=True)
         exact_products.evaluate()
         exact = exact_products.product(z)
     undo()

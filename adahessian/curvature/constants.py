@@ -128,15 +128,21 @@ class Constants:
         found = self._inputs.get(id(t))
         return found is not None and found() is t
 
+    def among(self, targets: Any) -> list[Tensor]:
+        """Return those of the tensors that a call is about to write to that are constants.
+
+        They may belong to the graph afterwards. What shares their memory does not.
+        """
+        return [t for t in tensors_in(targets) if t.is_floating_point() and self._is_constant(t)]
+
     def note(
-        self, name: str, out: Any, args: tuple, kwargs: dict[str, Any], *, is_write: bool = False
-    ) -> None:
+        self, name: str, out: Any, args: tuple, kwargs: dict[str, Any],
+        written: list[Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """Mark what a function has computed of a parameter without its graph, or written there."""
-        outputs = [
-            t for t in tensors_in(out)
-            if t.is_floating_point()
-            and (self._is_constant(t) if is_write else not requires_grad(t))
-        ]  # fmt: skip
+        outputs = written
+        if outputs is None:
+            outputs = [t for t in tensors_in(out) if t.is_floating_point() and not requires_grad(t)]
         if name in _LIKE_SECOND:
             args, kwargs = args[:1], {}
         if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):

@@ -13,7 +13,11 @@ from adahessian.curvature.constants import tensors_in
 from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
-from adahessian.curvature.second_derivatives import SecondDerivatives
+from adahessian.curvature.second_derivatives import (
+    NO_SECOND_DERIVATIVE,
+    SecondDerivatives,
+    check_differentiable_twice,
+)
 
 
 def double_backward(
@@ -79,11 +83,6 @@ _WRONG_SECOND_DERIVATIVE = (
 )
 # What torch and torchvision say of it.
 _LACKS_ONE = ("is not implemented", "not supported", "is not differentiable")
-_NO_SECOND_DERIVATIVE = (
-    "this model uses a kernel without a second derivative. Use "
-    "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
-    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) around the forward pass."
-)
 
 
 def _has_node(tensors: Sequence[Tensor], name: str) -> bool:
@@ -105,7 +104,7 @@ class DoubleBackward:
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order. With the last
             one the graph is freed.
-        check: warn of second derivatives that torch has wrong.
+        check: refuse or warn of second derivatives that torch has wrong.
     """
 
     def __init__(
@@ -131,21 +130,25 @@ class DoubleBackward:
         """Evaluate the closure; return what it returns.
 
         Raises:
-            RuntimeError: under DistributedDataParallel, which does not support create_graph.
+            RuntimeError: under DistributedDataParallel, which does not support create_graph; or
+                a function has no second derivative.
         """
         # A compiled function has no second derivative.
         mode = _BeforeBackward(self._accumulate)
         with torch.compiler.set_stance("force_eager"), mode:
             try:
-                return call(self._closure)
+                value = call(self._closure)
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
                 if mode.graph_was_asked_for and _lacks_a_second_derivative(error):
-                    raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
+                    raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
                 raise
             finally:
                 self._graph_was_asked_for, self._losses = mode.graph_was_asked_for, mode.last
+        if self._check:
+            check_differentiable_twice([*self._losses, *tensors_in(value)])
+        return value
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -162,10 +165,11 @@ class DoubleBackward:
             if _has_node(self._losses, _REENTRANT_NODE):
                 raise RuntimeError(_REENTRANT)
             # The loss is linear: its gradient is constant.
-        self._losses = []
         if self._check and self._num_products == 1:
+            check_differentiable_twice(gradients(params))
             if _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
+        self._losses = []
         last = self._num_products == len(self._probes)
         return {
             p: hz + earlier[p] if p in earlier else hz
@@ -240,7 +244,7 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
         return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)
     except RuntimeError as error:
         if _lacks_a_second_derivative(error):
-            raise RuntimeError(f"{error}: {_NO_SECOND_DERIVATIVE}") from error
+            raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
         raise
 
 

@@ -156,6 +156,7 @@ class Gates(TorchFunctionMode):
             args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
         if func in _RENORMALIZE:
             args, kwargs = self._renormalized_once(func, args, kwargs)
+        written = self._constants.among(written_by(args, kwargs)) if is_write else None
         out = (self._write if is_write else self._call)(name, func, args, kwargs)
         if name in NUMBERS and self._constants.depend(args, kwargs):
             return out if _torch.in_function_forward() else self._number(func, out)
@@ -164,8 +165,7 @@ class Gates(TorchFunctionMode):
             self.dtypes.add(out.dtype)
         if name == "_values":  # of a sparse tensor
             self._behind_the_graph.add(filter(is_of_the_graph, args))
-        made = written_by(args, kwargs) if is_write else out
-        self._constants.note(name, made, args, kwargs, is_write=is_write)
+        self._constants.note(name, out, args, kwargs, written)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -5,17 +5,25 @@ has shown (``tests/library/curvature/test_operators.py``). Private to double bac
 difference takes the margin losses from here, whose kernels it could not freeze.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.batch_norm import batch_norm
+from adahessian.curvature.graph import nodes_below
+
+NO_SECOND_DERIVATIVE = (
+    "this model uses a kernel without a second derivative. Use "
+    "curvature='finite_difference', which needs none; or, for attention, its slower kernel: "
+    "torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH) around the forward pass."
+)
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -104,6 +112,29 @@ _STAND_INS: dict[Callable, Callable] = {
 }
 if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
     _STAND_INS[F.linear_cross_entropy] = _linear_cross_entropy
+
+
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+
+
+def check_differentiable_twice(tensors: Iterable[Tensor]) -> None:
+    """Refuse functions that are marked as ``once_differentiable``.
+
+    torch means to refuse them itself, when the second derivative comes to them. But it cuts them
+    out of the graph, so that ``autograd.grad`` never does: what is behind them counts as constant.
+
+    Args:
+        tensors: a loss, or gradients with their graph.
+
+    Raises:
+        RuntimeError: with the function's name.
+    """
+    for node in nodes_below(tensors):
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        is_once = getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE
+        if is_once or node.name().endswith("::Error"):
+            name = node.name().removesuffix("Backward") if is_once else "a custom function"
+            raise RuntimeError(f"{name} is once_differentiable: {NO_SECOND_DERIVATIVE}")
 
 
 class SecondDerivatives(TorchFunctionMode):

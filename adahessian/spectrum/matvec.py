@@ -19,7 +19,7 @@ from adahessian import _torch
 from adahessian._torch import pytree
 from adahessian.curvature import CURVATURES
 from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.second_derivatives import SecondDerivatives
+from adahessian.curvature.second_derivatives import SecondDerivatives, check_differentiable_twice
 from adahessian.curvature.snapshot import RandomStates, set_random_states
 from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
@@ -247,6 +247,8 @@ class Hessian(_BatchedMatvec):
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
             loss = _check_loss(self._loss(*arguments))
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        if self._check:
+            check_differentiable_twice([loss, *(g for g in grads if g is not None)])
         _check_dense(grads)
         used = [i for i, g in enumerate(grads) if g is not None]
         used_grads = [grads[i] for i in used]
@@ -332,6 +334,8 @@ class GaussNewton(_BatchedMatvec):
             pulled = torch.autograd.grad(
                 outputs, self.params, u, create_graph=True, allow_unused=True
             )
+        if self._check:
+            check_differentiable_twice([outputs, *(g for g in pulled if g is not None)])
         used = [i for i, g in enumerate(pulled) if g is not None]
 
         def times_jacobian(pieces: list[Tensor]) -> Tensor:

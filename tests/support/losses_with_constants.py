@@ -206,6 +206,14 @@ def a_layer_that_copies(net):
     return (copy(STATES) * net[0](STATES).square()).mean()
 
 
+def a_buffer_set_to_values_of_the_graph(net):
+    """As a codebook that k-means begins: the buffer itself has no graph."""
+    codes = torch.zeros(32, 4).double()
+    codes.data.copy_(net(STATES).exp())
+    nearest = codes[torch.cdist(net(STATES).detach(), codes).argmin(1)]
+    return (net(STATES) - nearest).square().mean() * net(STATES).square().mean()
+
+
 def a_layer_of_another_precision(net):
     copy = nn.Linear(6, 16)
     copy.load_state_dict({name: p * 2 for name, p in net[0].named_parameters()})
@@ -317,6 +325,7 @@ LOSSES = [
     q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
     weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,
     a_parameter_made_in_the_closure, a_layer_that_copies, a_layer_of_another_precision,
+    a_buffer_set_to_values_of_the_graph,
     trained_within, detached_in_vmap, targets_in_vmap, written_unseen_in_vmap, dropped_in_vmap,
     a_nested_vmap, a_weighted_residual, a_directional_derivative, a_constant_that_leaves_vmap,
     a_kink_in_vmap, a_sparse_constant, a_sparse_matrix_written_unseen,

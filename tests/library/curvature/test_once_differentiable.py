@@ -1,0 +1,122 @@
+"""Functions without a second derivative, which torch cuts out of the graph without a word."""
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.distributions import Beta, Dirichlet
+
+from adahessian import AdaHessian
+from adahessian.functional import value_grad_and_hessian
+from adahessian.spectrum import GaussNewton, Hessian
+
+torch.manual_seed(0)
+X = torch.randn(16, 4).double()
+
+
+class Cube(Function):
+    """As many a library's kernel is: its derivative was written for one gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+LOSSES = {
+    "at the end": lambda y: Cube.apply(y).mean(),
+    "beside others": lambda y: Cube.apply(y).mean() + y.square().mean(),
+    "before others": lambda y: Cube.apply(y).square().mean(),
+    "Dirichlet": lambda y: Dirichlet(y.exp()).rsample().square().mean(),
+    "Beta": lambda y: Beta(y[:, 0].exp(), y[:, 1].exp()).rsample().sin().mean(),
+}
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def by_a_closure(net, loss):
+    optimizer = AdaHessian(net.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(net(X))
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    optimizer.step(closure)
+
+
+def without_one(net, loss):
+    optimizer = AdaHessian(net.parameters())
+    loss(net(X)).backward(create_graph=True)
+    optimizer.step()
+
+
+def from_a_part(net, loss):
+    optimizer = AdaHessian(net.parameters(), curvature_fraction=0.5)
+    loss(net(X)).backward()
+    optimizer.step(curvature_closure=lambda a, b: loss(net(X[round(16 * a) : round(16 * b)])))
+
+
+def by_the_function(net, loss):
+    params = dict(net.named_parameters())
+    value_grad_and_hessian(
+        lambda given: loss(torch.func.functional_call(net, given, (X,))), (params,)
+    )
+
+
+def by_a_spectrum(net, loss):
+    matrix = Hessian(lambda: loss(net(X)), net)
+    matrix(torch.ones(matrix.size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@pytest.mark.parametrize("use", [by_a_closure, without_one, from_a_part, by_the_function,
+                                 by_a_spectrum])  # fmt: skip
+def test_it_is_refused(use, loss):
+    if use is without_one and loss in (LOSSES["at the end"], LOSSES["beside others"]):
+        pytest.skip("the gradients' graph has nothing of it; with a closure there is the loss's")
+    with pytest.raises(RuntimeError, match="once_differentiable.*finite_difference"):
+        use(network(), loss)
+
+
+def test_gauss_newton_refuses_it_too():
+    net = network()
+    matrix = GaussNewton(
+        lambda batch: Cube.apply(net(batch[0])), lambda y, batch: y.square().mean(), net, [(X,)]
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        matrix(torch.ones(matrix.size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", ["at the end", "beside others", "before others"])
+def test_the_finite_difference_needs_none(name):
+    def plain(y):
+        cubes = y**3
+        return {"at the end": cubes.mean(), "beside others": cubes.mean() + y.square().mean(),
+                "before others": cubes.square().mean()}[name]  # fmt: skip
+
+    steps = []
+    for loss, way in ((plain, "double_backward"), (LOSSES[name], "finite_difference")):
+        net = network()
+        optimizer = AdaHessian(net.parameters(), lr=0.1, curvature=way)
+
+        def closure(net=net, loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(net(X))
+            value.backward(create_graph=optimizer.needs_graph)
+            return value
+
+        optimizer.step(closure)
+        steps.append(dict(net.named_parameters()))
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-5, atol=1e-7)
