@@ -33,6 +33,7 @@ __all__ = [
     "gradients",
     "has_saved_tensor_hooks",
     "in_backward",
+    "in_function",
     "in_function_forward",
     "innermost",
     "is_any_autocast_enabled",
@@ -77,6 +78,17 @@ def in_function_forward() -> bool:
     return not gradients and not torch.is_inference_mode_enabled()
 
 
+def in_function() -> bool:
+    """Whether a custom autograd Function's own code is running, forward or backward.
+
+    Not a reentrant checkpoint's, whose backward method runs the model's.
+    """
+    if in_function_forward():
+        return True
+    node = torch._C._current_autograd_node() if in_backward() else None
+    return node is not None and hasattr(node, "_forward_cls") and "Checkpoint" not in node.name()
+
+
 def derivative_in_backward() -> str:
     """Return the name of the derivative that autograd's engine is computing; "" for none."""
     node = torch._C._current_autograd_node()
@@ -117,16 +129,14 @@ def run_backward(
     )  # fmt: skip
 
 
-def gradients(
-    loss: Tensor, inputs: Sequence[Tensor], create_graph: bool
-) -> Sequence[Tensor | None]:
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]:
     """Return a scalar's derivatives, as ``torch.autograd.grad`` does after its handling of modes.
 
     The reason is that of :func:`run_backward`. None for an input on which the scalar does not
     depend.
     """
     return _engine_run_backward(
-        (loss,), (torch.ones_like(loss),), create_graph, create_graph, tuple(inputs),
+        (loss,), (torch.ones_like(loss),), False, False, tuple(inputs),
         allow_unreachable=True, accumulate_grad=False,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from adahessian._torch import pytree
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.hutchinson import Probes
-from adahessian.curvature.second_derivatives import SecondDerivatives, check_differentiable_twice
+from adahessian.curvature.second_derivatives import CustomFunctions, SecondDerivatives
 
 
 def value_grad_and_hessian(
@@ -69,8 +69,9 @@ def value_grad_and_hessian(
         if value.numel() != 1:
             raise ValueError(f"fun must return a scalar, got shape {tuple(value.shape)}")
         if value.requires_grad:
+            custom = CustomFunctions([value])
             grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
-            check_differentiable_twice([value, *grads])
+            custom.check(grads)
         else:
             grads = [torch.zeros_like(leaf) for leaf in leaves]
 

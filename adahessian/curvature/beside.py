@@ -69,7 +69,10 @@ def filling_gradients(
             )
         wanted = [p for p in params if p.requires_grad]
         scaled = loss if scale is None else loss * scale.to(loss)
-        grads = _torch.gradients(scaled, wanted, create_graph)
+        if create_graph:
+            grads = torch.autograd.grad(scaled, wanted, create_graph=True, allow_unused=True)
+        else:
+            grads = _torch.gradients(scaled, wanted)
         for p, grad in zip(wanted, grads, strict=True):
             p.grad = grad
         return scaled

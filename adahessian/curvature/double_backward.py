@@ -15,8 +15,8 @@ from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
 from adahessian.curvature.second_derivatives import (
     NO_SECOND_DERIVATIVE,
+    CustomFunctions,
     SecondDerivatives,
-    check_differentiable_twice,
 )
 
 
@@ -125,6 +125,7 @@ class DoubleBackward:
         self._num_products = 0
         self._graph_was_asked_for = False
         self._losses: list[Tensor] = []  # what it was asked of
+        self._custom: list[CustomFunctions] = []  # of each backward pass
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns.
@@ -134,10 +135,10 @@ class DoubleBackward:
                 a function has no second derivative.
         """
         # A compiled function has no second derivative.
-        mode = _BeforeBackward(self._accumulate)
+        mode = _BeforeBackward(self._accumulate, self._check)
         with torch.compiler.set_stance("force_eager"), mode:
             try:
-                value = call(self._closure)
+                return call(self._closure)
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
@@ -146,9 +147,7 @@ class DoubleBackward:
                 raise
             finally:
                 self._graph_was_asked_for, self._losses = mode.graph_was_asked_for, mode.last
-        if self._check:
-            check_differentiable_twice([*self._losses, *tensors_in(value)])
-        return value
+                self._custom = mode.custom
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -166,7 +165,9 @@ class DoubleBackward:
                 raise RuntimeError(_REENTRANT)
             # The loss is linear: its gradient is constant.
         if self._check and self._num_products == 1:
-            check_differentiable_twice(gradients(params))
+            for custom in self._custom or [CustomFunctions(())]:
+                custom.check(gradients(params))
+            self._custom = []
             if _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         self._losses = []
@@ -216,23 +217,40 @@ class _BeforeBackward(SecondDerivatives):
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
         last: the tensors from which that one was called.
+        custom: the custom functions below each, if ``look``.
     """
 
-    def __init__(self, before_backward: Callable[[], None]) -> None:
+    def __init__(self, before_backward: Callable[[], None], look: bool) -> None:
         super().__init__()
         self._before_backward = before_backward
+        self._look = look
         self.graph_was_asked_for = False
         self.last: list[Tensor] = []
+        self.custom: list[CustomFunctions] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is Tensor.backward or func is torch.autograd.backward:
+        is_backward = func is Tensor.backward or func is torch.autograd.backward
+        if is_backward:
             self.last = []  # it holds its graph
             self._before_backward()
-            create_graph = args[3] if len(args) > 3 else (kwargs or {}).get("create_graph")
-            if create_graph:
-                self.graph_was_asked_for = True
-                self.last = list(tensors_in(args[0] if args else (kwargs or {})["tensors"]))
+        if is_backward or func is torch.autograd.grad:
+            given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
+            if given.get("create_graph"):
+                tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
+                if self._look:
+                    self.custom.append(CustomFunctions(tensors))
+                if is_backward:
+                    self.graph_was_asked_for = True
+                    self.last = tensors
         return super().__torch_function__(func, types, args, kwargs)
+
+
+# Names of arguments, in their order.
+_PARAMETERS: dict[Callable, tuple[str, ...]] = {
+    Tensor.backward: ("self", "gradient", "retain_graph", "create_graph"),
+    torch.autograd.backward: ("tensors", "grad_tensors", "retain_graph", "create_graph"),
+    torch.autograd.grad: ("outputs", "inputs", "grad_outputs", "retain_graph", "create_graph"),
+}
 
 
 def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:

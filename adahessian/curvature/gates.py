@@ -152,20 +152,22 @@ class Gates(TorchFunctionMode):
             return self._backward(*args, **kwargs)
         if self._next is None:
             self._note(name, args)
-        if self._constants and meets_the_graph(func, args, kwargs):
+        is_model = not _torch.in_function()  # what computes a derivative by itself comes with it
+        if is_model and self._constants and meets_the_graph(func, args, kwargs):
             args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
         if func in _RENORMALIZE:
             args, kwargs = self._renormalized_once(func, args, kwargs)
         written = self._constants.among(written_by(args, kwargs)) if is_write else None
         out = (self._write if is_write else self._call)(name, func, args, kwargs)
-        if name in NUMBERS and self._constants.depend(args, kwargs):
-            return out if _torch.in_function_forward() else self._number(func, out)
+        if is_model and name in NUMBERS and self._constants.depend(args, kwargs):
+            return self._number(func, out)
         # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
         if self._next is None and isinstance(out, Tensor) and requires_grad(out) and out.numel():
             self.dtypes.add(out.dtype)
         if name == "_values":  # of a sparse tensor
             self._behind_the_graph.add(filter(is_of_the_graph, args))
-        self._constants.note(name, out, args, kwargs, written)
+        if is_model or not _torch.in_backward():
+            self._constants.note(name, out, args, kwargs, written)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -237,7 +239,7 @@ class Gates(TorchFunctionMode):
 
     def _is_unseen(self, name: str, targets: Iterable[Tensor]) -> bool:
         """Whether a write changes values of the graph, and autograd takes them for unchanged."""
-        if _torch.in_function_forward():  # what it returns has the derivative that it comes with
+        if _torch.in_function():  # what it returns has the derivative that it comes with
             return False
         is_hidden = not torch.is_grad_enabled() or name == "__set__"
         return any(

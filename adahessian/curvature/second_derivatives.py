@@ -5,7 +5,8 @@ has shown (``tests/library/curvature/test_operators.py``). Private to double bac
 difference takes the margin losses from here, whose kernels it could not freeze.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,24 +118,55 @@ if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
 
 
-def check_differentiable_twice(tensors: Iterable[Tensor]) -> None:
-    """Refuse functions that are marked as ``once_differentiable``.
+class CustomFunctions:
+    """Custom functions below a loss, watched in a backward pass that builds a graph.
 
-    torch means to refuse them itself, when the second derivative comes to them. But it cuts them
-    out of the graph, so that ``autograd.grad`` never does: what is behind them counts as constant.
+    torch means to refuse one that is ``once_differentiable`` itself, when the second derivative
+    comes to it. But it cuts it out of the graph, so that ``autograd.grad`` never does: what is
+    behind it counts as constant, and so it does behind one whose backward builds no graph.
 
     Args:
-        tensors: a loss, or gradients with their graph.
-
-    Raises:
-        RuntimeError: with the function's name.
+        tensors: the loss, before that pass.
     """
-    for node in nodes_below(tensors):
-        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-        is_once = getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE
-        if is_once or node.name().endswith("::Error"):
-            name = node.name().removesuffix("Backward") if is_once else "a custom function"
-            raise RuntimeError(f"{name} is once_differentiable: {NO_SECOND_DERIVATIVE}")
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._refused = ""
+        for node in nodes_below(tensors):
+            backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+            if backward is None or "Checkpoint" in node.name():
+                continue
+            name = node.name().removesuffix("Backward")
+            if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+                self._refused = f"{name} is once_differentiable"
+            else:
+                node.register_hook(partial(self._look, name))
+
+    def _look(
+        self, name: str, grads: Sequence[Tensor | None], incoming: Sequence[Tensor | None]
+    ) -> None:
+        with _torch.below_torch_functions():
+            has_any = any(g is not None for g in grads)
+            if has_any and _have_graph(incoming) and not _have_graph(grads):
+                self._refused = f"the backward method of {name} builds no graph"
+
+    def check(self, grads: Iterable[Tensor | None]) -> None:
+        """Refuse what was seen.
+
+        Args:
+            grads: the gradients, with their graph.
+
+        Raises:
+            RuntimeError: with the function's name.
+        """
+        found = [g for g in grads if g is not None]
+        if any(node.name().endswith("::Error") for node in nodes_below(found)):
+            self._refused = self._refused or "a custom function is once_differentiable"
+        if self._refused:
+            raise RuntimeError(f"{self._refused}: {NO_SECOND_DERIVATIVE}")
+
+
+def _have_graph(grads: Sequence[Tensor | None]) -> bool:
+    return any(g is not None and g.requires_grad for g in grads)
 
 
 class SecondDerivatives(TorchFunctionMode):

@@ -19,7 +19,7 @@ from adahessian import _torch
 from adahessian._torch import pytree
 from adahessian.curvature import CURVATURES
 from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.second_derivatives import SecondDerivatives, check_differentiable_twice
+from adahessian.curvature.second_derivatives import CustomFunctions, SecondDerivatives
 from adahessian.curvature.snapshot import RandomStates, set_random_states
 from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
@@ -246,9 +246,10 @@ class Hessian(_BatchedMatvec):
         params = self.params
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
             loss = _check_loss(self._loss(*arguments))
+            custom = CustomFunctions([loss] if self._check else [])
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
         if self._check:
-            check_differentiable_twice([loss, *(g for g in grads if g is not None)])
+            custom.check(grads)
         _check_dense(grads)
         used = [i for i, g in enumerate(grads) if g is not None]
         used_grads = [grads[i] for i in used]
@@ -331,11 +332,12 @@ class GaussNewton(_BatchedMatvec):
         with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
             outputs = _check_depends(self._outputs(batch), "the outputs")
             u = torch.zeros_like(outputs, requires_grad=True)
+            custom = CustomFunctions([outputs] if self._check else [])
             pulled = torch.autograd.grad(
                 outputs, self.params, u, create_graph=True, allow_unused=True
             )
         if self._check:
-            check_differentiable_twice([outputs, *(g for g in pulled if g is not None)])
+            custom.check(pulled)
         used = [i for i, g in enumerate(pulled) if g is not None]
 
         def times_jacobian(pieces: list[Tensor]) -> Tensor:

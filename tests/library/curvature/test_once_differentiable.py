@@ -30,12 +30,53 @@ class Cube(Function):
         return 3 * x**2 * grad
 
 
+class Adjoint(Function):
+    """Cubes, with a derivative that is solved for, as the adjoint method of an equation is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.no_grad()
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        adjoint = x.exp() * grad
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            (found,) = torch.autograd.grad(at**3, at, adjoint)
+        return found / x.exp()
+
+
+class Silent(Function):
+    """Nobody said that its derivative builds no graph."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            return 3 * x**2 * grad
+
+
 LOSSES = {
     "at the end": lambda y: Cube.apply(y).mean(),
     "beside others": lambda y: Cube.apply(y).mean() + y.square().mean(),
     "before others": lambda y: Cube.apply(y).square().mean(),
     "Dirichlet": lambda y: Dirichlet(y.exp()).rsample().square().mean(),
     "Beta": lambda y: Beta(y[:, 0].exp(), y[:, 1].exp()).rsample().sin().mean(),
+}
+
+
+# What comes back to it needs a graph for it to be seen.
+WITHOUT_GRAPH = {
+    "detached": lambda y: Silent.apply(y).square().mean(),
+    "adjoint": lambda y: Adjoint.apply(y).square().mean(),
 }
 
 
@@ -99,19 +140,61 @@ def test_gauss_newton_refuses_it_too():
         matrix(torch.ones(matrix.size, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", ["at the end", "beside others", "before others"])
-def test_the_finite_difference_needs_none(name):
-    def plain(y):
-        cubes = y**3
-        return {"at the end": cubes.mean(), "beside others": cubes.mean() + y.square().mean(),
-                "before others": cubes.square().mean()}[name]  # fmt: skip
+@pytest.mark.parametrize("loss", WITHOUT_GRAPH.values(), ids=WITHOUT_GRAPH)
+@pytest.mark.parametrize("use", [by_a_closure, from_a_part, by_the_function, by_a_spectrum])
+def test_a_derivative_without_a_graph_is_refused(use, loss):
+    with pytest.raises(RuntimeError, match="backward method of .* builds no graph"):
+        use(network(), loss)
 
+
+def test_a_function_that_is_differentiable_is_not():
+    class Fine(Function):
+        @staticmethod
+        def forward(ctx, x, _):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return 3 * x**2 * grad, None
+
+    class Stop(Function):
+        """It sends nothing back."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    def loss(y):
+        return Fine.apply(y, 1).square().mean() + (y * Stop.apply(y)).square().mean()
+
+    for use in (by_a_closure, without_one, from_a_part, by_the_function, by_a_spectrum):
+        use(network(), loss)
+
+
+PLAIN = {
+    "at the end": lambda y: (y**3).mean(),
+    "beside others": lambda y: (y**3).mean() + y.square().mean(),
+    "before others": lambda y: (y**3).square().mean(),
+    "detached": lambda y: (y**3).square().mean(),
+    "adjoint": lambda y: (y**3).square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_finite_difference_needs_none(name):
     steps = []
-    for loss, way in ((plain, "double_backward"), (LOSSES[name], "finite_difference")):
+    losses = {"double_backward": PLAIN, "finite_difference": LOSSES | WITHOUT_GRAPH}
+    for way in losses:
         net = network()
         optimizer = AdaHessian(net.parameters(), lr=0.1, curvature=way)
 
-        def closure(net=net, loss=loss, optimizer=optimizer):
+        def closure(net=net, loss=losses[way][name], optimizer=optimizer):
             optimizer.zero_grad()
             value = loss(net(X))
             value.backward(create_graph=optimizer.needs_graph)
