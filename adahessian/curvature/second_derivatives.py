@@ -130,14 +130,14 @@ class CustomFunctions:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._refused = ""
+        self._fault = ""
         for node in nodes_below(tensors):
             backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
             if backward is None or "Checkpoint" in node.name():
                 continue
             name = node.name().removesuffix("Backward")
             if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
-                self._refused = f"{name} is once_differentiable"
+                self._fault = f"{name} is once_differentiable"
             else:
                 node.register_hook(partial(self._look, name))
 
@@ -147,22 +147,23 @@ class CustomFunctions:
         with _torch.below_torch_functions():
             has_any = any(g is not None for g in grads)
             if has_any and _have_graph(incoming) and not _have_graph(grads):
-                self._refused = f"the backward method of {name} builds no graph"
+                self._fault = f"the backward method of {name} builds no graph"
 
-    def check(self, grads: Iterable[Tensor | None]) -> None:
-        """Refuse what was seen.
+    def fault(self, grads: Iterable[Tensor | None]) -> str:
+        """Return which function has no second derivative, and why; "" for none.
 
         Args:
             grads: the gradients, with their graph.
-
-        Raises:
-            RuntimeError: with the function's name.
         """
         found = [g for g in grads if g is not None]
         if any(node.name().endswith("::Error") for node in nodes_below(found)):
-            self._refused = self._refused or "a custom function is once_differentiable"
-        if self._refused:
-            raise RuntimeError(f"{self._refused}: {NO_SECOND_DERIVATIVE}")
+            return self._fault or "a custom function is once_differentiable"
+        return self._fault
+
+    def check(self, grads: Iterable[Tensor | None]) -> None:
+        """Raise a RuntimeError that names such a function, if there is one."""
+        if fault := self.fault(grads):
+            raise RuntimeError(f"{fault}: {NO_SECOND_DERIVATIVE}")
 
 
 def _have_graph(grads: Sequence[Tensor | None]) -> bool:

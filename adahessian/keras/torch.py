@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.second_derivatives import CustomFunctions
 from adahessian.probes import rademacher_like
 
 _NOT_BUILT = (
@@ -40,7 +41,11 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
         if v.value.requires_grad
     ]
     params = [p for _, p in members]
+    is_first = number(optimizer.iterations) == 0
+    custom = CustomFunctions([loss] if is_first else [])
     grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    if is_first and (fault := custom.fault(grads)):
+        raise RuntimeError(f"{fault}, and so has no second derivative. Replace the layer")
     members = [m for m, g in zip(members, grads, strict=True) if g is not None]
     params = [p for _, p in members]
     grads = [g for g in grads if g is not None]

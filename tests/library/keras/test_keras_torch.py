@@ -28,6 +28,30 @@ def test_no_second_derivative_is_said():
         model.train_on_batch(*problems.data())
 
 
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class Cubes(layers.Layer):
+    def call(self, x):
+        return Cube.apply(x)
+
+
+def test_a_function_without_one_that_torch_does_not_name_is_said():
+    model = compiled(network(layers.Dense(2), Cubes()), AdaHessian(0.1))
+    with pytest.raises(RuntimeError, match="Cube is once_differentiable.* Replace the layer"):
+        model.train_on_batch(*problems.data())
+
+
 def test_loop_of_ones_own():
     x, y = (torch.tensor(a) for a in problems.data())
     found = []
