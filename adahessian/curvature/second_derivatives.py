@@ -132,11 +132,11 @@ class CustomFunctions:
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._fault = ""
         for node in nodes_below(tensors):
-            backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
-            if backward is None or "Checkpoint" in node.name():
+            function = getattr(node, "_forward_cls", None)
+            if function is None or "Checkpoint" in node.name():
                 continue
             name = node.name().removesuffix("Backward")
-            if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+            if _is_once(function.backward) or _is_once(function.vjp):
                 self._fault = f"{name} is once_differentiable"
             else:
                 node.register_hook(partial(self._look, name))
@@ -164,6 +164,15 @@ class CustomFunctions:
         """Raise a RuntimeError that names such a function, if there is one."""
         if fault := self.fault(grads):
             raise RuntimeError(f"{fault}: {NO_SECOND_DERIVATIVE}")
+
+
+def _is_once(backward: Any) -> bool:
+    """Whether a method is marked, also below other decorators, as ``torch.amp.custom_bwd``."""
+    while backward is not None:
+        if getattr(backward, "__code__", None) is _ONCE_DIFFERENTIABLE:
+            return True
+        backward = getattr(backward, "__wrapped__", None)
+    return False
 
 
 def _have_graph(grads: Sequence[Tensor | None]) -> bool:

@@ -1,5 +1,7 @@
 """Functions without a second derivative, which torch cuts out of the graph without a word."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +28,34 @@ class Cube(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class UnderAutocast(Function):
+    @staticmethod
+    @partial(torch.amp.custom_fwd, device_type="cpu")
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @partial(torch.amp.custom_bwd, device_type="cpu")
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+class ByItsOtherName(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def vjp(ctx, grad):
         (x,) = ctx.saved_tensors
         return 3 * x**2 * grad
 
@@ -68,6 +98,8 @@ LOSSES = {
     "at the end": lambda y: Cube.apply(y).mean(),
     "beside others": lambda y: Cube.apply(y).mean() + y.square().mean(),
     "before others": lambda y: Cube.apply(y).square().mean(),
+    "custom_bwd": lambda y: UnderAutocast.apply(y).mean(),
+    "vjp": lambda y: ByItsOtherName.apply(y).mean(),
     "Dirichlet": lambda y: Dirichlet(y.exp()).rsample().square().mean(),
     "Beta": lambda y: Beta(y[:, 0].exp(), y[:, 1].exp()).rsample().sin().mean(),
 }
@@ -125,7 +157,8 @@ def by_a_spectrum(net, loss):
 @pytest.mark.parametrize("use", [by_a_closure, without_one, from_a_part, by_the_function,
                                  by_a_spectrum])  # fmt: skip
 def test_it_is_refused(use, loss):
-    if use is without_one and loss in (LOSSES["at the end"], LOSSES["beside others"]):
+    at_the_end = ("at the end", "beside others", "custom_bwd", "vjp")
+    if use is without_one and loss in [LOSSES[name] for name in at_the_end]:
         pytest.skip("the gradients' graph has nothing of it; with a closure there is the loss's")
     with pytest.raises(RuntimeError, match="once_differentiable.*finite_difference"):
         use(network(), loss)
