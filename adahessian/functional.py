@@ -62,14 +62,14 @@ def value_grad_and_hessian(
     leaves = [leaf.detach().clone().requires_grad_() for _, leaf in paths]
     argument = pytree.tree_unflatten(leaves, spec)
 
-    with torch.enable_grad(), SecondDerivatives():
+    with torch.enable_grad(), SecondDerivatives(look=True) as mode:
         value = fun(*fun_input[:argnum], argument, *fun_input[argnum + 1 :])
         if not isinstance(value, Tensor):
             raise TypeError(f"fun must return a tensor, got {type(value).__name__}")
         if value.numel() != 1:
             raise ValueError(f"fun must return a scalar, got shape {tuple(value.shape)}")
         if value.requires_grad:
-            custom = CustomFunctions([value])
+            custom = CustomFunctions([value], mode.computed)
             grads = torch.autograd.grad(value, leaves, create_graph=True, materialize_grads=True)
             custom.check(grads)
         else:

@@ -221,9 +221,8 @@ class _BeforeBackward(SecondDerivatives):
     """
 
     def __init__(self, before_backward: Callable[[], None], look: bool) -> None:
-        super().__init__()
+        super().__init__(look=look)
         self._before_backward = before_backward
-        self._look = look
         self.graph_was_asked_for = False
         self.last: list[Tensor] = []
         self.custom: list[CustomFunctions] = []
@@ -238,7 +237,7 @@ class _BeforeBackward(SecondDerivatives):
             if given.get("create_graph"):
                 tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
                 if self._look:
-                    self.custom.append(CustomFunctions(tensors))
+                    self.custom.append(CustomFunctions(tensors, self.computed))
                 if is_backward:
                     self.graph_was_asked_for = True
                     self.last = tensors

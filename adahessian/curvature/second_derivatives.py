@@ -5,7 +5,8 @@ has shown (``tests/library/curvature/test_operators.py``). Private to double bac
 difference takes the margin losses from here, whose kernels it could not freeze.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.batch_norm import batch_norm
+from adahessian.curvature.constants import Constants, tensors_in
 from adahessian.curvature.graph import nodes_below
+from adahessian.curvature.torch_calls import name_of
 
 NO_SECOND_DERIVATIVE = (
     "this model uses a kernel without a second derivative. Use "
@@ -115,6 +118,13 @@ if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
     _STAND_INS[F.linear_cross_entropy] = _linear_cross_entropy
 
 
+_USES_COMPUTED = (
+    "uses a value that its forward method has computed. Double backward takes it for a constant, "
+    "so where it moves with the parameters a part of the second derivative is missing: "
+    "optimizer.curvature_error(closure) tells how much, and curvature='finite_difference' has it"
+)
+# What they return moves with nothing.
+_STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
 
 
@@ -123,14 +133,16 @@ class CustomFunctions:
 
     torch means to refuse one that is ``once_differentiable`` itself, when the second derivative
     comes to it. But it cuts it out of the graph, so that ``autograd.grad`` never does: what is
-    behind it counts as constant, and so it does behind one whose backward builds no graph.
+    behind it counts as constant, and so it does behind one whose backward builds no graph. Where a
+    backward uses what its forward has computed, that value counts as constant.
 
     Args:
         tensors: the loss, before that pass.
+        computed: see :class:`SecondDerivatives`.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._fault = ""
+    def __init__(self, tensors: Iterable[Tensor], computed: Constants | None = None) -> None:
+        self._fault = self._doubt = ""
         for node in nodes_below(tensors):
             function = getattr(node, "_forward_cls", None)
             if function is None or "Checkpoint" in node.name():
@@ -138,16 +150,24 @@ class CustomFunctions:
             name = node.name().removesuffix("Backward")
             if _is_once(function.backward) or _is_once(function.vjp):
                 self._fault = f"{name} is once_differentiable"
-            else:
-                node.register_hook(partial(self._look, name))
+                continue
+            uses_computed = bool(computed) and any(map(computed.holds, _held_by(node)))
+            node.register_hook(partial(self._look, name, uses_computed))
 
     def _look(
-        self, name: str, grads: Sequence[Tensor | None], incoming: Sequence[Tensor | None]
+        self,
+        name: str,
+        uses_computed: bool,
+        grads: Sequence[Tensor | None],
+        incoming: Sequence[Tensor | None],
     ) -> None:
         with _torch.below_torch_functions():
-            has_any = any(g is not None for g in grads)
-            if has_any and _have_graph(incoming) and not _have_graph(grads):
+            found = [g for g in grads if g is not None]
+            if found and _have_graph(incoming) and not _have_graph(grads):
                 self._fault = f"the backward method of {name} builds no graph"
+            # Where that is a custom function too, its author has thought of second derivatives.
+            elif uses_computed and not any(hasattr(g.grad_fn, "_forward_cls") for g in found):
+                self._doubt = name
 
     def fault(self, grads: Iterable[Tensor | None]) -> str:
         """Return which function has no second derivative, and why; "" for none.
@@ -161,9 +181,14 @@ class CustomFunctions:
         return self._fault
 
     def check(self, grads: Iterable[Tensor | None]) -> None:
-        """Raise a RuntimeError that names such a function, if there is one."""
+        """Raise a RuntimeError that names such a function, if there is one.
+
+        Warns of one whose second derivative may lack something.
+        """
         if fault := self.fault(grads):
             raise RuntimeError(f"{fault}: {NO_SECOND_DERIVATIVE}")
+        if self._doubt:
+            warnings.warn(f"the backward method of {self._doubt} {_USES_COMPUTED}", stacklevel=3)
 
 
 def _is_once(backward: Any) -> bool:
@@ -175,16 +200,40 @@ def _is_once(backward: Any) -> bool:
     return False
 
 
+def _held_by(context: Any) -> Iterator[Tensor]:
+    """Yield what a custom function has saved for its backward, in either way."""
+    return tensors_in((context.saved_tensors, vars(context)))
+
+
 def _have_graph(grads: Sequence[Tensor | None]) -> bool:
     return any(g is not None and g.requires_grad for g in grads)
 
 
 class SecondDerivatives(TorchFunctionMode):
-    """While active, these functions have their second derivative. Models need no change."""
+    """While active, these functions have their second derivative. Models need no change.
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    Args:
+        look: note what the forward methods of custom functions compute.
+
+    Attributes:
+        computed: these values, if they come of one with a gradient, and can move with it.
+    """
+
+    def __init__(self, *, look: bool = False) -> None:
+        super().__init__()
+        self._look = look
+        self.computed = Constants(is_moved=lambda leaf: True)
+
+    def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
+        kwargs = kwargs or {}
         # Checkpointing runs the forward again within backward, where this mode is off: what is
         # saved under its hooks must be what torch itself saves.
-        if func not in _STAND_INS or _torch.has_saved_tensor_hooks():
-            return func(*args, **(kwargs or {}))
-        return _STAND_INS.get(func, func)(*args, **(kwargs or {}))
+        if func in _STAND_INS and not _torch.has_saved_tensor_hooks():
+            return _STAND_INS[func](*args, **kwargs)
+        out = func(*args, **kwargs)
+        if self._look and _torch.in_function_forward():
+            name = name_of(func)
+            written = list(tensors_in(args[0])) if func is Tensor.__setitem__ else None
+            if name.removesuffix("_") not in _STEPS:
+                self.computed.note(name, out, args, kwargs, written)
+        return out

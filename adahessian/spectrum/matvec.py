@@ -244,9 +244,10 @@ class Hessian(_BatchedMatvec):
 
     def _exact(self, arguments: tuple) -> tuple[float, Product]:
         params = self.params
-        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), SecondDerivatives():
+        mode = SecondDerivatives(look=self._check)
+        with torch.enable_grad(), torch.compiler.set_stance("force_eager"), mode:
             loss = _check_loss(self._loss(*arguments))
-            custom = CustomFunctions([loss] if self._check else [])
+            custom = CustomFunctions([loss] if self._check else [], mode.computed)
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
         if self._check:
             custom.check(grads)

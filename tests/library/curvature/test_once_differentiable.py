@@ -4,17 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from support.second_derivative_uses import USES, WITH_A_LOSS, X, network, without_one
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.distributions import Beta, Dirichlet
 
 from adahessian import AdaHessian
-from adahessian.functional import value_grad_and_hessian
-from adahessian.spectrum import GaussNewton, Hessian
+from adahessian.spectrum import GaussNewton
 
 torch.manual_seed(0)
-X = torch.randn(16, 4).double()
 
 
 class Cube(Function):
@@ -112,48 +110,6 @@ WITHOUT_GRAPH = {
 }
 
 
-def network():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
-
-
-def by_a_closure(net, loss):
-    optimizer = AdaHessian(net.parameters())
-
-    def closure():
-        optimizer.zero_grad()
-        value = loss(net(X))
-        value.backward(create_graph=optimizer.needs_graph)
-        return value
-
-    optimizer.step(closure)
-
-
-def without_one(net, loss):
-    optimizer = AdaHessian(net.parameters())
-    loss(net(X)).backward(create_graph=True)
-    optimizer.step()
-
-
-def from_a_part(net, loss):
-    optimizer = AdaHessian(net.parameters(), curvature_fraction=0.5)
-    loss(net(X)).backward()
-    optimizer.step(curvature_closure=lambda a, b: loss(net(X[round(16 * a) : round(16 * b)])))
-
-
-def by_the_function(net, loss):
-    params = dict(net.named_parameters())
-    value_grad_and_hessian(
-        lambda given: loss(torch.func.functional_call(net, given, (X,))), (params,)
-    )
-
-
-def by_a_spectrum(net, loss):
-    matrix = Hessian(lambda: loss(net(X)), net)
-    matrix(torch.ones(matrix.size, dtype=torch.float64))
-
-
-USES = (by_a_closure, without_one, from_a_part, by_the_function, by_a_spectrum)
 # Without a closure the gradients' graph is all there is, and it has nothing of these.
 NOT_IN_THE_GRAPH = ("at the end", "beside others", "custom_bwd", "vjp")
 
@@ -178,7 +134,7 @@ def test_gauss_newton_refuses_it_too():
 
 
 @pytest.mark.parametrize("loss", WITHOUT_GRAPH.values(), ids=WITHOUT_GRAPH)
-@pytest.mark.parametrize("use", [by_a_closure, from_a_part, by_the_function, by_a_spectrum])
+@pytest.mark.parametrize("use", WITH_A_LOSS)
 def test_a_derivative_without_a_graph_is_refused(use, loss):
     with pytest.raises(RuntimeError, match="backward method of .* builds no graph"):
         use(network(), loss)

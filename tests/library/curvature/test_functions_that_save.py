@@ -1,0 +1,211 @@
+"""Custom functions whose backward uses what their forward computed: constants to autograd."""
+
+import warnings
+
+import pytest
+import torch
+from support.second_derivative_uses import WITH_A_LOSS, network
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from adahessian import AdaHessian
+
+Y = F.one_hot(torch.arange(16) % 3, 3).double()
+SAYS = r"the backward method of \w+ uses a value that its forward method has computed"
+
+
+class FusedCrossEntropy(Function):
+    """As fused losses do: the gradient is at hand in forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = Y[: len(x)]
+        p = x.softmax(-1)
+        p -= y
+        ctx.save_for_backward(p)
+        return x.logsumexp(-1) - (x * y).sum(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (p,) = ctx.saved_tensors
+        return grad[:, None] * p
+
+
+class Attribute(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = 2 * x
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.slope * grad
+
+
+class WrittenTo(Function):
+    @staticmethod
+    def forward(ctx, x):
+        slope = torch.zeros_like(x)
+        slope[:] = 2 * x
+        ctx.save_for_backward(slope)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (slope,) = ctx.saved_tensors
+        return slope * grad
+
+
+class SetUp(Function):
+    """It gives what it saves as a second output."""
+
+    @staticmethod
+    def forward(x):
+        return x**2, 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        (slope,) = ctx.saved_tensors
+        return slope * grad
+
+
+DOUBTFUL = {
+    "a fused loss": lambda y: FusedCrossEntropy.apply(y).mean(),
+    "an attribute": lambda y: Attribute.apply(y).mean(),
+    "within": lambda y: (Attribute.apply(y).sin() * y).mean(),
+    "written to": lambda y: WrittenTo.apply(y).mean(),
+    "an output": lambda y: SetUp.apply(y)[0].mean(),
+}
+
+
+class Rounded(Function):
+    """What it saves moves with nothing: pieces, shapes, what came from elsewhere, an output."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.inside = (x.abs() < 1).to(x.dtype)
+        ctx.sign = torch.sign(x)
+        ctx.ones = torch.ones_like(x)
+        out = x.exp()
+        ctx.save_for_backward(weight, weight * 2, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        weight, twice, out = ctx.saved_tensors
+        factor = (ctx.inside * ctx.sign + ctx.ones) * (weight + twice)
+        return grad * out * factor / factor.detach().clamp(min=1e-3), None
+
+
+class OfItsOwn(Function):
+    """Its second derivative is written by hand, too."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x, 3 * x**2)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return OfItsOwnBackward.apply(grad, *ctx.saved_tensors)
+
+
+class OfItsOwnBackward(Function):
+    @staticmethod
+    def forward(ctx, grad, x, slope):
+        ctx.save_for_backward(grad, x, slope)
+        return grad * slope
+
+    @staticmethod
+    def backward(ctx, by):
+        grad, x, slope = ctx.saved_tensors
+        return by * slope, by * grad * 6 * x, None
+
+
+WEIGHT = torch.full((3,), 2.0, dtype=torch.float64)
+FINE = {
+    "pieces": lambda y: Rounded.apply(y, WEIGHT).mean(),
+    "its own": lambda y: OfItsOwn.apply(y).square().mean(),
+    "torch's": lambda y: F.hardsigmoid(F.batch_norm(y, None, None, training=True)).square().mean(),
+}
+
+
+@pytest.mark.parametrize("loss", DOUBTFUL.values(), ids=DOUBTFUL)
+@pytest.mark.parametrize("use", WITH_A_LOSS)
+def test_it_is_warned_of(use, loss):
+    with pytest.warns(UserWarning, match=SAYS):
+        use(network(), loss)
+
+
+@pytest.mark.parametrize("loss", FINE.values(), ids=FINE)
+@pytest.mark.parametrize("use", WITH_A_LOSS)
+def test_what_moves_with_nothing_is_not(use, loss):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(network(), loss)
+
+
+def test_it_is_said_once():
+    net = network()
+    optimizer = AdaHessian(net.parameters(), lr=1e-6)
+
+    def closure():
+        optimizer.zero_grad()
+        value = DOUBTFUL["within"](net(torch.ones(16, 4).double()))
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    with pytest.warns(UserWarning, match=SAYS):
+        optimizer.step(closure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize("name", ["a fused loss", "an attribute", "written to", "an output"])
+def test_the_finite_difference_has_it(name):
+    def plain(y):
+        if name == "a fused loss":
+            return F.cross_entropy(y, torch.arange(16) % 3)
+        return y.square().mean()
+
+    found = []
+    for way, loss in ("double_backward", plain), ("finite_difference", DOUBTFUL[name]):
+        samples = []
+
+        def note(optimizer, params, estimates, samples=samples):
+            samples.extend(e.clone() for e in estimates)
+
+        net = network()
+        optimizer = AdaHessian(net.parameters(), curvature=way)
+        optimizer.register_curvature_hook(note)
+
+        def closure(net=net, loss=loss, optimizer=optimizer):
+            optimizer.zero_grad()
+            value = loss(net(torch.linspace(-1, 1, 64).double().view(16, 4)))
+            value.backward(create_graph=optimizer.needs_graph)
+            return value
+
+        optimizer.step(closure)
+        found.append(samples)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_the_comparison_tells_how_much():
+    net = network()
+    optimizer = AdaHessian(net.parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        value = DOUBTFUL["a fused loss"](net(torch.linspace(-1, 1, 64).double().view(16, 4)))
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    with pytest.warns(UserWarning, match=SAYS):
+        assert optimizer.curvature_error(closure).largest > 0.1
