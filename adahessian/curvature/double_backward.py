@@ -81,6 +81,10 @@ _WRONG_SECOND_DERIVATIVE = (
     "optimizer.step(closure), where it is computed otherwise (not in activation checkpointing), or "
     "use curvature='finite_difference'."
 )
+_WHILE_DIFFERENTIATING_TWICE = (
+    "This was raised while torch differentiated the gradient once more. "
+    "curvature='finite_difference' needs no second derivative."
+)
 # What torch and torchvision say of it.
 _LACKS_ONE = ("is not implemented", "not supported", "is not differentiable")
 
@@ -262,6 +266,7 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
     except RuntimeError as error:
         if _lacks_a_second_derivative(error):
             raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
+        error.add_note(_WHILE_DIFFERENTIATING_TWICE)
         raise
 
 

@@ -50,7 +50,8 @@ from adahessian.curvature.constants import (
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
-from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, GATES, Detached
+from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, Detached
+from adahessian.curvature.ragged import is_ragged, on_values
 from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.shifts import Shifts, is_of_the_graph
 from adahessian.curvature.torch_calls import in_torchs_words, name_of, writes, written_by
@@ -182,6 +183,10 @@ class Gates(TorchFunctionMode):
         if self.kernels is not None and not isinstance(gate, ABOVE_AUTOGRAD):
             return func(*args, **kwargs)
         if gate is not None and _freezes(gate, _tensors(args, kwargs)):
+            if is_ragged(args, kwargs):
+                by_element = isinstance(gate, ELEMENTWISE)
+                with self:
+                    return on_values(func, args, kwargs, is_elementwise=by_element)
             self.inside, kwargs = "a gate", in_torchs_words(kwargs)
             try:
                 if self._next is None:

@@ -368,6 +368,7 @@ def _build_table() -> dict[Callable, Any]:
 
 
 GATES = _build_table()
+ELEMENTWISE = (_Pointwise, _Constant, _RandomLeakyReLU)
 
 # Needed beside the kernels' records, too: they freeze no piece, or one that no kernel shows.
 ABOVE_AUTOGRAD = (Detached, FirstLayers, Embedding, Quantile)
