@@ -168,11 +168,13 @@ class DoubleBackward:
             if _has_node(self._losses, _REENTRANT_NODE):
                 raise RuntimeError(_REENTRANT)
             # The loss is linear: its gradient is constant.
-        if self._check and self._num_products == 1:
-            for custom in self._custom or [CustomFunctions(())]:
-                custom.check(gradients(params))
+        if self._num_products == 1:
+            for custom in self._custom:  # of this loss, which may be another than the first
+                custom.check(gradients(params) if self._check else ())
+            if self._check and not self._custom:
+                CustomFunctions(()).check(gradients(params))
             self._custom = []
-            if _has_node(gradients(params), "WeightNormInterfaceBackward0"):
+            if self._check and _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         self._losses = []
         last = self._num_products == len(self._probes)
@@ -221,7 +223,7 @@ class _BeforeBackward(SecondDerivatives):
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
         last: the tensors from which that one was called.
-        custom: the custom functions below each, if ``look``.
+        custom: the custom functions below each.
     """
 
     def __init__(self, before_backward: Callable[[], None], look: bool) -> None:
@@ -240,8 +242,7 @@ class _BeforeBackward(SecondDerivatives):
             given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
             if given.get("create_graph"):
                 tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
-                if self._look:
-                    self.custom.append(CustomFunctions(tensors, self.computed))
+                self.custom.append(CustomFunctions(tensors, self.computed))
                 if is_backward:
                     self.graph_was_asked_for = True
                     self.last = tensors

@@ -1,9 +1,12 @@
 """Looking through autograd's graph."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from adahessian.curvature.constants import tensors_in
 
 
 def nodes_below(tensors: Iterable[Tensor]) -> Iterator[Node]:
@@ -16,6 +19,14 @@ def nodes_below(tensors: Iterable[Tensor]) -> Iterator[Node]:
         yield node
         seen.add(node)
         pending.extend(following for following, _ in node.next_functions)
+
+
+def kinds_below(value: Any) -> frozenset[str]:
+    """Return the names of the operations that what a closure returns was computed by.
+
+    The same loss has the same ones for another batch, also if a loop runs more often.
+    """
+    return frozenset(node.name() for node in nodes_below(tensors_in(value)))
 
 
 def leaves_below(tensors: Iterable[Tensor]) -> dict[Tensor, None]:

@@ -8,7 +8,7 @@ So the second evaluation starts from the first one's buffers and random states, 
 import contextlib
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from adahessian import _torch
 from adahessian.curvature.attributes import Places
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.gates import Gates
-from adahessian.curvature.graph import leaves_below
+from adahessian.curvature.graph import kinds_below, leaves_below
 from adahessian.curvature.hidden_kinks import HiddenKinks
 from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.precision import STEP_SIZES, coarsest
@@ -29,6 +29,8 @@ from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
 
 _NOTHING = contextlib.nullcontext()
+# What tells one loss from another: its operations, and which parameters had a gradient.
+Kinds = tuple[frozenset[str], tuple[bool, ...]]
 
 
 class Earlier:
@@ -36,7 +38,9 @@ class Earlier:
 
     Where a recorded evaluation met no gate, the loss is smooth: the next ``LOOK_AGAIN`` refreshes
     evaluate it as it is, compiled code included, which would show no gates. Then one is recorded
-    again. Nothing of it is saved: a refresh that is recorded has the same result.
+    again. Nothing of it is saved: a refresh that is recorded has the same result. What is known is
+    known of a loss made of these operations: the closure may compute another one (two tasks in
+    turns, a penalty that sets in later), which is recorded, too.
 
     Attributes:
         is_smooth: whether the coming refresh need not be recorded.
@@ -45,7 +49,9 @@ class Earlier:
         places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
         verdicts: of the last refreshes, where they have not been told.
-        has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
+        has_hidden_pieces: some that only the kernels below autograd show.
+        looked_at: the losses in which such pieces were looked for, by their operations.
+        smooth: those that met no gate.
     """
 
     LOOK_AGAIN = 64
@@ -59,7 +65,9 @@ class Earlier:
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
         self.verdicts: deque[Verdict] = deque()
-        self.has_hidden_pieces = self.has_looked = False
+        self.has_hidden_pieces = False
+        self.looked_at: set[Kinds] = set()
+        self.smooth: set[Kinds] = set()
         self._remaining = 0
 
     def begin_refresh(self, *, look: bool = False) -> None:
@@ -167,32 +175,75 @@ class Replay:
             if isinstance(value, Tensor):
                 self._params |= leaves_below([value])
             self._after = self._snapshot()
+            if not self.is_another(value, self._used()):
+                return value
+            seen, after = self._kinds(value, self._used()), self._after
+            with self.rewound():
+                self._record(check=check)
+            # Modules that nobody knew were noted when the record came to them: that is their end.
+            self._before.restore()
+            after.restore()
+            self._after = self._snapshot(self._before.modules)
+            if not self.met_pieces:  # compiled code has other operations
+                self._earlier.smooth.add(seen)
             return value
+        value = self._record(check=check)
+        if check:
+            self._check_repeatable(value)
+        return value
+
+    def is_another(self, value: Any, used: Collection[Tensor]) -> bool:
+        """Whether an evaluation that was to be smooth was of a loss that is not known to be.
+
+        Then it counts as not smooth from now on.
+
+        Args:
+            value: what the closure returned.
+            used: the parameters that got a gradient.
+        """
+        self.is_smooth = self._kinds(value, used) in self._earlier.smooth
+        return not self.is_smooth
+
+    def _kinds(self, value: Any, used: Collection[Tensor]) -> Kinds:
+        return kinds_below(value), tuple(p in used for p in self._given)
+
+    def _used(self) -> set[Tensor]:
+        return {p for p in self._given if p.grad is not None}
+
+    def _record(self, *, check: bool) -> Any:
+        """Evaluate the closure under the gates, at the beginning or within ``rewound``."""
         self._before = self._snapshot()
         for module in self._before.modules:
             self._know(module)
         hook = before_each_call(self._note_module)
         kinks = HiddenKinks(self.gates)
+        look = check or not self._earlier.looked_at
         try:
-            with kinks if check or not self._earlier.has_looked else contextlib.nullcontext():
+            with kinks if look else contextlib.nullcontext():
                 value = self._evaluate()
         finally:
             hook.remove()
-        if check:
-            kinks.warn()
-            self._warn_of_tf32()
         self._earlier.places = self._before.settle(self.gates.written)
         self._after = self._snapshot(self._before.modules)
         self._params |= self.gates.leaves
-        self._earlier.has_looked = True
+        kinds = self._kinds(value, self._used())
+        if not look and kinds not in self._earlier.looked_at:
+            look = True
+            with self.rewound(), kinks:
+                self._evaluate_again()
+        if look:
+            kinks.warn()
+        if check:
+            self._warn_of_tf32()
+        self._earlier.looked_at.add(kinds)
         if kinks.found:
             self._earlier.has_hidden_pieces = True
             self.gates.record_kernels()
             with self.rewound():
                 self._evaluate()
         self._earlier.learn(self.gates, self._before.modules, self._params)
-        if check:
-            self._check_repeatable(value)
+        if not self.gates.met_pieces:
+            self._earlier.smooth.add(kinds)
         return value
 
     @property
@@ -309,10 +360,11 @@ class Replay:
             return call(self._closure)
 
     def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
+        if self.is_smooth:
+            return self._evaluate(within)
         self.gates.rewind()
         value = self._evaluate(within)
-        if not self.is_smooth:
-            self.gates.check_complete()
+        self.gates.check_complete()
         return value
 
     def _snapshot(self, modules: Iterable[nn.Module] | None = None) -> Snapshot:

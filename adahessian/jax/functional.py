@@ -27,7 +27,8 @@ def value_grad_and_hessian(
 
     The estimate is Hutchinson's, z·Hz of Rademacher probes z (Eq. 8 of arXiv:2006.00719):
     unbiased, signed and unaveraged, which is what the optimizer's ``hessian=`` wants. Forward over
-    reverse: value, gradient and Hz come out of one pass.
+    reverse: value, gradient and Hz come out of one pass. Where a ``jax.custom_vjp`` forbids that
+    (its forward rule calls the function itself, as JAX's tutorial has it), reverse over reverse.
 
     Across devices average all three before the optimizer takes absolute values
     (``jax.lax.pmean(..., axis_name)``); with equal ``rng`` and ``step`` all devices draw one probe.
@@ -47,17 +48,18 @@ def value_grad_and_hessian(
             their mean. The optimizer then takes absolute values before it averages over the
             samples, as torch's does.
         has_aux: see ``fun``.
-        refresh: False leaves the curvature out and returns zeros in its place. A traced bool
-            (:func:`adahessian.jax.needs_hessian`) makes it a ``lax.cond``, which costs convolutions
-            on CPU more than it saves (the issue cited in the code): there decide outside of jit.
+        refresh: False leaves the curvature out and returns infinities in its place, which no
+            optimizer takes for a curvature. A traced bool (:func:`adahessian.jax.needs_hessian`)
+            makes it a ``lax.cond``, which costs convolutions on CPU more than it saves (the issue
+            cited in the code): there decide outside of jit.
 
     Returns:
         (value, gradient, diagonal): a scalar (with ``has_aux``: (scalar, aux)) and two pytrees
         like the argument.
 
     Raises:
-        TypeError: ``fun_input`` is not a tuple, ``argnum`` no int, or ``fun`` no function to a
-            scalar.
+        TypeError: ``fun_input`` is not a tuple, ``argnum`` no int, the argument to differentiate a
+            module of flax nnx, or ``fun`` no function to a scalar.
         ValueError: ``argnum`` or ``num_samples`` out of range, or a leaf of the argument that is
             not real floating-point.
     """
@@ -77,7 +79,7 @@ def value_grad_and_hessian(
 
     with_samples = functools.partial(_with_samples, loss, probe, num_samples)
     without_samples = functools.partial(_without_samples, loss, num_samples)
-    if isinstance(refresh, bool | np.bool_):
+    if not isinstance(refresh, jax.core.Tracer):
         value, aux, grad, samples = (with_samples if refresh else without_samples)(point)
     else:
         value, aux, grad, samples = jax.lax.cond(refresh, with_samples, without_samples, point)
@@ -92,6 +94,15 @@ def _with_samples(loss, probe, num_samples, point):
         (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(point)
         return (value, grad), aux
 
+    try:
+        return _forward_over_reverse(first_order, probe, num_samples, point)
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        return _reverse_over_reverse(first_order, probe, num_samples, point)
+
+
+def _forward_over_reverse(first_order, probe, num_samples, point):
     if num_samples == 1:
         z = probe(0)
         (value, grad), (_, hz), aux = jax.jvp(first_order, (point,), (z,), has_aux=True)
@@ -100,20 +111,32 @@ def _with_samples(loss, probe, num_samples, point):
     # Unrolled, because XLA runs convolutions inside a loop up to 100 times slower on CPU
     # (https://github.com/jax-ml/jax/issues/12868).
     (value, grad), hvp, aux = jax.linearize(first_order, point, has_aux=True)
+    samples = _stacked(probe, num_samples, lambda z: hvp(z)[1])
+    return value, aux, grad, samples
+
+
+def _reverse_over_reverse(first_order, probe, num_samples, point):
+    (value, grad), transposed, aux = jax.vjp(first_order, point, has_aux=True)
+    # H is symmetric.
+    samples = _stacked(probe, num_samples, lambda z: transposed((jnp.zeros_like(value), z))[0])
+    return value, aux, grad, samples
+
+
+def _stacked(probe, num_samples, product):
     samples = []
     for sample in range(num_samples):
         z = probe(sample)
-        samples.append(jax.tree.map(jnp.multiply, z, hvp(z)[1]))
-    return value, aux, grad, jax.tree.map(lambda *s: jnp.stack(s), *samples)
+        samples.append(jax.tree.map(jnp.multiply, z, product(z)))
+    return jax.tree.map(lambda *s: jnp.stack(s), *samples)
 
 
 def _without_samples(loss, num_samples, point):
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(point)
     # Made from the gradient, so that inside shard_map they vary over the same devices.
-    zeros = jax.tree.map(
-        lambda g: jnp.broadcast_to(jnp.zeros_like(g), (num_samples, *g.shape)), grad
+    nothing = jax.tree.map(
+        lambda g: jnp.broadcast_to(jnp.full_like(g, jnp.inf), (num_samples, *g.shape)), grad
     )
-    return value, aux, grad, zeros
+    return value, aux, grad, nothing
 
 
 def grad_and_hessian(
@@ -138,10 +161,16 @@ def _argument(fun_input: tuple[Any, ...], argnum: int) -> Any:
             "fun_input must be the tuple of fun's positional arguments, got "
             f"{type(fun_input).__name__}; for a single argument write (argument,)"
         )
-    if not isinstance(argnum, int):
+    if not isinstance(argnum, int | np.integer):
         raise TypeError(f"argnum must be one int, got {argnum!r}")
     if not 0 <= argnum < len(fun_input):
         raise ValueError(f"argnum is {argnum}, but fun_input has {len(fun_input)} argument(s)")
+    if _is_nnx_module(fun_input[argnum]):
+        raise TypeError(
+            f"argument {argnum} is a module of flax nnx: split its parameters off, "
+            "graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate those and "
+            "merge them in the loss (docs/jax.md)"
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(fun_input[argnum]):
         kind = getattr(leaf, "dtype", type(leaf))
         if not jnp.issubdtype(kind, jnp.floating):
@@ -152,6 +181,12 @@ def _argument(fun_input: tuple[Any, ...], argnum: int) -> Any:
                 "by another argument)"
             )
     return jax.tree.map(jnp.asarray, fun_input[argnum])
+
+
+def _is_nnx_module(argument: Any) -> bool:
+    # Without an import: flax is not needed.
+    kinds = type(argument).__mro__
+    return any(k.__name__ == "Module" and k.__module__.startswith("flax.nnx") for k in kinds)
 
 
 def _seed(rng: jax.Array | int) -> jax.Array | int:

@@ -6,13 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adahessian.jax.transform import MISSING_HESSIAN, zeros_for_average
+from adahessian.jax.transform import (
+    MISSING_HESSIAN,
+    flatten_hessian,
+    flatten_with_names,
+    is_masked,
+    zeros_for_average,
+)
 
 
 class MultiStepsHessianState(NamedTuple):
     """State of :func:`multi_steps`."""
 
-    hessian: optax.Updates  # mean over the micro-batches since the last update
+    hessian: optax.Updates  # mean (or sum) over the micro-batches since the last update
     multi_steps: optax.MultiStepsState
 
 
@@ -28,7 +34,8 @@ def multi_steps(
 
     Args:
         opt, every_k_schedule, options: those of ``optax.MultiSteps``. A micro-batch that is skipped
-            (``should_skip_update_fn``) does not count in the curvature either.
+            (``should_skip_update_fn``) does not count in the curvature either. With
+            ``use_grad_mean=False`` the estimates are summed as the gradients are.
 
     Returns:
         A transformation with ``update(grads, state, params, *, hessian)``, ``hessian`` without a
@@ -48,15 +55,27 @@ def multi_steps(
             raise ValueError(MISSING_HESSIAN)
         before = state.multi_steps.mini_step
 
-        def running_mean(mean, new):
-            if mean.shape != new.shape:
+        def running(average, new):
+            if average.shape != jnp.shape(new):
                 raise ValueError(
-                    f"hessian has shape {new.shape} where the parameter has {mean.shape}; "
+                    f"hessian has shape {jnp.shape(new)} where the parameter has {average.shape}; "
                     "multi_steps takes the mean over samples (keep_samples=False)"
                 )
-            return (mean * before + new) / (before + 1)
+            # What is left of the update before may not be finite: 0 times it is no zero.
+            average = jnp.where(before > 0, average, 0)
+            new = jnp.asarray(new, average.dtype)
+            if not options.get("use_grad_mean", True):
+                return average + new
+            count = before.astype(average.dtype)
+            return (average * count + new) / (count + 1)
 
-        mean = jax.tree.map(running_mean, state.hessian, hessian)
+        named, treedef = flatten_with_names(updates)
+        averages = treedef.flatten_up_to(state.hessian)
+        hessians = flatten_hessian(hessian, named, treedef)
+        mean = treedef.unflatten(
+            average if is_masked(grad) else running(average, new)
+            for average, new, (_, grad) in zip(averages, hessians, named, strict=True)
+        )
         updates, inner = accumulator.update(
             updates, state.multi_steps, params, hessian=mean, **extra_args
         )

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from adahessian.jax.transform import zeros_for_average
+
 # Of the running means, at each call: torch's β₂ of 0.999 to the eighth power, as there only every
 # eighth refresh takes halves.
 DECAY = 0.999**8
@@ -17,7 +19,7 @@ class PartState(NamedTuple):
     """Running sums of squares of each array, one scalar each; they do not depend on the fraction.
 
     Attributes:
-        signal: Σ t², of z · Hz over the whole batch.
+        signal: Σ t², of z · Hz over the whole batch; float32, or float64 where the parameter is.
         noise: Σ S² / n, the variance of the mean over a batch of n examples.
     """
 
@@ -36,7 +38,9 @@ def part_of_batch(
     """Return the curvature estimate of a part of the batch, scaled to that of the whole.
 
     z · Hz of a part is larger by sampling noise, by up to √(1 / fraction). Two halves of the part
-    tell how much. Pass the result as ``hessian=`` to the optimizer's update::
+    tell how much. Pass the result as ``hessian=`` to the update of an optimizer that was made with
+    ``wait=True``: an element that is in the batch and not in the part (a token's embedding) has a
+    gradient and no curvature. ::
 
         def half(start, stop):
             rows = slice(int(start * n), int(stop * n))
@@ -63,11 +67,11 @@ def part_of_batch(
     if isinstance(fraction, int | float) and not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction!r}")
     if state is None:
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), first)
+        zeros = jax.tree.map(lambda leaf: zeros_for_average(leaf).sum(), first)
         state = PartState(zeros, zeros)
     sample = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
-    differences = jax.tree.map(lambda a, b: jnp.sum(((a - b) / 2) ** 2), first, second)
-    squares = jax.tree.map(lambda s: jnp.sum(s**2), sample)
+    differences = jax.tree.map(lambda a, b: _sum_of_squares((a - b) / 2), first, second)
+    squares = jax.tree.map(_sum_of_squares, sample)
 
     def running(before: Any, seen: Any) -> Any:
         def one(old, new, square, difference):
@@ -86,3 +90,7 @@ def part_of_batch(
         return leaf * jnp.sqrt(jnp.clip(share, fraction, 1)).astype(leaf.dtype)
 
     return jax.tree.map(scaled, sample, state.signal, state.noise), state
+
+
+def _sum_of_squares(leaf: jax.Array) -> jax.Array:
+    return jnp.sum(leaf.astype(zeros_for_average(leaf).dtype) ** 2)

@@ -50,26 +50,40 @@ def rademacher_like(
     # The streams of all leaves at once: the scalar part of the hash is compiled once, not per leaf.
     indices = _Words(np.array(tensor_indices, dtype=np.uint32))
     first, second = stream_keys(_hashable(seed), _hashable(step), _hashable(sample), indices)
-    probes = [
-        _signs(jnp.shape(leaf), jnp.result_type(leaf), (first.array[i], second.array[i]))
-        for i, leaf in enumerate(leaves)
-    ]
+    probes = [_signs(leaf, (first.array[i], second.array[i])) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(treedef, probes)
 
 
-def _signs(shape: tuple[int, ...], dtype: Any, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
-    numel = int(np.prod(shape))
+def _signs(leaf: jax.Array, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
+    numel = int(np.prod(jnp.shape(leaf)))
     word_index = _Words(jnp.arange(-(-numel // _BITS), dtype=np.uint32))
     words = random_words(word_index, (_Words(keys[0]), _Words(keys[1]))).array
     bits = (words[:, None] >> np.arange(_BITS, dtype=np.uint32)) & np.uint32(1)
-    signs = jnp.where(bits.ravel()[:numel] == 1, 1, -1)
-    return signs.reshape(shape).astype(dtype)
+    signs = jnp.where(bits.ravel()[:numel] == 1, 1, -1).reshape(jnp.shape(leaf))
+    # Over the leaf's devices, and varying over the same of their axes.
+    return jnp.ones_like(leaf) * signs.astype(jnp.result_type(leaf))
 
 
-def _hashable(number: int | jax.Array) -> "int | _Words":
+def _hashable(number: int | jax.Array) -> "int | _Words | _LongWords":
     if isinstance(number, int | np.integer):
         return int(number)
-    return _Words(jnp.asarray(number).astype(np.uint32))
+    number = jnp.asarray(number)
+    if number.dtype.itemsize > 4:
+        return _LongWords(number)
+    return _Words(number.astype(np.uint32))
+
+
+class _LongWords:
+    """A scalar of 64 bits, as two words."""
+
+    def __init__(self, array: jax.Array):
+        self.array = array
+
+    def __and__(self, low: int) -> "_Words":
+        return _Words((self.array & low).astype(np.uint32))
+
+    def __rshift__(self, bits: int) -> "_Words":
+        return _Words((self.array >> bits).astype(np.uint32))
 
 
 class _Words:

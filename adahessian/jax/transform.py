@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adahessian.jax.averaging import BlockAxes, BlockSize, block_average, check_block_size
@@ -41,6 +42,7 @@ def adahessian(
     block_axes: BlockAxes = None,
     averaging: str = "abs",
     update_interval: int = 1,
+    wait: bool = False,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdaHessian (Yao, Gholami, Shen, Mustafa, Keutzer, Mahoney, AAAI 2021, arXiv:2006.00719).
@@ -85,7 +87,10 @@ def adahessian(
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         update_interval: steps between refreshes of the curvature, from the first step on; the
-            steps between ignore ``hessian``, which may be zeros. :func:`needs_hessian` says which.
+            steps between ignore ``hessian``. :func:`needs_hessian` says which.
+        wait: elements without any curvature so far do not move, except by weight decay. For
+            curvature of a part of the batch (:func:`part_of_batch`), which torch's optimizer knows
+            by itself.
         weight_decay_mask: a tree of bools, or a function from the parameters to one: what decays.
 
     Returns:
@@ -93,7 +98,8 @@ def adahessian(
         like the gradients, of signed unaveraged estimates, with or without an additional first
         axis for samples (``keep_samples``). An array of it that is not finite (the norm of a zero
         vector has no second derivative) is left out: that v̂ stays what it is. Before the first
-        finite one v is infinite, and the array does not move. Nothing warns, within jit or without.
+        finite one v is infinite, and the array does not move (but with ``hessian_power=0``). Where
+        no array of it is finite, the refresh stays due. Nothing warns, within jit or without.
 
     Raises:
         ValueError: an option out of range; on updating also a missing ``hessian`` or one whose
@@ -109,6 +115,7 @@ def adahessian(
             block_axes=block_axes,
             averaging=averaging,
             update_interval=update_interval,
+            wait=wait,
         ),
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
@@ -125,6 +132,7 @@ def scale_by_adahessian(
     block_axes: BlockAxes = None,
     averaging: str = "abs",
     update_interval: int = 1,
+    wait: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradient's running average by the curvature's; see :func:`adahessian`.
 
@@ -135,34 +143,42 @@ def scale_by_adahessian(
 
     def update(updates, state, params=None, *, hessian=None, **extra_args):
         del params, extra_args
-        named, treedef = _flatten_with_names(updates)
-        hessians = _flatten_hessian(hessian, named, treedef)
+        named, treedef = flatten_with_names(updates)
+        hessians = flatten_hessian(hessian, named, treedef)
         axes = _flatten_block_axes(block_axes, named, treedef)
         exp_avgs = treedef.flatten_up_to(state.exp_avg)
         exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
 
-        refresh = state.steps_to_refresh <= 0
+        diagonals: dict[int, jax.Array] = {}
+        for i, (name, grad) in enumerate(named):
+            if not is_masked(grad):
+                d = _magnitude(hessians[i], grad, exp_hessian_diag_sqs[i].dtype, averaging)
+                diagonals[i] = block_average(d, block_size, name=name, block_axes=axes[i])
+        finite = {i: jnp.isfinite(d * d).all() for i, d in diagonals.items()}
+        due = state.steps_to_refresh <= 0
+        # With nothing to go by (`refresh=False` at a step that needed it), it stays due.
+        refresh = due & functools.reduce(jnp.logical_or, finite.values(), jnp.bool_(False))
         step = cast(jax.Array, optax.safe_increment(state.step))
         num_refreshes = jnp.where(
             refresh, optax.safe_increment(state.num_refreshes), state.num_refreshes
         )
-        steps_left = jnp.where(refresh, update_interval, state.steps_to_refresh) - 1
+        waited = (refresh | ~due).astype(jnp.int32)
+        steps_left = jnp.where(refresh, update_interval, state.steps_to_refresh) - waited
         bias_correction1 = _bias_correction(b1, step)
         bias_correction2 = _bias_correction(b2, num_refreshes)
 
-        directions = []
-        for i, (name, grad) in enumerate(named):
-            if _is_masked(grad):
-                directions.append(grad)
-                continue
-            m, v = exp_avgs[i], exp_hessian_diag_sqs[i]
-            d = _magnitude(hessians[i], grad, v.dtype, averaging)
-            d = block_average(d, block_size, name=name, block_axes=axes[i])
+        directions = [grad for _, grad in named]
+        for i, d in diagonals.items():
+            grad, m, v = directions[i], exp_avgs[i], exp_hessian_diag_sqs[i]
             m = (m + (1 - b1) * (grad.astype(m.dtype) - m)).astype(m.dtype)
-            refreshed = _refreshed(v, d, b2, _bias_correction(b2, state.num_refreshes))
-            v = jnp.where(refresh, refreshed, v).astype(v.dtype)
+            refreshed = _refreshed(v, d, finite[i], b2, _bias_correction(b2, state.num_refreshes))
+            v = jnp.where(refresh, refreshed, jnp.where(num_refreshes > 0, v, jnp.inf))
+            v = v.astype(exp_hessian_diag_sqs[i].dtype)
             denom = _power(v / bias_correction2, hessian_power / 2) + eps
-            directions.append((m / bias_correction1 / denom).astype(grad.dtype))
+            direction = m / bias_correction1 / denom
+            if wait:
+                direction = jnp.where(v > 0, direction, 0)
+            directions[i] = direction.astype(grad.dtype)
             exp_avgs[i], exp_hessian_diag_sqs[i] = m, v
 
         state = ScaleByAdaHessianState(
@@ -235,13 +251,14 @@ def _magnitude(hessian: jax.Array, grad: jax.Array, dtype: Any, averaging: str) 
     return hessian.mean(0) if hessian.ndim > grad.ndim else hessian
 
 
-def _refreshed(v: jax.Array, d: jax.Array, beta2: float | jax.Array, seen: jax.Array) -> jax.Array:
+def _refreshed(
+    v: jax.Array, d: jax.Array, finite: jax.Array, beta2: float | jax.Array, seen: jax.Array
+) -> jax.Array:
     """Return the running average after a refresh; ``seen`` is 1 − β₂ʳ before it.
 
     With d² = v / (1 − β₂ʳ) the corrected average stays what it is: so where d is not finite. An
     average that has not begun is infinite then, and its first d counts for the refreshes before.
     """
-    finite = jnp.isfinite(jnp.sum(d * d))
     average = jnp.where(seen > 0, v / jnp.where(seen > 0, seen, 1), jnp.inf)
     squared = jnp.where(finite, d * d, average)
     v = jnp.where(jnp.isinf(v), seen * squared, v)
@@ -250,7 +267,9 @@ def _refreshed(v: jax.Array, d: jax.Array, beta2: float | jax.Array, seen: jax.A
 
 def _bias_correction(beta: float | jax.Array, count: jax.Array) -> jax.Array:
     """Return 1 − betaᵗ, without the cancellation that costs float32 four digits at t = 1."""
-    return -jnp.expm1(count.astype(float) * jnp.log1p(beta - 1.0))
+    # 0 · log 0 is no number.
+    exponent = jnp.maximum(count, 1).astype(float) * jnp.log1p(beta - 1.0)
+    return jnp.where(count > 0, -jnp.expm1(exponent), 0.0)
 
 
 def _power(array: jax.Array, exponent: float | jax.Array) -> jax.Array:
@@ -258,25 +277,32 @@ def _power(array: jax.Array, exponent: float | jax.Array) -> jax.Array:
     return jnp.sqrt(array) if is_half else array**exponent
 
 
-def _is_masked(node: Any) -> bool:
+def is_masked(node: Any) -> bool:
+    """Whether a node stands for an array that a wrapper keeps to itself."""
     return isinstance(node, optax.MaskedNode)
 
 
-def _flatten_with_names(updates: optax.Updates) -> tuple[list[tuple[str, Any]], Any]:
+def flatten_with_names(updates: optax.Updates) -> tuple[list[tuple[str, Any]], Any]:
     """Return (name, array) pairs and the tree's structure, in which a masked node is a leaf.
 
     With masked nodes as leaves, a tree that is not masked (hessian, block_axes) fits as well.
     """
-    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=_is_masked)
+    paths, treedef = jax.tree_util.tree_flatten_with_path(updates, is_leaf=is_masked)
     named = []
     for path, leaf in paths:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
         # An nnx.State's arrays are the attribute `value` of its leaves.
-        named.append((name.removesuffix("/value"), leaf))
+        if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+            path = path[:-1]
+        named.append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
     return named, treedef
 
 
-def _flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
+def flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
+    """Return the curvature's arrays in the order of the gradients'.
+
+    Raises:
+        ValueError: there is none, or its structure or a shape does not fit.
+    """
     if hessian is None:
         raise ValueError(MISSING_HESSIAN)
     try:
@@ -286,7 +312,7 @@ def _flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) -
             f"hessian must be a tree like the gradients, but its structure differs: {error}"
         ) from error
     for (name, grad), leaf in zip(named, leaves, strict=True):
-        if _is_masked(grad):
+        if is_masked(grad):
             continue
         shape = jnp.shape(leaf)
         if grad.shape not in (shape, shape[1:]):  # the latter: one estimate for each sample
@@ -302,7 +328,7 @@ def _flatten_block_axes(
     if block_axes is None:
         return [None] * len(named)
     if callable(block_axes):
-        return [None if _is_masked(leaf) else block_axes(name, leaf) for name, leaf in named]
+        return [None if is_masked(leaf) else block_axes(name, leaf) for name, leaf in named]
     try:
         return treedef.flatten_up_to(block_axes)
     except ValueError as error:
@@ -327,6 +353,6 @@ def _check_options(b1, b2, eps, hessian_power, averaging, update_interval) -> No
     require(
         "update_interval",
         update_interval,
-        lambda n: isinstance(n, int) and not isinstance(n, bool) and n >= 1,
+        lambda n: isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n >= 1),
         "an int of at least 1",
     )

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from adahessian.jax import adahessian, needs_hessian, value_grad_and_hessian
@@ -92,8 +92,40 @@ def check():
     wrong = train(over_devices(wrong_order_step, check_vma=False), sharded)
     assert not close(wrong, expected), "the order of mean and absolute value makes no difference"
 
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        check_samples(jax.make_mesh((4,), ("data",), axis_types=(axis_type,)))
+
     replicated = jax.pmap(per_device_step, "data", in_axes=(None, None, 0, None), out_axes=None)
     assert close(train(replicated, X.reshape(4, 2, 3)), expected)
+
+
+def check_samples(mesh):
+    """Several probes, of parameters that vary over the devices or are laid out over them."""
+
+    def sharded(w, x):
+        local = jax.lax.pcast(w, "data", to="varying")
+        estimate = value_grad_and_hessian(product_loss, (local, x), 0, num_samples=2)
+        return jax.lax.pmean(estimate, "data")
+
+    def product_loss(w, x):
+        return jnp.mean(jnp.tanh(x @ w) ** 2)
+
+    w = np.linspace(-1, 1, 12).reshape(3, 4).astype(np.float32)
+    expected = value_grad_and_hessian(product_loss, (w, X), 0, num_samples=2)
+    x = jax.device_put(X, NamedSharding(mesh, P("data")))
+    specs = {"in_specs": (P(), P("data")), "out_specs": P()}
+    found = [jax.jit(jax.shard_map(sharded, mesh=mesh, **specs))(w, x)]
+    with jax.set_mesh(mesh):
+        over_devices = jax.device_put(w, NamedSharding(mesh, P(None, "data")))
+        everywhere = jax.device_put(X, NamedSharding(mesh, P()))
+        found.append(
+            jax.jit(lambda w, x: value_grad_and_hessian(product_loss, (w, x), 0, num_samples=2))(
+                over_devices, everywhere
+            )
+        )
+    for result in found:
+        for a, b in zip(result, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(a), b, rtol=1e-4, atol=1e-6)
 
 
 def test_four_devices():

@@ -81,3 +81,43 @@ def test_refuses_what_it_cannot_average():
     with pytest.raises(ValueError, match="keep_samples=False"):
         samples = jax.tree.map(lambda p: p[None], PARAMS)
         tx.update(PARAMS, opt_state, PARAMS, hessian=samples)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_curvature_that_is_not_finite_costs_one_refresh(value):
+    tx = multi_steps(adahessian(0.05), 2)
+    plain = adahessian(0.05)
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    others, other_state = PARAMS, plain.init(PARAMS)
+    for i in range(8):
+        hessian = jax.tree.map(lambda p: jnp.full_like(p, 2.0), params)
+        if i == 2:  # in the second update
+            hessian["w"] = hessian["w"].at[0].set(value)
+        updates, opt_state = tx.update(params, opt_state, params, hessian=hessian)
+        params = optax.apply_updates(params, updates)
+        if i % 2:
+            if i == 3:
+                hessian["w"] = hessian["w"].at[0].set(value)
+            updates, other_state = plain.update(others, other_state, others, hessian=hessian)
+            others = optax.apply_updates(others, updates)
+    for key in PARAMS:
+        np.testing.assert_allclose(params[key], others[key], rtol=1e-5)
+
+
+def test_sums_of_gradients_go_with_sums_of_curvature():
+    whole, _ = run(adahessian(0.1, eps=0.0), [X])
+    # A sum of three is three times the mean, and so is the curvature: the step is the same.
+    summed, _ = run(multi_steps(adahessian(0.1, eps=0.0), 3, use_grad_mean=False), jnp.split(X, 3))
+    for key in PARAMS:
+        np.testing.assert_allclose(summed[key], whole[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked_too", [False, True])
+def test_within_a_part_of_the_parameters(masked_too):
+    """optax.masked hands on masked nodes, and by default the curvature whole."""
+    label = {"w": True, "b": False}
+    tx = optax.masked(multi_steps(adahessian(0.1), 2), label, mask_compatible_extra_args=masked_too)
+    params, opt_state = PARAMS, tx.init(PARAMS)
+    for _ in range(2):
+        updates, opt_state = tx.update(PARAMS, opt_state, params, hessian=PARAMS)
+    np.testing.assert_allclose(updates["w"], -0.1 * jnp.sign(PARAMS["w"]), rtol=1e-3)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from adahessian.jax import PartState, grad_and_hessian, part_of_batch
+from adahessian.jax import PartState, adahessian, grad_and_hessian, part_of_batch
 from adahessian.part_correction import remember, scale_factors
 
 
@@ -68,3 +68,39 @@ def test_what_is_not_finite_is_not_remembered():
 def test_fractions_that_are_none(fraction):
     with pytest.raises(ValueError, match="fraction must be above 0 and at most 1"):
         part_of_batch([jnp.ones(2)], [jnp.ones(2)], fraction=fraction)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_summed_in_float32(dtype):
+    first, second = [jnp.full((100,), 300.0, dtype)], [jnp.full((100,), 100.0, dtype)]
+    state = None
+    for _ in range(50):
+        found, state = part_of_batch(first, second, state, fraction=0.5)
+    assert state.noise[0].dtype == jnp.float32 and found[0].dtype == dtype
+    wide = None
+    for _ in range(50):
+        _, wide = part_of_batch(
+            [first[0].astype(jnp.float32)], [second[0].astype(jnp.float32)], wide, fraction=0.5
+        )
+    np.testing.assert_allclose(state.noise[0], wide.noise[0], rtol=1e-3)
+
+
+def test_an_element_without_curvature_waits():
+    """A token of the batch that is in no part has a gradient and no curvature."""
+    ids = np.array([0, 1, 0, 1, 2, 3, 4, 5])
+
+    def loss(p, ids):
+        return jnp.mean((p["embedding"][ids] - 1) ** 2)
+
+    params = {"embedding": jnp.full((6, 2), 0.3)}
+    moved = {}
+    for wait in (False, True):
+        tx = adahessian(0.1, weight_decay=0.5, wait=wait)
+        grads = jax.grad(loss)(params, ids)
+        halves = [grad_and_hessian(loss, (params, ids[rows]), 0)[1] for rows in ([0, 1], [2, 3])]
+        hessian, _ = part_of_batch(*halves, fraction=0.5)
+        updates, _ = tx.update(grads, tx.init(params), params, hessian=hessian)
+        moved[wait] = np.abs(np.asarray(updates["embedding"])).max(1)
+    assert (moved[False][2:] > 10).all()
+    np.testing.assert_allclose(moved[True][2:], 0.1 * 0.5 * 0.3, rtol=1e-5)  # the decay alone
+    np.testing.assert_array_equal(moved[True][:2], moved[False][:2])

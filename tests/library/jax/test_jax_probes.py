@@ -68,3 +68,13 @@ def test_keeps_dtype(dtype):
 def test_refuses_a_seed_out_of_range():
     with pytest.raises(ValueError, match="seed must be from 0"):
         rademacher_like([jnp.zeros(3)], seed=-1, step=0)
+
+
+def test_a_seed_of_64_bits_within_jit():
+    seeds = (5, 5 + 2**40)
+    with jax.enable_x64(True):
+        traced = jax.jit(lambda seed: rademacher_like(jnp.zeros(200), seed=seed, step=0))
+        found = [traced(jnp.asarray(seed, jnp.int64)) for seed in seeds]
+    for seed, z in zip(seeds, found, strict=True):
+        np.testing.assert_array_equal(z, rademacher_like(jnp.zeros(200), seed=seed, step=0))
+    assert (found[0] != found[1]).any()

@@ -148,3 +148,22 @@ def test_refuses_bad_options(options, message):
 def test_refuses_parameters_that_are_not_real(dtype):
     with pytest.raises(ValueError, match=r"parameter \['n'\] has dtype"):
         adahessian(0.1).init({"n": jnp.zeros(3, dtype)})
+
+
+def test_names_keep_a_key_that_is_called_value():
+    names = []
+
+    def block_axes(name, array):
+        names.append(name)
+
+    tx = adahessian(0.1, block_axes=block_axes)
+    params = {"attention": {"value": jnp.ones(3)}}
+    tx.update(params, tx.init(params), params, hessian=params)
+    assert names == ["attention/value"]
+
+
+def test_integers_of_numpy():
+    tx = adahessian(0.1, update_interval=np.int64(2))
+    params = {"w": jnp.ones(3)}
+    _, opt_state = tx.update(params, tx.init(params), params, hessian=params)
+    assert not needs_hessian(opt_state)

@@ -1,0 +1,168 @@
+"""A closure may compute another loss than before: what the first one has shown is not its own."""
+
+import contextlib
+
+import pytest
+import torch
+from support.second_derivative_uses import X
+from torch import nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from adahessian import AdaHessian
+from adahessian.curvature.replay import Earlier
+
+LATER = {
+    "a kink": lambda y: F.relu(y).square().mean(),
+    "another kink": lambda y: (y.sin() - 0.3).abs().mean(),
+    "one that only kernels show": lambda y: torch.norm(y - 0.3, 1) / 10,
+    "a step": lambda y: ((3 * y) % 1).square().mean(),
+}
+
+
+def train(later, begins, *, smooth=True, steps=4, **options):
+    """z · Hz of the last step, by the exact and the finite-difference product."""
+    found = []
+    for curvature in ("double_backward", "finite_difference"):
+        torch.manual_seed(1)
+        activation = nn.Tanh() if smooth else nn.ReLU()
+        net = nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 3)).double()
+        optimizer = AdaHessian(net.parameters(), lr=0.01, curvature=curvature, **options)
+        samples = []
+
+        def keep(optimizer, params, estimates, samples=samples):
+            samples[:] = [e.clone() for e in estimates]
+
+        optimizer.register_curvature_hook(keep)
+        for step in range(steps):
+
+            def loss(x, net=net, step=step):
+                y = net(x)
+                # The same operations before and after, but for those of `later`.
+                return (y - 1).square().mean() + (later(y) if step >= begins else 0)
+
+            def closure(loss=loss, optimizer=optimizer):
+                optimizer.zero_grad()
+                value = loss(X)
+                value.backward(create_graph=optimizer.needs_graph)
+                return value
+
+            def part(start, stop, loss=loss):
+                return loss(X[round(16 * start) : round(16 * stop)])
+
+            optimizer.step(closure, curvature_closure=part if options else None)
+        found.append(torch.cat([s.flatten() for s in samples]))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"curvature_fraction": 0.5}], ids=["whole", "part"])
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+def test_pieces_that_come_later_are_frozen(later, smooth, options):
+    exact, difference = train(later, begins=2, smooth=smooth, **options)
+    torch.testing.assert_close(difference, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_tasks_in_turns(first):
+    found = []
+    for curvature in ("double_backward", "finite_difference"):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(4, 8), nn.GELU()).double()
+        heads = [
+            nn.Sequential(nn.Linear(8, 8), activation, nn.Linear(8, 3)).double()
+            for activation in (nn.GELU(), nn.ReLU())
+        ]
+        params = [p for module in (body, *heads) for p in module.parameters()]
+        optimizer = AdaHessian(params, lr=1e-9, curvature=curvature)
+        samples = []
+        optimizer.register_curvature_hook(lambda _, __, s, samples=samples: samples.extend(s))
+        for step in range(first, first + 6):
+
+            def closure(step=step, optimizer=optimizer, heads=heads, body=body):
+                optimizer.zero_grad()
+                value = heads[step % 2](body(X)).square().mean()
+                value.backward(create_graph=optimizer.needs_graph)
+                return value
+
+            optimizer.step(closure)
+        found.append(torch.cat([s.flatten() for s in samples]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_precision_that_comes_later():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    optimizer = AdaHessian(net.parameters(), lr=1e-3, curvature="finite_difference")
+    seen = []
+    for step in range(4):
+        autocast = torch.autocast("cpu", torch.bfloat16) if step > 1 else contextlib.nullcontext()
+
+        def closure(autocast=autocast):
+            optimizer.zero_grad()
+            with autocast:
+                value = net(X.float()).square().mean()
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        seen.append(optimizer._earlier.autocast_dtype)
+    assert seen == [None, None, torch.bfloat16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("curvature_fraction", [1.0, 0.5])
+def test_a_loss_that_stays_smooth_is_evaluated_as_it_is(curvature_fraction):
+    """Also with a loop that runs more often for one batch than for another."""
+    net = nn.RNNCell(4, 4).double()
+    optimizer = AdaHessian(
+        net.parameters(),
+        curvature="finite_difference",
+        curvature_fraction=curvature_fraction,
+        check_interval=0,
+    )
+    evaluations = []
+    for step in range(6):
+
+        def loss(x=X[:8], step=step):
+            evaluations[-1] += 1
+            h = x.new_zeros(len(x), 4)
+            for _ in range(2 + step):
+                h = net(x, h)
+            return h.square().mean()
+
+        def closure(loss=loss):
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        evaluations.append(0)
+        part = None if curvature_fraction == 1 else lambda a, b, loss=loss: loss(X[:2])
+        optimizer.step(closure, curvature_closure=part)
+    # A part comes in two halves, and each of them is looked at from both sides.
+    assert evaluations[1:] == [2 if curvature_fraction == 1 else 5] * 5
+    assert optimizer._earlier.is_smooth
+
+
+class Kernel(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * grad
+
+
+@pytest.mark.parametrize("options", [{}, {"curvature_fraction": 0.5}], ids=["whole", "part"])
+def test_a_function_without_a_second_derivative_that_comes_later_is_refused(options):
+    with pytest.raises(RuntimeError, match="Kernel is once_differentiable"):
+        train(lambda y: Kernel.apply(y).mean(), begins=2, **options)
+
+
+def test_nothing_is_known_at_first():
+    earlier = Earlier()
+    assert not earlier.smooth and not earlier.looked_at
