@@ -120,7 +120,8 @@ class Refresh(ABC):
         if not members:
             return {}
         params = [m.param for m in members]
-        self._accuracy.process_group = reduction.process_group or self._earlier.process_group()
+        if reduction.process_group is not None:
+            self._accuracy.process_group = reduction.process_group
         totals: list[Tensor] = []
         for sample in self._samples(members, reduction):
             show(params, sample)

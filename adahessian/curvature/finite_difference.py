@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
 from adahessian.curvature.check import (
@@ -89,7 +90,7 @@ class FiniteDifference:
         self._params = params
         self._check = check
         self.step_size = step_size
-        self.replay = Replay(closure, params, gates, earlier)
+        self.replay = Replay(closure, params, gates, earlier, self._see_wrapper)
         self._central = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
 
@@ -136,6 +137,18 @@ class FiniteDifference:
         after = self._evaluate_at(used, h)
         self._doubt(after, self._value, dict(zip(used, gradients(used), strict=True)), h)
         return self._difference(used, after.grads, h)
+
+    def _see_wrapper(self, module: DistributedDataParallel) -> None:
+        """Take in that the closure calls a module that averages its gradients over processes."""
+        hook = _torch.communication_hook(module)
+        # Where the gradient at θ is not needed, gradients are taken beside the module's hooks.
+        if hook and not self._central:
+            raise RuntimeError(
+                f"the communication hook {hook} of DistributedDataParallel changes gradients, "
+                "whose small differences the finite difference reads: use curvature_fraction below "
+                "1, process_group= with the bare module, or no such hook"
+            )
+        self.accuracy.process_group = self.accuracy.process_group or module.process_group
 
     def _checked_product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z, with the step at which D₊ and D₋ agree best where they do not agree well."""

@@ -44,6 +44,7 @@ class Earlier:
         params: theirs.
         places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
+        wrappers: the DistributedDataParallel modules that the last recorded evaluation called.
         verdicts: of the last refreshes, where they have not been told.
         has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
     """
@@ -58,6 +59,7 @@ class Earlier:
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
+        self.wrappers: dict[DistributedDataParallel, None] = {}
         self.verdicts: deque[Verdict] = deque()
         self.has_hidden_pieces = self.has_looked = False
         self._remaining = 0
@@ -81,11 +83,6 @@ class Earlier:
         while len(self.verdicts) > but:
             found |= self.verdicts.popleft().tell()
         return found
-
-    def process_group(self) -> Any:
-        """Return that of a DistributedDataParallel module around the parameters, or None."""
-        wrapped = (m for m in self.modules or () if isinstance(m, DistributedDataParallel))
-        return next((m.process_group for m in wrapped), None)
 
     def known_modules(self, params: Iterable[Tensor]) -> list[nn.Module]:
         """Return ``modules``; the first time, look for those around some parameters."""
@@ -122,6 +119,8 @@ class Replay:
             and of all that its modules have, are preserved too.
         gates: what records and replays the pieces of the function.
         earlier: what is known of it; None for nothing, and its modules are those that it calls.
+        see_wrapper: is called with the DistributedDataParallel modules that the function calls,
+            before they run; with those of earlier evaluations where nothing is recorded.
 
     Attributes:
         gates: as above.
@@ -134,8 +133,9 @@ class Replay:
         params: Sequence[Tensor],
         gates: Gates | None = None,
         earlier: Earlier | None = None,
+        see_wrapper: Callable[[DistributedDataParallel], None] | None = None,
     ) -> None:
-        self._closure = closure
+        self._closure, self._see_wrapper = closure, see_wrapper
         self.gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
         if earlier is None:
@@ -169,6 +169,7 @@ class Replay:
             self._after = self._snapshot()
             return value
         self._before = self._snapshot()
+        self._earlier.wrappers = {}
         for module in self._before.modules:
             self._know(module)
         hook = before_each_call(self._note_module)
@@ -215,6 +216,9 @@ class Replay:
 
         The first repetition then is what leaves buffers and random states behind.
         """
+        if self._see_wrapper is not None:
+            for wrapper in self._earlier.wrappers:
+                self._see_wrapper(wrapper)
         self._params |= dict.fromkeys(self._earlier.params)
         self._before = self._after = self._snapshot()
 
@@ -321,6 +325,10 @@ class Replay:
         return Snapshot(self._devices, modules, self._given, self._earlier.places)
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
+        if isinstance(module, DistributedDataParallel):
+            self._earlier.wrappers[module] = None
+            if self._see_wrapper is not None:
+                self._see_wrapper(module)
         if self._before.add(module):
             self._know(module)
 

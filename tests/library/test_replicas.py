@@ -73,6 +73,7 @@ def test_double_backward_on_the_bare_module(results, case, options):
         ("finite difference, unused parameter", {"unused": True}),
         ("ddp", {}),
         ("ddp, bucket views", {}),
+        ("ddp, plain hook", {}),
         ("fsdp", {}),
         ("fsdp, runs of 7", {"block_size": 7}),
         ("fsdp, clipped", {"max_grad_norm": 0.05}),
@@ -121,6 +122,24 @@ def test_double_backward_under_ddp_names_the_ways_out(results):
     for result in results:
         assert "process_group=" in result["ddp, double backward"]
         assert "finite_difference" in result["ddp, double backward"]
+
+
+@pytest.mark.parametrize("hook", ["bf16_compress_hook", "FP16_COMPRESS"])
+def test_a_hook_that_changes_gradients_is_refused(results, hook):
+    """Regression: the difference of compressed gradients was exactly zero, or off by 39 %."""
+    for result in results:
+        assert f"{hook} of DistributedDataParallel" in result[f"ddp, {hook}"]
+        assert "curvature_fraction" in result[f"ddp, {hook}"]
+
+
+def test_a_part_of_the_batch_is_averaged_beside_a_hook(results):
+    """The gradient is a compressed one, so that parameters agree to its digits."""
+    expected = alone(curvature="finite_difference", shards=len(results), **distributed_cases.PART)
+    assert_equal(results, "part, ddp, compressed", expected, 5e-3)
+    for ours, first in zip(
+        *(result["part, ddp, compressed"] for result in results[:2]), strict=True
+    ):
+        assert torch.equal(ours, first)
 
 
 def test_drift_is_found_on_every_process(results):

@@ -15,6 +15,7 @@ from support.patience import PATIENCE
 from support.rules import SASSHA, SOPHIA
 from support.spoiled import Spoiled
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.checkpoint import state_dict
 
 from adahessian import AdaHessian
@@ -186,6 +187,24 @@ def ddp_double_backward(rank, world):
         return str(error)
 
 
+def ddp_with_hook(hook, **options):
+    """Its parameters, or the error."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network())
+        if isinstance(hook, dist.BuiltinCommHookType):
+            model._register_builtin_comm_hook(hook)
+        else:
+            model.register_comm_hook(None, hook)
+        try:
+            train(model, rank, world, curvature="finite_difference", **options)
+        except RuntimeError as error:
+            return str(error)
+        return values(model)
+
+    return case
+
+
 def drift(rank, world):
     model = network()
     optimizer = AdaHessian(model.parameters())
@@ -327,6 +346,10 @@ CASES = {
     "fsdp, sassha": fsdp(**SASSHA),
     "part, bare, sophia": bare("double_backward", **{**PART, **SOPHIA, "lr": 0.5}),
     "ddp, double backward": ddp_double_backward,
+    "ddp, plain hook": ddp_with_hook(default_hooks.allreduce_hook),
+    "ddp, bf16_compress_hook": ddp_with_hook(default_hooks.bf16_compress_hook),
+    "ddp, FP16_COMPRESS": ddp_with_hook(dist.BuiltinCommHookType.FP16_COMPRESS),
+    "part, ddp, compressed": ddp_with_hook(default_hooks.bf16_compress_hook, **PART),
     "drift": drift,
     "left out, bare": left_out(),
     "left out, bare, finite difference": left_out(curvature="finite_difference"),
