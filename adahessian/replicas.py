@@ -3,6 +3,7 @@
 ``torch.distributed`` is only touched where a process group or a ``DTensor`` is given.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -63,6 +64,29 @@ class Reduction:
             torch._foreach_div_(tensors, self.scale)
         if self.process_group is not None:
             average_(tensors, self.process_group)
+
+
+def check_same(facts: Any, process_group: Any, device: torch.device) -> None:
+    """Raise unless the processes of a group are to compute the same products.
+
+    Args:
+        facts: what they must have in common; something with a ``repr`` of its own.
+        process_group: over which H·z is averaged, or the gradients of which it is the difference.
+        device: for the message.
+
+    Raises:
+        RuntimeError: on all processes alike.
+    """
+    number = zlib.crc32(repr(facts).encode())
+    both = torch.tensor([number, -number], device=device)
+    torch.distributed.all_reduce(both, torch.distributed.ReduceOp.MAX, group=process_group)
+    if int(both.sum()):  # the largest and the smallest are not the same
+        raise RuntimeError(
+            "the optimizers of the processes that train one model differ: H·z is averaged over "
+            "them, so that each needs the same parameters in the same order, the same seed and "
+            "step. ZeroRedundancyOptimizer gives each process parameters of its own: use "
+            "fully_shard, which divides them, with curvature='finite_difference'"
+        )
 
 
 def check_replicas(tensors: Sequence[Tensor], process_group: Any = None) -> None:

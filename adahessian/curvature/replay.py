@@ -46,6 +46,7 @@ class Earlier:
         autocast_dtype, called, dtypes: see :class:`Gates`.
         wrappers: the DistributedDataParallel modules that the last recorded evaluation called.
         verdicts: of the last refreshes, where they have not been told.
+        has_compared: whether the processes are known to ask for the same products.
         has_looked, has_hidden_pieces: for pieces that only the kernels below autograd show.
     """
 
@@ -61,7 +62,7 @@ class Earlier:
         self.dtypes: set[torch.dtype] = set()
         self.wrappers: dict[DistributedDataParallel, None] = {}
         self.verdicts: deque[Verdict] = deque()
-        self.has_hidden_pieces = self.has_looked = False
+        self.has_hidden_pieces = self.has_looked = self.has_compared = False
         self._remaining = 0
 
     def begin_refresh(self, *, look: bool = False) -> None:

@@ -136,10 +136,15 @@ def test_a_part_of_the_batch_is_averaged_beside_a_hook(results):
     """The gradient is a compressed one, so that parameters agree to its digits."""
     expected = alone(curvature="finite_difference", shards=len(results), **distributed_cases.PART)
     assert_equal(results, "part, ddp, compressed", expected, 5e-3)
-    for ours, first in zip(
-        *(result["part, ddp, compressed"] for result in results[:2]), strict=True
-    ):
+    pair = [result["part, ddp, compressed"] for result in results[:2]]
+    for ours, first in zip(*pair, strict=True):
         assert torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("case", ["zero", "part, zero", "other seeds"])
+def test_optimizers_that_differ_are_refused(results, case):
+    """Regression: with parameters of each process's own, z · Hz was half of the truth."""
+    assert all("optimizers of the processes" in result[case] for result in results)
 
 
 def test_drift_is_found_on_every_process(results):

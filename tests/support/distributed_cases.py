@@ -17,10 +17,12 @@ from support.spoiled import Spoiled
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.checkpoint import state_dict
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from adahessian import AdaHessian
 
 STEPS, BATCH = 20, 256
+PART = {"curvature_fraction": 0.25}
 
 
 class Network(nn.Module):
@@ -205,6 +207,49 @@ def ddp_with_hook(hook, **options):
     return case
 
 
+class Alike(nn.Module):
+    """Parameters of one shape, as many as there are processes."""
+
+    def __init__(self):
+        super().__init__()
+        values = torch.ones(3, dtype=torch.float64)
+        self.all = nn.ParameterList([values.clone() for _ in range(dist.get_world_size())])
+
+    def forward(self):
+        return sum(5 * (p**2).sum() for p in self.all)
+
+
+def differing(make, **options):
+    """Return the error of a step of an optimizer, by process."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(Alike())
+        optimizer = make(model.parameters(), rank, lr=0.05, **options)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model()
+            loss.backward()
+            return loss
+
+        if PART.keys() <= options.keys():
+            optimizer.optim.curvature_closure = lambda start, stop: model()
+        try:
+            optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+
+    return case
+
+
+def zero(params, rank, **options):
+    return ZeroRedundancyOptimizer(params, optimizer_class=AdaHessian, **options)
+
+
+def of_another_seed(params, rank, **options):
+    return AdaHessian(params, seed=rank, **options)
+
+
 def drift(rank, world):
     model = network()
     optimizer = AdaHessian(model.parameters())
@@ -217,9 +262,6 @@ def drift(rank, world):
         optimizer.check_replicas()
     except RuntimeError as error:
         return str(error)
-
-
-PART = {"curvature_fraction": 0.25}
 
 
 def part_without_group(rank, world):
@@ -350,6 +392,9 @@ CASES = {
     "ddp, bf16_compress_hook": ddp_with_hook(default_hooks.bf16_compress_hook),
     "ddp, FP16_COMPRESS": ddp_with_hook(dist.BuiltinCommHookType.FP16_COMPRESS),
     "part, ddp, compressed": ddp_with_hook(default_hooks.bf16_compress_hook, **PART),
+    "zero": differing(zero, curvature="finite_difference"),
+    "part, zero": differing(zero, **PART),
+    "other seeds": differing(of_another_seed, curvature="finite_difference"),
     "drift": drift,
     "left out, bare": left_out(),
     "left out, bare, finite difference": left_out(curvature="finite_difference"),
