@@ -129,7 +129,7 @@ class Refresh(ABC):
             return {}
         params = [m.param for m in members]
         if reduction.process_group is not None:
-            self._accuracy.process_group = reduction.process_group
+            self._accuracy.decide_with([reduction.process_group])
         totals: list[Tensor] = []
         for sample in self._samples(members, reduction):
             show(params, sample)
@@ -181,7 +181,9 @@ class Refresh(ABC):
         if process_group is None or self._earlier.has_compared:
             return
         self._earlier.has_compared = True
-        places = {p: place for w in wrappers for place, p in enumerate(w.parameters())}
+        places: dict[Tensor, int] = {}
+        for wrapper in wrappers:
+            places |= {p: place for place, p in enumerate(wrapper.parameters())}
         due = [m for m in self._members if m.param in self._probes.params]
         shapes = [(m.index, places.get(m.param), tuple(m.param.shape)) for m in due]
         facts = self._options, self._step, self._members[0].group["difference_scale"], shapes
@@ -232,7 +234,10 @@ class WholeBatch(Refresh):
         return self._products.evaluate()
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
-        self._compare_processes(self._accuracy.process_group, self._earlier.wrappers)
+        wrappers = self._earlier.wrappers
+        groups = (w.process_group for w in wrappers)
+        group = next(groups, None)
+        self._compare_processes(reduction.process_group or group, wrappers)
         for sample in self._estimates(self._products, [m.param for m in members]):
             # Before the absolute value: the mean of |z · Hz| over the processes would grow with
             # their number.
@@ -306,7 +311,8 @@ class PartOfBatch(Refresh):
             except NoPart as error:
                 missing = error
         group = reduction.process_group or beside.process_group()
-        if any_of(missing is not None, group, self._params[0].device):
+        groups = [] if group is None else [group]
+        if any_of(missing is not None, groups, self._params[0].device):
             raise missing or NoPart("another process has no part of this batch")
         self._compare_processes(group, beside.wrappers)
         for samples in zip(*pieces, strict=True):

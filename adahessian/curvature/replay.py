@@ -27,6 +27,7 @@ from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
+from adahessian.replicas import any_of, mesh_groups, place_gradients
 
 _NOTHING = contextlib.nullcontext()
 
@@ -302,7 +303,9 @@ class Replay:
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
         if self.is_smooth:
-            return call(self._closure)
+            value = call(self._closure)
+            place_gradients(self._params)
+            return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
         with (
@@ -311,7 +314,9 @@ class Replay:
             self.gates.active(),
             within,
         ):
-            return call(self._closure)
+            value = call(self._closure)
+        place_gradients(self._params)
+        return value
 
     def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         self.gates.rewind()
@@ -343,7 +348,8 @@ class Replay:
         params = [p for p in kept if p in self._given]
         if not params:
             return
-        if isinstance(value, Tensor) and not value.isfinite().all():
+        is_lost = isinstance(value, Tensor) and not value.isfinite().all()
+        if any_of(is_lost, mesh_groups(params), params[0].device):
             raise RuntimeError(
                 f"the loss of the first step is {float(value.detach().sum())}: there is no "
                 "curvature to take. Are the data finite, and the initial parameters?"

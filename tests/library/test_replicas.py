@@ -147,6 +147,38 @@ def test_optimizers_that_differ_are_refused(results, case):
     assert all("optimizers of the processes" in result[case] for result in results)
 
 
+def test_gradients_that_are_summands_are_summed(results):
+    """Regression: each process stepped by its own summand, and the replicas drifted."""
+    expected = distributed_cases.sequence_parallel("finite_difference")(0, 1)
+    assert_equal(results, "sequence parallel", expected, 1e-5)
+
+
+def test_double_backward_of_dtensors_is_refused(results):
+    assert all("DTensors" in result["sequence parallel, double backward"] for result in results)
+
+
+def test_processes_with_parts_of_parameters_decide_alike(results):
+    """Regression: one chose another step h, or raised, and the others waited for it."""
+    found = [result["fsdp, large in one process"] for result in results]
+    assert len(set(found)) == 1 and not found[0][0] and found[0][1] > 1
+    errors = {result["fsdp, large in one process, unchecked"][0] for result in results}
+    assert len(errors) == 1 and "lost in the rounding" in errors.pop()
+
+
+def test_what_one_process_doubts_is_left_out_by_all(results):
+    for result in results:
+        (said,), is_finite = result["fsdp, doubted in one process"]
+        assert "too far from the first" in said and is_finite
+
+
+def test_replicas_of_shards_are_compared(results):
+    """Regression: the shards of one parameter were, and are not the same."""
+    for result in results:
+        assert result["fsdp, replicas"] == ["", ""]
+        equal, drifted = result["fsdp, replicas of shards"]
+        assert equal == "" and "parameter 2 of the optimizer" in drifted
+
+
 def test_drift_is_found_on_every_process(results):
     for result in results:
         assert "drifted apart: parameter 5" in result["drift"]

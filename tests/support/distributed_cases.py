@@ -7,6 +7,7 @@ import datetime
 import os
 import sys
 import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,15 @@ from support.spoiled import Spoiled
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.checkpoint import state_dict
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 from adahessian import AdaHessian
 
@@ -101,8 +110,6 @@ def with_ddp(model, world):
 
 
 def with_fsdp(model, world):
-    from torch.distributed.fsdp import fully_shard
-
     for layer in (model.conv, model.hidden, model):
         fully_shard(layer, mesh=dist.init_device_mesh("cpu", (world,)))
     return model
@@ -250,6 +257,127 @@ def of_another_seed(params, rank, **options):
     return AdaHessian(params, seed=rank, **options)
 
 
+class Parallel(nn.Module):
+    """Of two kinds of parallelism: divided weights, and a normalization of divided sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.hidden = nn.Linear(4, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.hidden(self.norm(x))))
+
+
+def sequence_parallel(curvature):
+    """The gradients of the normalization's parameters are sums, of which each has a summand."""
+
+    def case(rank, world):
+        torch.manual_seed(0)
+        model = Parallel().double()
+        x, y = torch.randn(2, 2, 8, 4, dtype=torch.float64)
+        if world > 1:
+            plan = {
+                "norm": SequenceParallel(),
+                "hidden": ColwiseParallel(input_layouts=Shard(1)),
+                "out": RowwiseParallel(output_layouts=Replicate()),
+            }
+            parallelize_module(model, dist.init_device_mesh("cpu", (world,)), plan)
+            x = x.chunk(world, 1)[rank]
+        optimizer = AdaHessian(model.parameters(), lr=0.05, curvature=curvature)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        try:
+            for _ in range(5):
+                optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+        if world > 1:
+            optimizer.check_replicas()
+        return values(model)
+
+    return case
+
+
+def large_in_one_process(check_interval):
+    """Return (error, scale of h): the step is lost in the rounding of the first process's rows."""
+
+    def case(rank, world):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        with torch.no_grad():
+            model[0].weight[: 8 // world] *= 1e4
+        x = torch.randn(16, 4).chunk(world)[rank]
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (world,)))
+        optimizer = AdaHessian(
+            model.parameters(), curvature="finite_difference", check_interval=check_interval
+        )
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (model(x) - 1).square().mean()
+            loss.backward()
+            return loss
+
+        error = ""
+        try:
+            optimizer.step(closure)
+        except RuntimeError as raised:
+            error = str(raised)
+        return error, optimizer.param_groups[0]["difference_scale"]
+
+    return case
+
+
+def doubted_in_one_process(rank, world):
+    """Return what the second step warned of, and whether the curvature is finite."""
+    model = with_fsdp(network(), world)
+    optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+    x, y = (t.chunk(world)[rank] for t in data())
+    evaluations = []
+
+    def closure(step):
+        evaluations.append(0)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss + 1000 * len(evaluations) * (step == 1 and rank == 0)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(2):
+            optimizer.step(partial(closure, step))
+    local = optimizer.state[model.out.weight]["exp_hessian_diag_sq"].to_local()
+    return [str(w.message) for w in caught], local.isfinite().all().item()
+
+
+def replicas_of_shards(shards):
+    """Return what check_replicas says, before and after a parameter of one process changed."""
+
+    def case(rank, world):
+        model, said = network(), []
+        mesh = (world // shards(world), shards(world))
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", mesh, mesh_dim_names=("a", "b")))
+        optimizer = AdaHessian(model.parameters())
+        for _ in range(2):
+            try:
+                optimizer.check_replicas()
+                said.append("")
+            except RuntimeError as error:
+                said.append(str(error))
+            if rank == 1:
+                model.hidden.weight.detach().to_local().mul_(2)
+        return said
+
+    return case
+
+
 def drift(rank, world):
     model = network()
     optimizer = AdaHessian(model.parameters())
@@ -395,6 +523,13 @@ CASES = {
     "zero": differing(zero, curvature="finite_difference"),
     "part, zero": differing(zero, **PART),
     "other seeds": differing(of_another_seed, curvature="finite_difference"),
+    "sequence parallel": sequence_parallel("finite_difference"),
+    "sequence parallel, double backward": sequence_parallel("double_backward"),
+    "fsdp, large in one process": large_in_one_process(500),
+    "fsdp, large in one process, unchecked": large_in_one_process(0),
+    "fsdp, doubted in one process": doubted_in_one_process,
+    "fsdp, replicas": replicas_of_shards(lambda world: world),
+    "fsdp, replicas of shards": replicas_of_shards(lambda world: world // 2),
     "drift": drift,
     "left out, bare": left_out(),
     "left out, bare, finite difference": left_out(curvature="finite_difference"),
