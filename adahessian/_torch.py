@@ -40,6 +40,7 @@ __all__ = [
     "innermost",
     "is_any_autocast_enabled",
     "is_view",
+    "is_within_join",
     "keeping_version",
     "kernel_arguments",
     "kernel_is_mutable",
@@ -248,6 +249,11 @@ def communication_hook(module: "DistributedDataParallel") -> str:
         return getattr(hooks[0], "__qualname__", repr(hooks[0])) if hooks else ""
     builtin = str(module._get_ddp_logging_data().get("comm_hook") or "")
     return "" if builtin.endswith(".ALLREDUCE") else builtin
+
+
+def is_within_join(module: "DistributedDataParallel") -> bool:
+    """Whether a process that has run out of data may be answering the module's messages alone."""
+    return module._join_config.enable
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

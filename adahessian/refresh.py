@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adahessian import _torch
 from adahessian.curvature import Earlier, HessianProducts, hessian_products
 from adahessian.curvature.beside import Beside, NoPart, filling_gradients
 from adahessian.curvature.check import AccuracyCheck
@@ -235,7 +236,7 @@ class WholeBatch(Refresh):
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
         wrappers = self._earlier.wrappers
-        groups = (w.process_group for w in wrappers)
+        groups = (w.process_group for w in wrappers if not _torch.is_within_join(w))
         group = next(groups, None)
         self._compare_processes(reduction.process_group or group, wrappers)
         for sample in self._estimates(self._products, [m.param for m in members]):

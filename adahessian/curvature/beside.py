@@ -127,8 +127,15 @@ class Beside:
         """Return that of the DistributedDataParallel module that ran, or None for one process.
 
         Raises:
-            RuntimeError: there are several processes, and nothing says which share the model.
+            RuntimeError: there are several processes, and nothing says which share the model; or
+                some may have run out of data.
         """
+        if any(map(_torch.is_within_join, self.wrappers)):
+            raise RuntimeError(
+                "within DistributedDataParallel's Join a process that has run out of data does not "
+                "average H·z of a part of the batch: use curvature='finite_difference' of the "
+                "whole batch, with check_interval=0"
+            )
         groups = list(dict.fromkeys(w.process_group for w in self.wrappers))
         if len(groups) == 1:
             return groups[0]

@@ -150,7 +150,13 @@ class FiniteDifference:
                 "whose small differences the finite difference reads: use curvature_fraction below "
                 "1, process_group= with the bare module, or no such hook"
             )
-        self.accuracy.decide_with([module.process_group])
+        if not _torch.is_within_join(module):
+            self.accuracy.decide_with([module.process_group])
+        elif not self._central and (self.accuracy.due or self.accuracy.watches):
+            raise RuntimeError(
+                "within DistributedDataParallel's Join a process that has run out of data answers "
+                "no messages of the finite difference's checks: set check_interval=0"
+            )
 
     def _checked_product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z, with the step at which D₊ and D₋ agree best where they do not agree well."""

@@ -179,6 +179,16 @@ def test_replicas_of_shards_are_compared(results):
         assert equal == "" and "parameter 2 of the optimizer" in drifted
 
 
+@pytest.mark.parametrize("case", ["ddp, join", "part, ddp, join"])
+def test_join_names_the_way(results, case):
+    """Regression: a process without data answered the checks' messages as if a bucket's."""
+    assert all("check_interval=0" in result[case] for result in results)
+
+
+def test_join_without_checks(results):
+    assert_equal(results, "ddp, join, unchecked", results[0]["ddp, join, unchecked"], 1e-12)
+
+
 def test_drift_is_found_on_every_process(results):
     for result in results:
         assert "drifted apart: parameter 5" in result["drift"]

@@ -17,6 +17,7 @@ from support.rules import SASSHA, SOPHIA
 from support.spoiled import Spoiled
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint import state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -378,6 +379,39 @@ def replicas_of_shards(shards):
     return case
 
 
+def joined(**options):
+    """Processes with different numbers of batches; return the parameters, or the error."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network())
+        optimizer = AdaHessian(
+            model.parameters(), curvature="finite_difference", lr=0.05, **options
+        )
+        x, y = (t.chunk(world)[rank] for t in data())
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        def part(start, stop):
+            rows = slice(round(start * len(x)), round(stop * len(x)))
+            return nn.functional.cross_entropy(model(x[rows]), y[rows])
+
+        if PART.keys() <= options.keys():
+            optimizer.curvature_closure = part
+        try:
+            with Join([model]):
+                for _ in range(2 + rank):
+                    optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+        return values(model)
+
+    return case
+
+
 def drift(rank, world):
     model = network()
     optimizer = AdaHessian(model.parameters())
@@ -530,6 +564,9 @@ CASES = {
     "fsdp, doubted in one process": doubted_in_one_process,
     "fsdp, replicas": replicas_of_shards(lambda world: world),
     "fsdp, replicas of shards": replicas_of_shards(lambda world: world // 2),
+    "ddp, join": joined(),
+    "ddp, join, unchecked": joined(check_interval=0),
+    "part, ddp, join": joined(**PART),
     "drift": drift,
     "left out, bare": left_out(),
     "left out, bare, finite difference": left_out(curvature="finite_difference"),
