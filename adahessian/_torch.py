@@ -24,11 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
 
 __all__ = [
     "TorchDispatchMode",
     "below_torch_functions",
     "buffers",
+    "communication_hook",
     "derivative_in_backward",
     "gradients",
     "has_saved_tensor_hooks",
@@ -38,6 +40,7 @@ __all__ = [
     "innermost",
     "is_any_autocast_enabled",
     "is_view",
+    "is_within_join",
     "keeping_version",
     "kernel_arguments",
     "kernel_is_mutable",
@@ -232,6 +235,25 @@ def buffers(module: nn.Module) -> dict[str, Tensor | None]:
     The public ways to replace one call the module's ``__setattr__``, which it may have overridden.
     """
     return module._buffers
+
+
+def communication_hook(module: "DistributedDataParallel") -> str:
+    """Return what DistributedDataParallel reduces gradients by, other than a plain mean; or "".
+
+    Nothing public tells which hook was registered, of the two kinds of hooks.
+    """
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+    if module._comm_hooks:
+        hooks = [hook for hook, _ in module._comm_hooks if hook is not allreduce_hook]
+        return getattr(hooks[0], "__qualname__", repr(hooks[0])) if hooks else ""
+    builtin = str(module._get_ddp_logging_data().get("comm_hook") or "")
+    return "" if builtin.endswith(".ALLREDUCE") else builtin
+
+
+def is_within_join(module: "DistributedDataParallel") -> bool:
+    """Whether a process that has run out of data may be answering the module's messages alone."""
+    return module._join_config.enable
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

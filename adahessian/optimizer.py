@@ -19,7 +19,7 @@ from adahessian.curvature.hutchinson import Probes
 from adahessian.left_out import LeftOut
 from adahessian.options import SharedOptions, check_gradient, check_options
 from adahessian.refresh import CurvatureClosure, Member, begin_refresh
-from adahessian.replicas import Reduction, check_replicas
+from adahessian.replicas import Reduction, check_replicas, place_gradients
 from adahessian.state import COUNTERS, check_fits, is_only_to_begin, take_over
 from adahessian.update import update_group
 
@@ -354,7 +354,8 @@ class AdaHessian(Optimizer):
         """Raise RuntimeError, on all processes, if their parameters are not the same.
 
         For several processes that train one model; call it now and then. It compares over
-        ``process_group``, or over all processes.
+        ``process_group``, or over all processes; a DTensor where its mesh replicates it, so that
+        under ``fully_shard`` of one dimension there is nothing to compare.
         """
         check_replicas(self._all_params(), self._process_group)
 
@@ -420,6 +421,7 @@ class AdaHessian(Optimizer):
             if m.param.requires_grad and m.param.grad is None:
                 m.param.grad = torch.zeros_like(m.param)  # all processes must send the same tensors
         members = [m for m in members if m.param.grad is not None]
+        place_gradients(m.param for m in members)
         for m in members:
             check_gradient(m.param, m.name)
             check_fits(self.state.get(m.param, {}), m.param, m.name, m.group["second_moment"])

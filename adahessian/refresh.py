@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from adahessian import _torch
 from adahessian.curvature import Earlier, HessianProducts, hessian_products
 from adahessian.curvature.beside import Beside, NoPart, filling_gradients
 from adahessian.curvature.check import AccuracyCheck
@@ -21,7 +22,14 @@ from adahessian.curvature.hutchinson import Probes, hutchinson_samples
 from adahessian.curvature.verdict import Verdict
 from adahessian.options import SharedOptions, check_parameter
 from adahessian.part_correction import remember, scale_factors, takes_halves
-from adahessian.replicas import Reduction, any_of, is_sharded, local, local_block_average
+from adahessian.replicas import (
+    Reduction,
+    any_of,
+    check_same,
+    is_sharded,
+    local,
+    local_block_average,
+)
 from adahessian.state import counts
 
 CurvatureClosure = Callable[[float, float], Tensor]
@@ -85,6 +93,7 @@ class Refresh(ABC):
         for m in due:  # before anything is computed in a kind of number that it was not written for
             check_parameter(m.param, m.name)
         self._closure, self._options, self._earlier = closure, options, earlier
+        self._step = step
         self._members, self._states = members, states
         self._params = [m.param for m in members]
         self._is_first = all(m.group["last_refresh"] is None for m in members)
@@ -120,7 +129,8 @@ class Refresh(ABC):
         if not members:
             return {}
         params = [m.param for m in members]
-        self._accuracy.process_group = reduction.process_group or self._earlier.process_group()
+        if reduction.process_group is not None:
+            self._accuracy.decide_with([reduction.process_group])
         totals: list[Tensor] = []
         for sample in self._samples(members, reduction):
             show(params, sample)
@@ -160,6 +170,25 @@ class Refresh(ABC):
         waits = failed or self._is_first or all(p.device.type == "cpu" for p in self._params)
         scale = self._members[0].group["difference_scale"]
         return AccuracyCheck(due=is_due, waits=waits, scale=scale, watches=interval > 0)
+
+    def _compare_processes(self, process_group: Any, wrappers: Iterable[nn.Module]) -> None:
+        """See, once, that the processes of a group are about to ask for the same products.
+
+        Args:
+            process_group: None for one process.
+            wrappers: modules that the processes have in common. In them each parameter has its
+                place: two can be of one shape.
+        """
+        if process_group is None or self._earlier.has_compared:
+            return
+        self._earlier.has_compared = True
+        places: dict[Tensor, int] = {}
+        for wrapper in wrappers:
+            places |= {p: place for place, p in enumerate(wrapper.parameters())}
+        due = [m for m in self._members if m.param in self._probes.params]
+        shapes = [(m.index, places.get(m.param), tuple(m.param.shape)) for m in due]
+        facts = self._options, self._step, self._members[0].group["difference_scale"], shapes
+        check_same(facts, process_group, self._params[0].device)
 
     def _end_check(self) -> None:
         accuracy = self._accuracy
@@ -206,6 +235,10 @@ class WholeBatch(Refresh):
         return self._products.evaluate()
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
+        wrappers = self._earlier.wrappers
+        groups = (w.process_group for w in wrappers if not _torch.is_within_join(w))
+        group = next(groups, None)
+        self._compare_processes(reduction.process_group or group, wrappers)
         for sample in self._estimates(self._products, [m.param for m in members]):
             # Before the absolute value: the mean of |z · Hz| over the processes would grow with
             # their number.
@@ -279,8 +312,10 @@ class PartOfBatch(Refresh):
             except NoPart as error:
                 missing = error
         group = reduction.process_group or beside.process_group()
-        if any_of(missing is not None, group, self._params[0].device):
+        groups = [] if group is None else [group]
+        if any_of(missing is not None, groups, self._params[0].device):
             raise missing or NoPart("another process has no part of this batch")
+        self._compare_processes(group, beside.wrappers)
         for samples in zip(*pieces, strict=True):
             Reduction(reduction.scale, group).apply_([s for sample in samples for s in sample])
         samples = pieces[0]

@@ -90,12 +90,15 @@ class Beside:
         params: parameters whose gradients an evaluation fills.
         earlier: what is known of the loss: compiled code shows none of its modules.
         look: warn of batch normalization over few examples; it is refused over ``FEWEST`` anyway.
+
+    Attributes:
+        wrappers: the DistributedDataParallel modules that ran.
     """
 
     def __init__(self, params: Sequence[Tensor], earlier: Earlier, *, look: bool) -> None:
         self._params, self._earlier = params, earlier
         self._few_is_said = not look
-        self._process_groups: dict[Any, None] = {}
+        self.wrappers: dict[DistributedDataParallel, None] = {}
 
     def __enter__(self) -> "Beside":
         self._grads = [p.grad for p in self._params]
@@ -124,12 +127,20 @@ class Beside:
         """Return that of the DistributedDataParallel module that ran, or None for one process.
 
         Raises:
-            RuntimeError: there are several processes, and nothing says which share the model.
+            RuntimeError: there are several processes, and nothing says which share the model; or
+                some may have run out of data.
         """
-        if len(self._process_groups) == 1:
-            return next(iter(self._process_groups))
+        if any(map(_torch.is_within_join, self.wrappers)):
+            raise RuntimeError(
+                "within DistributedDataParallel's Join a process that has run out of data does not "
+                "average H·z of a part of the batch: use curvature='finite_difference' of the "
+                "whole batch, with check_interval=0"
+            )
+        groups = list(dict.fromkeys(w.process_group for w in self.wrappers))
+        if len(groups) == 1:
+            return groups[0]
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if self._process_groups or several and torch.distributed.get_world_size() > 1:
+        if groups or several and torch.distributed.get_world_size() > 1:
             raise RuntimeError(
                 "H·z of a part of the batch must be averaged over the processes that share the "
                 "model: call the DistributedDataParallel module itself in curvature_closure, or "
@@ -140,7 +151,7 @@ class Beside:
     def _note(self, module: nn.Module, args: tuple) -> None:
         self._before.add(module)
         if isinstance(module, DistributedDataParallel):
-            self._process_groups[module.process_group] = None
+            self.wrappers[module] = None
         if _normalizes_batches(module) and args:
             self._check_batch(module, args[0])
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from adahessian import _torch
-from adahessian.replicas import is_sharded, local
+from adahessian.replicas import is_sharded, local, over_all
 
 
 class Tolerance(NamedTuple):
@@ -100,8 +100,9 @@ class Slope:
     @torch.no_grad()
     def _see(self, grad: Tensor, p: Tensor) -> None:
         self.seen.add(p)
+        if is_sharded(p):  # nothing is concluded of it, see unexplained
+            return
         with _torch.below_torch_functions():
-            grad = local(grad)
             sums = torch.stack([(grad * self.z[p]).sum(), grad.square().sum()])
             self._latest[p] = sums.to(self._nothing)
             _add(self._returned, p, self._latest[p])
@@ -229,7 +230,7 @@ class AccuracyCheck:
 
     Attributes:
         due, waits, scale, watches: as above; ``scale`` becomes the chosen one.
-        process_group: over which gradients are to be averaged, so that all decide alike.
+        process_groups: all of their processes must decide alike.
         params: those that were checked; the following have an element for each of them.
         failed: whose products are wrong; None before a check.
         zeros: whose products are exactly zero, while their gradients are not.
@@ -259,9 +260,13 @@ class AccuracyCheck:
         watches: bool = False,
     ) -> None:
         self.due, self.waits, self.scale, self.watches = due, waits, scale, watches
-        self.process_group: Any = None
+        self.process_groups: list[Any] = []
         self.params: list[Tensor] = []
         self.unseen: set[Tensor] = set()
+
+    def decide_with(self, process_groups: Iterable[Any]) -> None:
+        """Let all processes of some groups decide alike."""
+        self.process_groups += [g for g in process_groups if g not in self.process_groups]
 
     def disagreement(
         self, near: Mapping[Tensor, Tensor], far: Mapping[Tensor, Tensor], flat: float
@@ -298,11 +303,8 @@ class AccuracyCheck:
 
     def agree(self) -> None:
         """Let a doubt of one process be that of all that must decide alike."""
-        if self.doubt is not None and self._groups():
-            doubt = self.doubt.float()
-            for group in self._groups():
-                torch.distributed.all_reduce(doubt, torch.distributed.ReduceOp.MAX, group=group)
-            self.doubt = doubt > 0
+        if self.doubt is not None and self.process_groups:
+            self.doubt = over_all(self.doubt.float(), self.process_groups, "MAX") > 0
 
     def sent(self) -> "tuple[AccuracyCheck, torch.Event | None]":
         """Return a copy that the host can read, and when: from an event on, None for now."""
@@ -331,12 +333,4 @@ class AccuracyCheck:
         """Return the norms of tensors over all processes that must decide alike."""
         norms = torch._foreach_norm([local(t) for t in tensors])
         squares = torch.stack([n.to(norms[0].device, torch.float32) for n in norms]).square()
-        for group in self._groups():
-            torch.distributed.all_reduce(squares, group=group)
-        return squares.sqrt()
-
-    def _groups(self) -> list[Any]:
-        if self.process_group is not None:
-            return [self.process_group]
-        sharded = next((p for p in self.params if is_sharded(p)), None)
-        return [] if sharded is None else sharded.device_mesh.get_all_groups()
+        return over_all(squares, self.process_groups).sqrt()

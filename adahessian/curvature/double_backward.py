@@ -18,6 +18,7 @@ from adahessian.curvature.second_derivatives import (
     CustomFunctions,
     SecondDerivatives,
 )
+from adahessian.replicas import is_sharded
 
 
 def double_backward(
@@ -71,6 +72,10 @@ _NOT_UNDER_DDP = (
     "averages gradient and H·z itself, or use curvature='finite_difference', which runs under "
     "DistributedDataParallel as it is."
 )
+_NOT_OF_DTENSORS = (
+    "double backward does not run with parameters that are DTensors (fully_shard, tensor "
+    "parallelism): use curvature='finite_difference', which does."
+)
 _REENTRANT = (
     "activation checkpointing with use_reentrant=True has no second derivative: the curvature of "
     "what is inside would be zero. Use checkpoint(..., use_reentrant=False), or "
@@ -109,6 +114,9 @@ class DoubleBackward:
         probes: the vectors of all products that will be asked for, in this order. With the last
             one the graph is freed.
         check: refuse or warn of second derivatives that torch has wrong.
+
+    Raises:
+        RuntimeError: a parameter is a DTensor.
     """
 
     def __init__(
@@ -118,6 +126,8 @@ class DoubleBackward:
         probes: Probes,
         check: bool = False,
     ) -> None:
+        if any(is_sharded(p) and p.requires_grad for p in params):
+            raise RuntimeError(_NOT_OF_DTENSORS)
         self._closure = closure
         self._check = check  # what runs within a closure, and no checkpoint, was replaced
         self._params = params

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
 from adahessian.curvature.check import (
@@ -25,7 +26,7 @@ from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Earlier, Replay
 from adahessian.curvature.trace import Trace
-from adahessian.replicas import local
+from adahessian.replicas import local, mesh_groups, over_all
 
 _MOST_LOST = 0.5  # of a step, by rounding
 _NOTHING = contextlib.nullcontext()
@@ -89,9 +90,11 @@ class FiniteDifference:
         self._params = params
         self._check = check
         self.step_size = step_size
-        self.replay = Replay(closure, params, gates, earlier)
+        self.replay = Replay(closure, params, gates, earlier, self._see_wrapper)
         self._central = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
+        self._groups = mesh_groups(params)  # each process has a part of the parameters
+        self.accuracy.decide_with(self._groups)
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns, or None where that is not needed.
@@ -142,6 +145,24 @@ class FiniteDifference:
         self._doubt(after, self._value, dict(zip(used, gradients(used), strict=True)), h)
         return self._difference(used, after.grads, h)
 
+    def _see_wrapper(self, module: DistributedDataParallel) -> None:
+        """Take in that the closure calls a module that averages its gradients over processes."""
+        hook = _torch.communication_hook(module)
+        # Where the gradient at θ is not needed, gradients are taken beside the module's hooks.
+        if hook and not self._central:
+            raise RuntimeError(
+                f"the communication hook {hook} of DistributedDataParallel changes gradients, "
+                "whose small differences the finite difference reads: use curvature_fraction below "
+                "1, process_group= with the bare module, or no such hook"
+            )
+        if not _torch.is_within_join(module):
+            self.accuracy.decide_with([module.process_group])
+        elif not self._central and (self.accuracy.due or self.accuracy.watches):
+            raise RuntimeError(
+                "within DistributedDataParallel's Join a process that has run out of data answers "
+                "no messages of the finite difference's checks: set check_interval=0"
+            )
+
     def _checked_product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z, with the step at which D₊ and D₋ agree best where they do not agree well."""
         precision = self.replay.precision(list(z))
@@ -150,9 +171,7 @@ class FiniteDifference:
         trial = self._trial(z, accuracy.scale)
         if accuracy.waits:
             if not float(trial.disagreement.max()) <= TOLERANCES[precision].ample:
-                norm = float(_norm([local(p.detach()) for p in z]))
-                size = norm / sum(s.numel() for s in z.values()) ** 0.5
-                largest = _LARGEST * size / self._step_size(list(z), 1.0)
+                largest = _LARGEST * self._size(list(z)) / self._step_size(list(z), 1.0)
                 slope = TOLERANCES[precision].slope
                 trial = best_trial(trial, partial(self._trial, z), largest, slope)
             self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
@@ -160,6 +179,13 @@ class FiniteDifference:
         if accuracy.waits and accuracy.is_wrong():
             accuracy.cause = self._likely_cause(z, trial)
         return trial.product
+
+    def _size(self, params: Sequence[Tensor]) -> float:
+        """Return the root mean square of parameters, over all processes that have a part."""
+        norm = _norm([local(p.detach()) for p in params])
+        count = norm.new_tensor(sum(local(p).numel() for p in params))
+        square, count = over_all(torch.stack([norm**2, count]), self._groups).tolist()
+        return (square / count) ** 0.5
 
     def _likely_cause(self, z: Vector, trial: Trial) -> str:
         """Look for the operation that a failed check is due to."""
@@ -246,6 +272,7 @@ class FiniteDifference:
             with torch.no_grad():
                 torch._foreach_add_(values, list(z.values()), alpha=h)
                 lost = _lost(values, first_values, list(z.values()), h)
+                over_all(lost, self._groups, "MAX")  # or one raises, and the others wait
             if not look and lost.is_cpu:  # a device is not waited for
                 self._refuse_lost(list(z), lost, abs(h))
             with slope if look else _NOTHING:
@@ -288,11 +315,13 @@ class FiniteDifference:
         if not (lost > _MOST_LOST).any():
             return
         worst = params[int(lost.argmax())]
+        values = local(worst.detach()).abs().reshape(-1)
+        largest = torch.cat([values, values.new_zeros(1)]).max()  # of a part without elements, too
+        size = float(over_all(largest, self._groups, "MAX"))
         raise RuntimeError(
             f"the step of the finite difference, {h:.3g}, is lost in the rounding of a parameter "
-            f"of shape {tuple(worst.shape)} with values up to "
-            f"{float(worst.detach().abs().max()):.3g}: use curvature='double_backward', or scale "
-            "the parameter down"
+            f"of shape {tuple(worst.shape)} with values up to {size:.3g}: use "
+            "curvature='double_backward', or scale the parameter down"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.closures import not_repeatable
-from adahessian.replicas import is_sharded, local
+from adahessian.replicas import any_of, local, mesh_groups, over_all
 
 _FACTOR = 32.0  # of the loss in another evaluation
 _TOLERANCE = 0.01  # of the gradient
@@ -40,15 +40,17 @@ def check_repeatable(
     """
     factor = _FACTOR if scales else 1.0
     again, scaled, _ = repeat(factor)
-    if isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6):
+    groups = mesh_groups(params)  # of processes that must decide alike
+    differs = isinstance(value, Tensor) and not torch.allclose(value, again, rtol=1e-3, atol=1e-6)
+    if any_of(differs, groups, params[0].device):
         losses = f"{float(again.detach())} instead of {float(value.detach())}"
         raise not_repeatable(f"the loss is {losses}")
-    change, scale = _norm(_less(scaled, first, factor)), _norm(first)
+    norms = torch.stack([_norm(_less(scaled, first, factor)), _norm(first)])
+    change, scale = over_all(norms.square(), groups).sqrt() if groups else norms
     # Of what is not finite nothing can be said here; the step says it.
     if change <= _TOLERANCE * factor * scale or not scale.isfinite():
         return
-    # Processes that hold different parts of a parameter would decide differently.
-    if scales and not any(map(is_sharded, params)):
+    if scales and not groups:  # what follows is decided by each process for itself
         _, same, reached = repeat(1.0)
         change, factor = _norm(_less(same, first)), 1.0
         if change <= _TOLERANCE * scale:

@@ -27,6 +27,7 @@ from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
+from adahessian.replicas import any_of, mesh_groups, place_gradients
 
 _NOTHING = contextlib.nullcontext()
 # What tells one loss from another: its operations, and which parameters had a gradient.
@@ -48,8 +49,10 @@ class Earlier:
         params: theirs.
         places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
+        wrappers: the DistributedDataParallel modules that the last recorded evaluation called.
         verdicts: of the last refreshes, where they have not been told.
-        has_hidden_pieces: some that only the kernels below autograd show.
+        has_compared: whether the processes are known to ask for the same products.
+        has_hidden_pieces: whether there are some that only the kernels below autograd show.
         looked_at: the losses in which such pieces were looked for, by their operations.
         smooth: those that met no gate.
     """
@@ -64,8 +67,9 @@ class Earlier:
         self.autocast_dtype: torch.dtype | None = None
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
+        self.wrappers: dict[DistributedDataParallel, None] = {}
         self.verdicts: deque[Verdict] = deque()
-        self.has_hidden_pieces = False
+        self.has_hidden_pieces = self.has_compared = False
         self.looked_at: set[Kinds] = set()
         self.smooth: set[Kinds] = set()
         self._remaining = 0
@@ -89,11 +93,6 @@ class Earlier:
         while len(self.verdicts) > but:
             found |= self.verdicts.popleft().tell()
         return found
-
-    def process_group(self) -> Any:
-        """Return that of a DistributedDataParallel module around the parameters, or None."""
-        wrapped = (m for m in self.modules or () if isinstance(m, DistributedDataParallel))
-        return next((m.process_group for m in wrapped), None)
 
     def known_modules(self, params: Iterable[Tensor]) -> list[nn.Module]:
         """Return ``modules``; the first time, look for those around some parameters."""
@@ -130,6 +129,8 @@ class Replay:
             and of all that its modules have, are preserved too.
         gates: what records and replays the pieces of the function.
         earlier: what is known of it; None for nothing, and its modules are those that it calls.
+        see_wrapper: is called with the DistributedDataParallel modules that the function calls,
+            before they run; with those of earlier evaluations where nothing is recorded.
 
     Attributes:
         gates: as above.
@@ -142,8 +143,9 @@ class Replay:
         params: Sequence[Tensor],
         gates: Gates | None = None,
         earlier: Earlier | None = None,
+        see_wrapper: Callable[[DistributedDataParallel], None] | None = None,
     ) -> None:
-        self._closure = closure
+        self._closure, self._see_wrapper = closure, see_wrapper
         self.gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
         if earlier is None:
@@ -213,6 +215,7 @@ class Replay:
     def _record(self, *, check: bool) -> Any:
         """Evaluate the closure under the gates, at the beginning or within ``rewound``."""
         self._before = self._snapshot()
+        self._earlier.wrappers = {}
         for module in self._before.modules:
             self._know(module)
         hook = before_each_call(self._note_module)
@@ -266,6 +269,9 @@ class Replay:
 
         The first repetition then is what leaves buffers and random states behind.
         """
+        if self._see_wrapper is not None:
+            for wrapper in self._earlier.wrappers:
+                self._see_wrapper(wrapper)
         self._params |= dict.fromkeys(self._earlier.params)
         self._before = self._after = self._snapshot()
 
@@ -348,7 +354,9 @@ class Replay:
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
         if self.is_smooth:
-            return call(self._closure)
+            value = call(self._closure)
+            place_gradients(self._params)
+            return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
         with (
@@ -357,7 +365,9 @@ class Replay:
             self.gates.active(),
             within,
         ):
-            return call(self._closure)
+            value = call(self._closure)
+        place_gradients(self._params)
+        return value
 
     def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         if self.is_smooth:
@@ -373,6 +383,10 @@ class Replay:
         return Snapshot(self._devices, modules, self._given, self._earlier.places)
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
+        if isinstance(module, DistributedDataParallel):
+            self._earlier.wrappers[module] = None
+            if self._see_wrapper is not None:
+                self._see_wrapper(module)
         if self._before.add(module):
             self._know(module)
 
@@ -386,7 +400,8 @@ class Replay:
         params = [p for p in kept if p in self._given]
         if not params:
             return
-        if isinstance(value, Tensor) and not value.isfinite().all():
+        is_lost = isinstance(value, Tensor) and not value.isfinite().all()
+        if any_of(is_lost, mesh_groups(params), params[0].device):
             raise RuntimeError(
                 f"the loss of the first step is {float(value.detach().sum())}: there is no "
                 "curvature to take. Are the data finite, and the initial parameters?"

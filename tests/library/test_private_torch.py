@@ -257,6 +257,46 @@ def test_parts_of_a_sharded_tensor():
         dist.destroy_process_group()
 
 
+def test_hooks_that_reduce_gradients(tmp_path):
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+    dist = torch.distributed
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        names = []
+        for hook in (
+            None,
+            default_hooks.allreduce_hook,
+            default_hooks.fp16_compress_hook,
+            dist.BuiltinCommHookType.ALLREDUCE,
+            dist.BuiltinCommHookType.FP16_COMPRESS,
+        ):
+            model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+            if isinstance(hook, dist.BuiltinCommHookType):
+                model._register_builtin_comm_hook(hook)
+            elif hook is not None:
+                model.register_comm_hook(None, hook)
+            names.append(_torch.communication_hook(model))
+    finally:
+        dist.destroy_process_group()
+    assert names == ["", "", "fp16_compress_hook", "", "BuiltinCommHookType.FP16_COMPRESS"]
+
+
+def test_within_join(tmp_path):
+    from torch.distributed.algorithms.join import Join
+
+    dist = torch.distributed
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        before = _torch.is_within_join(model)
+        with Join([model]):
+            within = _torch.is_within_join(model)
+    finally:
+        dist.destroy_process_group()
+    assert within and not before
+
+
 def test_autocast_of_any_kind_is_seen():
     assert not _torch.is_any_autocast_enabled()
     with torch.autocast("cpu", torch.bfloat16):

@@ -73,6 +73,7 @@ def test_double_backward_on_the_bare_module(results, case, options):
         ("finite difference, unused parameter", {"unused": True}),
         ("ddp", {}),
         ("ddp, bucket views", {}),
+        ("ddp, plain hook", {}),
         ("fsdp", {}),
         ("fsdp, runs of 7", {"block_size": 7}),
         ("fsdp, clipped", {"max_grad_norm": 0.05}),
@@ -121,6 +122,71 @@ def test_double_backward_under_ddp_names_the_ways_out(results):
     for result in results:
         assert "process_group=" in result["ddp, double backward"]
         assert "finite_difference" in result["ddp, double backward"]
+
+
+@pytest.mark.parametrize("hook", ["bf16_compress_hook", "FP16_COMPRESS"])
+def test_a_hook_that_changes_gradients_is_refused(results, hook):
+    """Regression: the difference of compressed gradients was exactly zero, or off by 39 %."""
+    for result in results:
+        assert f"{hook} of DistributedDataParallel" in result[f"ddp, {hook}"]
+        assert "curvature_fraction" in result[f"ddp, {hook}"]
+
+
+def test_a_part_of_the_batch_is_averaged_beside_a_hook(results):
+    """The gradient is a compressed one, so that parameters agree to its digits."""
+    expected = alone(curvature="finite_difference", shards=len(results), **distributed_cases.PART)
+    assert_equal(results, "part, ddp, compressed", expected, 5e-3)
+    pair = [result["part, ddp, compressed"] for result in results[:2]]
+    for ours, first in zip(*pair, strict=True):
+        assert torch.equal(ours, first)
+
+
+@pytest.mark.parametrize("case", ["zero", "part, zero", "other seeds"])
+def test_optimizers_that_differ_are_refused(results, case):
+    """Regression: with parameters of each process's own, z · Hz was half of the truth."""
+    assert all("optimizers of the processes" in result[case] for result in results)
+
+
+def test_gradients_that_are_summands_are_summed(results):
+    """Regression: each process stepped by its own summand, and the replicas drifted."""
+    expected = distributed_cases.sequence_parallel("finite_difference")(0, 1)
+    assert_equal(results, "sequence parallel", expected, 1e-5)
+
+
+def test_double_backward_of_dtensors_is_refused(results):
+    assert all("DTensors" in result["sequence parallel, double backward"] for result in results)
+
+
+def test_processes_with_parts_of_parameters_decide_alike(results):
+    """Regression: one chose another step h, or raised, and the others waited for it."""
+    found = [result["fsdp, large in one process"] for result in results]
+    assert len(set(found)) == 1 and not found[0][0] and found[0][1] > 1
+    errors = {result["fsdp, large in one process, unchecked"][0] for result in results}
+    assert len(errors) == 1 and "lost in the rounding" in errors.pop()
+
+
+def test_what_one_process_doubts_is_left_out_by_all(results):
+    for result in results:
+        (said,), is_finite = result["fsdp, doubted in one process"]
+        assert "too far from the first" in said and is_finite
+
+
+def test_replicas_of_shards_are_compared(results):
+    """Regression: the shards of one parameter were, and are not the same."""
+    for result in results:
+        assert result["fsdp, replicas"] == ["", ""]
+        equal, drifted = result["fsdp, replicas of shards"]
+        assert equal == "" and "parameter 2 of the optimizer" in drifted
+
+
+@pytest.mark.parametrize("case", ["ddp, join", "part, ddp, join"])
+def test_join_names_the_way(results, case):
+    """Regression: a process without data answered the checks' messages as if a bucket's."""
+    assert all("check_interval=0" in result[case] for result in results)
+
+
+def test_join_without_checks(results):
+    assert_equal(results, "ddp, join, unchecked", results[0]["ddp, join, unchecked"], 1e-12)
 
 
 def test_drift_is_found_on_every_process(results):

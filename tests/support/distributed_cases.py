@@ -7,6 +7,7 @@ import datetime
 import os
 import sys
 import warnings
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -15,11 +16,23 @@ from support.patience import PATIENCE
 from support.rules import SASSHA, SOPHIA
 from support.spoiled import Spoiled
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint import state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 from adahessian import AdaHessian
 
 STEPS, BATCH = 20, 256
+PART = {"curvature_fraction": 0.25}
 
 
 class Network(nn.Module):
@@ -98,8 +111,6 @@ def with_ddp(model, world):
 
 
 def with_fsdp(model, world):
-    from torch.distributed.fsdp import fully_shard
-
     for layer in (model.conv, model.hidden, model):
         fully_shard(layer, mesh=dist.init_device_mesh("cpu", (world,)))
     return model
@@ -186,6 +197,221 @@ def ddp_double_backward(rank, world):
         return str(error)
 
 
+def ddp_with_hook(hook, **options):
+    """Its parameters, or the error."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network())
+        if isinstance(hook, dist.BuiltinCommHookType):
+            model._register_builtin_comm_hook(hook)
+        else:
+            model.register_comm_hook(None, hook)
+        try:
+            train(model, rank, world, curvature="finite_difference", **options)
+        except RuntimeError as error:
+            return str(error)
+        return values(model)
+
+    return case
+
+
+class Alike(nn.Module):
+    """Parameters of one shape, as many as there are processes."""
+
+    def __init__(self):
+        super().__init__()
+        values = torch.ones(3, dtype=torch.float64)
+        self.all = nn.ParameterList([values.clone() for _ in range(dist.get_world_size())])
+
+    def forward(self):
+        return sum(5 * (p**2).sum() for p in self.all)
+
+
+def differing(make, **options):
+    """Return the error of a step of an optimizer, by process."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(Alike())
+        optimizer = make(model.parameters(), rank, lr=0.05, **options)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model()
+            loss.backward()
+            return loss
+
+        if PART.keys() <= options.keys():
+            optimizer.optim.curvature_closure = lambda start, stop: model()
+        try:
+            optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+
+    return case
+
+
+def zero(params, rank, **options):
+    return ZeroRedundancyOptimizer(params, optimizer_class=AdaHessian, **options)
+
+
+def of_another_seed(params, rank, **options):
+    return AdaHessian(params, seed=rank, **options)
+
+
+class Parallel(nn.Module):
+    """Of two kinds of parallelism: divided weights, and a normalization of divided sequences."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.hidden = nn.Linear(4, 8)
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.out(torch.tanh(self.hidden(self.norm(x))))
+
+
+def sequence_parallel(curvature):
+    """The gradients of the normalization's parameters are sums, of which each has a summand."""
+
+    def case(rank, world):
+        torch.manual_seed(0)
+        model = Parallel().double()
+        x, y = torch.randn(2, 2, 8, 4, dtype=torch.float64)
+        if world > 1:
+            plan = {
+                "norm": SequenceParallel(),
+                "hidden": ColwiseParallel(input_layouts=Shard(1)),
+                "out": RowwiseParallel(output_layouts=Replicate()),
+            }
+            parallelize_module(model, dist.init_device_mesh("cpu", (world,)), plan)
+            x = x.chunk(world, 1)[rank]
+        optimizer = AdaHessian(model.parameters(), lr=0.05, curvature=curvature)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(model(x), y)
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        try:
+            for _ in range(5):
+                optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+        if world > 1:
+            optimizer.check_replicas()
+        return values(model)
+
+    return case
+
+
+def large_in_one_process(check_interval):
+    """Return (error, scale of h): the step is lost in the rounding of the first process's rows."""
+
+    def case(rank, world):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        with torch.no_grad():
+            model[0].weight[: 8 // world] *= 1e4
+        x = torch.randn(16, 4).chunk(world)[rank]
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (world,)))
+        optimizer = AdaHessian(
+            model.parameters(), curvature="finite_difference", check_interval=check_interval
+        )
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (model(x) - 1).square().mean()
+            loss.backward()
+            return loss
+
+        error = ""
+        try:
+            optimizer.step(closure)
+        except RuntimeError as raised:
+            error = str(raised)
+        return error, optimizer.param_groups[0]["difference_scale"]
+
+    return case
+
+
+def doubted_in_one_process(rank, world):
+    """Return what the second step warned of, and whether the curvature is finite."""
+    model = with_fsdp(network(), world)
+    optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+    x, y = (t.chunk(world)[rank] for t in data())
+    evaluations = []
+
+    def closure(step):
+        evaluations.append(0)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss + 1000 * len(evaluations) * (step == 1 and rank == 0)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(2):
+            optimizer.step(partial(closure, step))
+    local = optimizer.state[model.out.weight]["exp_hessian_diag_sq"].to_local()
+    return [str(w.message) for w in caught], local.isfinite().all().item()
+
+
+def replicas_of_shards(shards):
+    """Return what check_replicas says, before and after a parameter of one process changed."""
+
+    def case(rank, world):
+        model, said = network(), []
+        mesh = (world // shards(world), shards(world))
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", mesh, mesh_dim_names=("a", "b")))
+        optimizer = AdaHessian(model.parameters())
+        for _ in range(2):
+            try:
+                optimizer.check_replicas()
+                said.append("")
+            except RuntimeError as error:
+                said.append(str(error))
+            if rank == 1:
+                model.hidden.weight.detach().to_local().mul_(2)
+        return said
+
+    return case
+
+
+def joined(**options):
+    """Processes with different numbers of batches; return the parameters, or the error."""
+
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network())
+        optimizer = AdaHessian(
+            model.parameters(), curvature="finite_difference", lr=0.05, **options
+        )
+        x, y = (t.chunk(world)[rank] for t in data())
+
+        def closure():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        def part(start, stop):
+            rows = slice(round(start * len(x)), round(stop * len(x)))
+            return nn.functional.cross_entropy(model(x[rows]), y[rows])
+
+        if PART.keys() <= options.keys():
+            optimizer.curvature_closure = part
+        try:
+            with Join([model]):
+                for _ in range(2 + rank):
+                    optimizer.step(closure)
+        except RuntimeError as error:
+            return str(error)
+        return values(model)
+
+    return case
+
+
 def drift(rank, world):
     model = network()
     optimizer = AdaHessian(model.parameters())
@@ -198,9 +424,6 @@ def drift(rank, world):
         optimizer.check_replicas()
     except RuntimeError as error:
         return str(error)
-
-
-PART = {"curvature_fraction": 0.25}
 
 
 def part_without_group(rank, world):
@@ -327,6 +550,23 @@ CASES = {
     "fsdp, sassha": fsdp(**SASSHA),
     "part, bare, sophia": bare("double_backward", **{**PART, **SOPHIA, "lr": 0.5}),
     "ddp, double backward": ddp_double_backward,
+    "ddp, plain hook": ddp_with_hook(default_hooks.allreduce_hook),
+    "ddp, bf16_compress_hook": ddp_with_hook(default_hooks.bf16_compress_hook),
+    "ddp, FP16_COMPRESS": ddp_with_hook(dist.BuiltinCommHookType.FP16_COMPRESS),
+    "part, ddp, compressed": ddp_with_hook(default_hooks.bf16_compress_hook, **PART),
+    "zero": differing(zero, curvature="finite_difference"),
+    "part, zero": differing(zero, **PART),
+    "other seeds": differing(of_another_seed, curvature="finite_difference"),
+    "sequence parallel": sequence_parallel("finite_difference"),
+    "sequence parallel, double backward": sequence_parallel("double_backward"),
+    "fsdp, large in one process": large_in_one_process(500),
+    "fsdp, large in one process, unchecked": large_in_one_process(0),
+    "fsdp, doubted in one process": doubted_in_one_process,
+    "fsdp, replicas": replicas_of_shards(lambda world: world),
+    "fsdp, replicas of shards": replicas_of_shards(lambda world: world // 2),
+    "ddp, join": joined(),
+    "ddp, join, unchecked": joined(check_interval=0),
+    "part, ddp, join": joined(**PART),
     "drift": drift,
     "left out, bare": left_out(),
     "left out, bare, finite difference": left_out(curvature="finite_difference"),
