@@ -120,7 +120,7 @@ class AdaHessian(Optimizer):
             not support double backward). Not with DistributedDataParallel or fully_shard, which
             average themselves.
         foreach: update all parameters of a group together (default: yes).
-        maximize: ascend instead of descend.
+        maximize: ascend instead of descend: as on the negative loss, whose curvature is negative.
 
     ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.

@@ -213,8 +213,11 @@ def _update(
     hessian_avgs = [local(state[SECOND_MOMENTS[second_moment]]) for state in states]
     diagonals = None
     if curvature is not None and finite is not None:
+        found = [curvature.pop(p) for p in params]
+        if group["maximize"] and second_moment == "signed":  # the others take magnitudes
+            found = list(torch._foreach_neg(found))
         diagonals = in_place_of(
-            [curvature.pop(p) for p in params],
+            found,
             [finite[p] for p in params],
             hessian_avgs,
             _divisors(states, beta2, bias_correction),

@@ -95,6 +95,8 @@ class ReferenceAdaHessian:
             beta2 = o.get("betas", (0.9, 0.999))[1]
             of_tensor = [s[start : start + p.numel()] for s in samples]
             start += p.numel()
+            if o.get("maximize", False):  # it descends on the negative loss
+                of_tensor = [-s for s in of_tensor]
             if o.get("averaging", "abs") == "abs":
                 of_tensor = [s.abs() for s in of_tensor]
             mean = sum(of_tensor) / num_samples
