@@ -303,13 +303,14 @@ class AdaHessian(Optimizer):
             What the closure returned, detached; None without a closure, and where a GradScaler
             skips the step.
         """
-        if curvature_closure is None:
-            return self._step(closure)
-        attribute, self.curvature_closure = self.curvature_closure, curvature_closure
-        try:
-            return self._step(closure)
-        finally:
-            self.curvature_closure = attribute
+        with grad_scaler.forgotten_if_it_raises(self):
+            if curvature_closure is None:
+                return self._step(closure)
+            attribute, self.curvature_closure = self.curvature_closure, curvature_closure
+            try:
+                return self._step(closure)
+            finally:
+                self.curvature_closure = attribute
 
     def register_curvature_hook(self, hook: Callable[..., None]) -> RemovableHandle:
         """Let ``hook(optimizer, params, estimates)`` see what the curvature is made from.
