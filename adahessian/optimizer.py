@@ -367,7 +367,7 @@ class AdaHessian(Optimizer):
         refuse_capture(self._all_params())
         for group in self.param_groups:
             check_options(group)
-        options = SharedOptions.of(self.param_groups[0])
+        options = SharedOptions.of_all(self.param_groups)
         if closure is None and is_only_to_begin(self.param_groups, self.state):
             return None
         hessian_is_due = self.curvature_closure is None and self._refresh_is_due()
