@@ -396,7 +396,7 @@ class AdaHessian(Optimizer):
         if refresh is not None:
             refresh.leave_out_wrong(finite)
         for group in self.param_groups:
-            update_group(group, self.state, curvature, finite)
+            update_group(group, self.state, curvature, finite, is_idle=not members)
         self._left_out.report()
         return loss
 
