@@ -45,6 +45,7 @@ __all__ = [
     "legacy_reduction",
     "local_shape_and_offset",
     "norm_except_dim",
+    "not_compiled",
     "number_in_sequence",
     "pytree",
     "run_backward",
@@ -56,6 +57,10 @@ __all__ = [
     "weight_norm",
     "without_dispatch_modes",
 ]
+
+# A decorator: torch.compile leaves a function as it is, and compiles what is around its calls. The
+# public torch.compiler.disable imports the compiler at once, which takes seconds.
+not_compiled = torch._disable_dynamo
 
 # What torch.nn.utils.weight_norm and the parametrization of that name call.
 weight_norm = torch._weight_norm

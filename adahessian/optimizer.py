@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from adahessian import grad_scaler
+from adahessian import _torch, grad_scaler
 from adahessian.curvature import Earlier
 from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
@@ -272,6 +272,7 @@ class AdaHessian(Optimizer):
         self, closure: Callable[[], _Loss], *, curvature_closure: CurvatureClosure | None = None
     ) -> _Loss: ...
 
+    @_torch.not_compiled
     @torch.no_grad()
     def step(
         self,

@@ -45,6 +45,20 @@ def test_the_search_finds_them():
         assert not PRIVATE.search(line), line
 
 
+def test_what_is_not_compiled_is_called_by_what_is():
+    seen = []
+
+    @_torch.not_compiled
+    def step(x):
+        """Double."""
+        seen.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    compiled = torch.compile(lambda x: step(x + 1), backend="eager")
+    assert compiled(torch.ones(())) == 4 and seen == [False]
+    assert step.__doc__ == "Double."
+
+
 def test_in_backward():
     seen = []
     x = torch.ones(2, requires_grad=True)
