@@ -5,7 +5,7 @@ there and does what we need, and is run on the oldest and the newest torch that 
 ``torch._foreach_*`` are not among them: in spite of the underscore torch documents them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +45,10 @@ __all__ = [
     "legacy_reduction",
     "local_shape_and_offset",
     "norm_except_dim",
+    "named_modules",
     "not_compiled",
     "number_in_sequence",
+    "parameters",
     "pytree",
     "run_backward",
     "sequence_number",
@@ -237,6 +239,29 @@ def buffers(module: nn.Module) -> dict[str, Tensor | None]:
     The public ways to replace one call the module's ``__setattr__``, which it may have overridden.
     """
     return module._buffers
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters; none of one that is under construction.
+
+    The public ways call methods by names that a module may use for something else.
+    """
+    own = vars(module).get("_parameters") or {}
+    return {name: p for name, p in own.items() if p is not None}
+
+
+def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and all below it, each once, by their names; see :func:`parameters`."""
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        below = list((vars(module).get("_modules") or {}).items())
+        waiting += [(f"{name}.{k}" if name else k, m) for k, m in below[::-1] if m is not None]
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -325,7 +325,7 @@ class Replay:
             self._know(module)
 
     def _know(self, module: nn.Module) -> None:
-        for p in module.parameters(recurse=False):
+        for p in _torch.parameters(module).values():
             self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:

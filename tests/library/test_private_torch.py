@@ -241,6 +241,17 @@ def test_buffers_are_replaced():
     assert layer.running_mean.tolist() == [3, 3] and mean.tolist() == [0, 0]
 
 
+def test_parameters_and_modules_are_those_of_torchs_own_methods():
+    shared = nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), shared), shared, nn.Bilinear(1, 1, 1))
+    model.register_module("none", None)
+    assert list(_torch.named_modules(model)) == list(model.named_modules())
+    for module in model.modules():
+        assert _torch.parameters(module) == dict(module.named_parameters(recurse=False))
+    unready = nn.Linear.__new__(nn.Linear)
+    assert not _torch.parameters(unready) and dict(_torch.named_modules(unready)) == {"": unready}
+
+
 def test_the_old_arguments_of_losses():
     assert _torch.legacy_reduction(None, False) == "none"
     assert _torch.legacy_reduction(False, None) == "sum"

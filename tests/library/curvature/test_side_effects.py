@@ -157,6 +157,55 @@ def test_the_modules_around_parameters_are_found():
     assert not {copied, stranger} & set(found)
 
 
+class Own(nn.Module):
+    """A model whose methods of torch's names are something else, as others' are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x)))
+
+    def parameters(self, which):
+        return getattr(self, which).parameters()
+
+    def named_parameters(self):
+        return {}
+
+    def buffers(self):
+        return []
+
+    @property
+    def modules(self):
+        return [self.layer]
+
+    def named_modules(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_methods_of_modules_may_have_other_arguments(curvature, fraction):
+    """Regression: that of any model in the process raised within the step."""
+    model, unrelated = Own(), Own()
+    assert set(modules_around([model.head.weight])) == {model, model.layer, model.head}
+    params = [model.layer.weight, model.head.weight, model.head.bias]
+    optimizer = AdaHessian(params, curvature=curvature, curvature_fraction=fraction)
+    x = torch.randn(16, 3)
+    if fraction < 1:
+        optimizer.curvature_closure = lambda start, stop: model(x).square().mean()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    losses = [optimizer.step(closure) for _ in range(2)]
+    assert losses[1] < losses[0] and unrelated is not None
+
+
 class Neighbour:
     """Another model, trained by a thread of its own: a study of Optuna's with n_jobs=2 does so."""
 
