@@ -5,6 +5,7 @@ there and does what we need, and is run on the oldest and the newest torch that 
 ``torch._foreach_*`` are not among them: in spite of the underscore torch documents them.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import _get_sequence_nr
 from torch.autograd.graph import Node, _engine_run_backward
 from torch.nn._reduction import legacy_get_string
+from torch.nn.utils import parametrize
 
 # Nested arguments and results; the public torch.utils.pytree has come and gone.
 from torch.utils import _pytree as pytree
@@ -58,6 +60,7 @@ __all__ = [
     "version",
     "weight_norm",
     "without_dispatch_modes",
+    "without_known_parametrizations",
 ]
 
 # A decorator: torch.compile leaves a function as it is, and compiles what is around its calls. The
@@ -199,6 +202,21 @@ def below_torch_functions() -> AbstractContextManager[None]:
 def without_dispatch_modes() -> AbstractContextManager[Any]:
     """Return a context without modes below autograd, in whose presence some functions differ."""
     return _disable_current_modes()
+
+
+@contextlib.contextmanager
+def without_known_parametrizations() -> Iterator[None]:
+    """Let parametrizations be computed anew within; afterwards those cached before are there again.
+
+    Within ``torch.nn.utils.parametrize.cached()`` they are those of other values of the parameters.
+    """
+    known = parametrize._cache
+    parametrize._cache = {}
+    try:
+        yield
+    finally:
+        # Not where the context that caches has ended meanwhile, which forgets them.
+        parametrize._cache = known if parametrize._cache_enabled else {}
 
 
 def kernel_name(operator: Any) -> str:

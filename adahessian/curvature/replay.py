@@ -297,10 +297,12 @@ class Replay:
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
         if self.is_smooth:
-            return call(self._closure)
+            with _torch.without_known_parametrizations():  # for the same reason
+                return call(self._closure)
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
         with (
+            _torch.without_known_parametrizations(),
             torch.compiler.set_stance("force_eager"),
             set_checkpoint_early_stop(False),
             self.gates.active(),

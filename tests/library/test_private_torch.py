@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -250,6 +251,28 @@ def test_parameters_and_modules_are_those_of_torchs_own_methods():
         assert _torch.parameters(module) == dict(module.named_parameters(recurse=False))
     unready = nn.Linear.__new__(nn.Linear)
     assert not _torch.parameters(unready) and dict(_torch.named_modules(unready)) == {"": unready}
+
+
+class _Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_parametrizations_are_computed_anew_within():
+    layer = nn.Linear(2, 2)
+    parametrize.register_parametrization(layer, "weight", _Double())
+    with parametrize.cached():
+        known = layer.weight
+        with _torch.without_known_parametrizations():
+            within = layer.weight
+            assert within is not known and layer.weight is within
+        assert layer.weight is known
+        with pytest.raises(ValueError), _torch.without_known_parametrizations():
+            raise ValueError
+        assert layer.weight is known
+    with _torch.without_known_parametrizations():
+        assert layer.weight is not layer.weight
+    assert layer.weight is not layer.weight
 
 
 def test_the_old_arguments_of_losses():

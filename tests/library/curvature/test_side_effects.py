@@ -4,6 +4,7 @@ Gradients of everything that backward reaches, buffers of every module of the mo
 of all global generators, bit for bit; also where an operation of a further evaluation fails.
 """
 
+import contextlib
 import copy
 import itertools
 import random
@@ -15,6 +16,7 @@ import torch
 from support.device import random_state
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian
@@ -155,6 +157,35 @@ def test_the_modules_around_parameters_are_found():
     found = modules_around([model[1][0].weight])
     assert set(found) == set(whole.modules()) and unready is not None
     assert not {copied, stranger} & set(found)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_parametrizations_cached_around_the_step():
+    """Regression: the second evaluation took the first one's weight."""
+    found = []
+    for around in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        parametrize.register_parametrization(model[0], "weight", Doubled())
+        optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+        x = torch.randn(16, 3)
+
+        def closure(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):  # the first one is recorded, and the loss is smooth
+            with parametrize.cached() if around else contextlib.nullcontext():
+                optimizer.step(closure)
+        found.append(list(model.parameters()))
+    for p, q in zip(*found, strict=True):
+        assert torch.equal(p, q)
 
 
 class Own(nn.Module):
