@@ -5,7 +5,8 @@ there and does what we need, and is run on the oldest and the newest torch that 
 ``torch._foreach_*`` are not among them: in spite of the underscore torch documents them.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.autograd import _get_sequence_nr
 from torch.autograd.graph import Node, _engine_run_backward
 from torch.nn._reduction import legacy_get_string
+from torch.nn.utils import parametrize
 
 # Nested arguments and results; the public torch.utils.pytree has come and gone.
 from torch.utils import _pytree as pytree
@@ -48,7 +50,10 @@ __all__ = [
     "legacy_reduction",
     "local_shape_and_offset",
     "norm_except_dim",
+    "named_modules",
+    "not_compiled",
     "number_in_sequence",
+    "parameters",
     "pytree",
     "run_backward",
     "sequence_number",
@@ -58,7 +63,12 @@ __all__ = [
     "version",
     "weight_norm",
     "without_dispatch_modes",
+    "without_known_parametrizations",
 ]
+
+# A decorator: torch.compile leaves a function as it is, and compiles what is around its calls. The
+# public torch.compiler.disable imports the compiler at once, which takes seconds.
+not_compiled = torch._disable_dynamo
 
 # What torch.nn.utils.weight_norm and the parametrization of that name call.
 weight_norm = torch._weight_norm
@@ -197,6 +207,21 @@ def without_dispatch_modes() -> AbstractContextManager[Any]:
     return _disable_current_modes()
 
 
+@contextlib.contextmanager
+def without_known_parametrizations() -> Iterator[None]:
+    """Let parametrizations be computed anew within; afterwards those cached before are there again.
+
+    Within ``torch.nn.utils.parametrize.cached()`` they are those of other values of the parameters.
+    """
+    known = parametrize._cache
+    parametrize._cache = {}
+    try:
+        yield
+    finally:
+        # Not where the context that caches has ended meanwhile, which forgets them.
+        parametrize._cache = known if parametrize._cache_enabled else {}
+
+
 def kernel_name(operator: Any) -> str:
     """Return the name of an operator that a dispatch mode sees, one of torch's without "aten::"."""
     return operator._schema.name.removeprefix("aten::")
@@ -254,6 +279,29 @@ def communication_hook(module: "DistributedDataParallel") -> str:
 def is_within_join(module: "DistributedDataParallel") -> bool:
     """Whether a process that has run out of data may be answering the module's messages alone."""
     return module._join_config.enable
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters; none of one that is under construction.
+
+    The public ways call methods by names that a module may use for something else.
+    """
+    own = vars(module).get("_parameters") or {}
+    return {name: p for name, p in own.items() if p is not None}
+
+
+def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module and all below it, each once, by their names; see :func:`parameters`."""
+    seen: set[int] = set()
+    waiting = [("", root)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        below = list((vars(module).get("_modules") or {}).items())
+        waiting += [(f"{name}.{k}" if name else k, m) for k, m in below[::-1] if m is not None]
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

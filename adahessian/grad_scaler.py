@@ -3,8 +3,27 @@
 With ``_step_supports_amp_scaling`` it sets ``found_inf`` and ``grad_scale`` for the time of a step.
 """
 
+import contextlib
+from collections.abc import Generator
+
 from torch import Tensor
 from torch.optim import Optimizer
+
+
+@contextlib.contextmanager
+def forgotten_if_it_raises(optimizer: Optimizer) -> Generator[None]:
+    """Delete what a GradScaler has set where a step raises.
+
+    It does so itself, but not then: a later step that it does not call would be unscaled again, or
+    skipped for good.
+    """
+    try:
+        yield
+    except BaseException:
+        for name in ("found_inf", "grad_scale"):
+            if name in vars(optimizer):
+                delattr(optimizer, name)
+        raise
 
 
 def calls(optimizer: Optimizer) -> bool:

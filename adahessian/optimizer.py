@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 from torch.utils.hooks import RemovableHandle
 
-from adahessian import grad_scaler
+from adahessian import _torch, grad_scaler
 from adahessian.curvature import Earlier
 from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
@@ -120,7 +120,7 @@ class AdaHessian(Optimizer):
             not support double backward). Not with DistributedDataParallel or fully_shard, which
             average themselves.
         foreach: update all parameters of a group together (default: yes).
-        maximize: ascend instead of descend.
+        maximize: ascend instead of descend: as on the negative loss, whose curvature is negative.
 
     ``defaults`` holds the options. ``param_groups`` hold them too and may be changed between steps;
     beside them they hold the counters named in ``COUNTERS``, which only the optimizer sets.
@@ -272,6 +272,7 @@ class AdaHessian(Optimizer):
         self, closure: Callable[[], _Loss], *, curvature_closure: CurvatureClosure | None = None
     ) -> _Loss: ...
 
+    @_torch.not_compiled
     @torch.no_grad()
     def step(
         self,
@@ -303,13 +304,14 @@ class AdaHessian(Optimizer):
             What the closure returned, detached; None without a closure, and where a GradScaler
             skips the step.
         """
-        if curvature_closure is None:
-            return self._step(closure)
-        attribute, self.curvature_closure = self.curvature_closure, curvature_closure
-        try:
-            return self._step(closure)
-        finally:
-            self.curvature_closure = attribute
+        with grad_scaler.forgotten_if_it_raises(self):
+            if curvature_closure is None:
+                return self._step(closure)
+            attribute, self.curvature_closure = self.curvature_closure, curvature_closure
+            try:
+                return self._step(closure)
+            finally:
+                self.curvature_closure = attribute
 
     def register_curvature_hook(self, hook: Callable[..., None]) -> RemovableHandle:
         """Let ``hook(optimizer, params, estimates)`` see what the curvature is made from.
@@ -367,7 +369,7 @@ class AdaHessian(Optimizer):
         refuse_capture(self._all_params())
         for group in self.param_groups:
             check_options(group)
-        options = SharedOptions.of(self.param_groups[0])
+        options = SharedOptions.of_all(self.param_groups)
         if closure is None and is_only_to_begin(self.param_groups, self.state):
             return None
         hessian_is_due = self.curvature_closure is None and self._refresh_is_due()
@@ -396,7 +398,7 @@ class AdaHessian(Optimizer):
         if refresh is not None:
             refresh.leave_out_wrong(finite)
         for group in self.param_groups:
-            update_group(group, self.state, curvature, finite)
+            update_group(group, self.state, curvature, finite, is_idle=not members)
         self._left_out.report()
         return loss
 

@@ -4,7 +4,7 @@ Messages name the value and say what to do.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -43,8 +43,16 @@ class SharedOptions:
         """Return those of a parameter group."""
         return cls(**{field.name: group[field.name] for field in fields(cls)})
 
+    @classmethod
+    def of_all(cls, groups: Sequence[dict[str, Any]]) -> "SharedOptions":
+        """Return those of all parameter groups; raise ValueError if one was set in some only."""
+        first = cls.of(groups[0])
+        for group in groups[1:]:
+            first.check_same(cls.of(group))
+        return first
+
     def check_same(self, other: "SharedOptions") -> None:
-        """Raise ValueError if ``other``, of a group that is to be added, differs."""
+        """Raise ValueError if ``other``, of a further group, differs."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
             if ours != theirs:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adahessian.options import SECOND_MOMENTS, check_options
+from adahessian.options import SECOND_MOMENTS, SharedOptions, check_options
 from adahessian.part_correction import SUMS
 from adahessian.replicas import local
 
@@ -146,6 +146,7 @@ def take_over(
                 state[name] = torch.tensor(count, dtype=torch.float32, device="cpu")
             if not is_ours:
                 group["step"] = max(group["step"], int(state["step"]))
+    SharedOptions.of_all(groups)
 
 
 def check_fits(

@@ -162,6 +162,8 @@ def update_group(
     states: MutableMapping[Tensor, dict[str, Any]],
     curvature: MutableMapping[Tensor, Tensor],
     finite: MutableMapping[Tensor, Tensor],
+    *,
+    is_idle: bool,
 ) -> None:
     """Take a group's step, with its counters.
 
@@ -171,6 +173,7 @@ def update_group(
         curvature: d of the parameters that are refreshed. Each is used up, so that its memory is
             free for what follows.
         finite: whether it is, for the same parameters.
+        is_idle: whether no parameter of the optimizer has a gradient.
     """
     due, missed = is_due(group), set(group["missed"])
     moving = [
@@ -195,7 +198,11 @@ def update_group(
         for p in refreshed:
             init_state(states[p], p, SECOND_MOMENTS[group["second_moment"]])
         _update(group, refreshed, [states[p] for p in refreshed], curvature, finite)
-        group["last_refresh"] = group["step"] if due else group["last_refresh"]
+    # Where nobody has a gradient there is nothing to refresh: who has one later begins between
+    # refreshes. A frozen group asks for none, and stays due.
+    is_unused = not moving and any(p.requires_grad for p in group["params"])
+    if due and (refreshed or is_unused and not is_idle):
+        group["last_refresh"] = group["step"]
     group["missed"] = tuple(sorted(missed))
     group["step"] += 1
 
@@ -213,8 +220,11 @@ def _update(
     hessian_avgs = [local(state[SECOND_MOMENTS[second_moment]]) for state in states]
     diagonals = None
     if curvature is not None and finite is not None:
+        found = [curvature.pop(p) for p in params]
+        if group["maximize"] and second_moment == "signed":  # the others take magnitudes
+            found = list(torch._foreach_neg(found))
         diagonals = in_place_of(
-            [curvature.pop(p) for p in params],
+            found,
             [finite[p] for p in params],
             hessian_avgs,
             _divisors(states, beta2, bias_correction),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from adahessian import _torch
 from adahessian.curvature.constants import Storages
 
 Places = dict[nn.Module, set[str]]
@@ -127,7 +128,7 @@ def may_change(tensor: Tensor) -> bool:
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, p in module.named_parameters(recurse=False):
+    for name, p in _torch.parameters(module).items():
         if type(p) is nn.Parameter:
             yield name, p
     if type(module).__module__.partition(".")[0] == "torch":  # its layers have buffers

@@ -146,9 +146,10 @@ def unexplained(
     The integral of zᵀg is taken by the trapezoidal rule, and what can be rounding is left out. That
     is returned, too.
     """
-    # A sharded parameter's gradient comes in another way than by a backward pass.
-    sharded = any(map(is_sharded, after.slope.z))
-    if sharded or not after.losses or len(after.losses) != len(before.losses):
+    # A sharded parameter's gradient comes in another way than by a backward pass, and so does what
+    # torch.func.grad returns.
+    unseen = any(map(is_sharded, after.slope.z)) or not (after.slope.seen and before.slope.seen)
+    if unseen or not after.losses or len(after.losses) != len(before.losses):
         nothing = torch.zeros_like(after.slope.along)
         return nothing, nothing
     second, first = torch.stack(after.losses), torch.stack(before.losses)

@@ -90,7 +90,7 @@ class FiniteDifference:
         self._params = params
         self._check = check
         self.step_size = step_size
-        self.replay = Replay(closure, params, gates, earlier, self._see_wrapper)
+        self.replay = Replay(closure, params, gates, earlier, self._see_wrapper, alone=central)
         self._central = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
         self._groups = mesh_groups(params)  # each process has a part of the parameters

@@ -131,6 +131,7 @@ class Replay:
         earlier: what is known of it; None for nothing, and its modules are those that it calls.
         see_wrapper: is called with the DistributedDataParallel modules that the function calls,
             before they run; with those of earlier evaluations where nothing is recorded.
+        alone: other processes need not evaluate as often.
 
     Attributes:
         gates: as above.
@@ -144,7 +145,10 @@ class Replay:
         gates: Gates | None = None,
         earlier: Earlier | None = None,
         see_wrapper: Callable[[DistributedDataParallel], None] | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
+        self._alone = alone
         self._closure, self._see_wrapper = closure, see_wrapper
         self.gates = Gates() if gates is None else gates
         self._earlier = Earlier() if earlier is None else earlier
@@ -177,9 +181,10 @@ class Replay:
             if isinstance(value, Tensor):
                 self._params |= leaves_below([value])
             self._after = self._snapshot()
-            if not self.is_another(value, self._used()):
+            if not self._agree(self.is_another(value, self._used())):
                 return value
             seen, after = self._kinds(value, self._used()), self._after
+            self.is_smooth = False
             with self.rewound():
                 self._record(check=check)
             # Modules that nobody knew were noted when the record came to them: that is their end.
@@ -206,6 +211,14 @@ class Replay:
         self.is_smooth = self._kinds(value, used) in self._earlier.smooth
         return not self.is_smooth
 
+    def _agree(self, condition: bool) -> bool:
+        """Whether a condition holds in any of the processes whose evaluations belong together."""
+        wrappers = self._earlier.wrappers
+        if self._alone or any(map(_torch.is_within_join, wrappers)):
+            return condition
+        groups = dict.fromkeys([*mesh_groups(self._given), *(w.process_group for w in wrappers)])
+        return any_of(condition, list(groups), next(iter(self._given)).device)
+
     def _kinds(self, value: Any, used: Collection[Tensor]) -> Kinds:
         return kinds_below(value), tuple(p in used for p in self._given)
 
@@ -230,7 +243,7 @@ class Replay:
         self._after = self._snapshot(self._before.modules)
         self._params |= self.gates.leaves
         kinds = self._kinds(value, self._used())
-        if not look and kinds not in self._earlier.looked_at:
+        if not look and self._agree(kinds not in self._earlier.looked_at):
             look = True
             with self.rewound(), kinks:
                 self._evaluate_again()
@@ -354,12 +367,14 @@ class Replay:
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
         if self.is_smooth:
-            value = call(self._closure)
+            with _torch.without_known_parametrizations():  # for the same reason
+                value = call(self._closure)
             place_gradients(self._params)
             return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
         with (
+            _torch.without_known_parametrizations(),
             torch.compiler.set_stance("force_eager"),
             set_checkpoint_early_stop(False),
             self.gates.active(),
@@ -391,7 +406,7 @@ class Replay:
             self._know(module)
 
     def _know(self, module: nn.Module) -> None:
-        for p in module.parameters(recurse=False):
+        for p in _torch.parameters(module).values():
             self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:

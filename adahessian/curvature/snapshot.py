@@ -143,9 +143,9 @@ def modules_around(params: Iterable[Tensor]) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
     # By type: isinstance asks a proxy for what it stands for, which may do anything.
     for module in [o for o in gc.get_objects() if issubclass(type(o), nn.Module)]:
-        # One that is under construction has no parameters yet.
-        if "_parameters" in vars(module) and any(id(p) in ours for p in module.parameters()):
-            found |= dict.fromkeys(module.modules())
+        below = [m for _, m in _torch.named_modules(module)]
+        if any(id(p) in ours for m in below for p in _torch.parameters(m).values()):
+            found |= dict.fromkeys(below)
     return list(found)
 
 

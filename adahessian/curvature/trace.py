@@ -207,7 +207,7 @@ class Trace(TorchFunctionMode, ABC):
         else:
             return
         root = self._entered[0][0] if self._entered else module
-        name = next((name for name, m in root.named_modules() if m is module), "")
+        name = next((name for name, m in _torch.named_modules(root) if m is module), "")
         name = name.replace("_orig_mod.", "")  # of a compiled module
         kind = type(module).__name__
         name = f"{name} ({kind})" if name else kind

@@ -36,8 +36,9 @@ def layers(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """
     seen: set[nn.Parameter] = set()
     found = {}
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p not in seen]
+    for name, module in _torch.named_modules(model):
+        parameters = _torch.parameters(module).values()
+        own = [p for p in parameters if p.requires_grad and p not in seen]
         seen.update(own)
         if own:
             found[name] = own

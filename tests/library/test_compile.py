@@ -116,6 +116,41 @@ def test_a_graph_by_hand_needs_an_eager_model():
     optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("what", ["training step", "training step, two lines", "optimizer.step"])
+def test_what_is_compiled_around_the_step_leaves_it_as_it_is(what):
+    """Regression: the compiler went into the step, and raised."""
+    steps = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 3)
+        optimizer = AdaHessian(model.parameters(), update_interval=2)
+        step = optimizer.step
+
+        def closure(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward(create_graph=optimizer.needs_graph)
+            return loss
+
+        def train(closure=closure, optimizer=optimizer):
+            if what.endswith("lines"):
+                closure()
+                optimizer.step()
+            else:
+                optimizer.step(closure)
+
+        if compiles and what == "optimizer.step":
+            step = torch.compile(step, backend="eager")
+        elif compiles:
+            train = torch.compile(train, backend="eager")
+        for _ in range(3):
+            step(closure) if what == "optimizer.step" else train()
+        steps.append(list(model.parameters()))
+    for p, q in zip(*steps, strict=True):
+        assert torch.equal(p, q)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("curvature", CURVATURES)
 def test_inductor(curvature):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.device import device
+from support.stepping import take_step
 from torch import nn
 from torch.amp import GradScaler
 
@@ -124,6 +125,23 @@ def test_unscaling_first_is_refused_with_the_way_out():
     scaler.unscale_(optimizer)
     with pytest.raises(RuntimeError, match="max_grad_norm"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+def test_a_step_that_raised_leaves_nothing_of_the_scaler(unscale):
+    """Regression: later steps were unscaled by its factor, or refused, whoever called them."""
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    optimizer = AdaHessian([x], lr=0.1)
+    scaler = GradScaler(device(), init_scale=1024.0)
+    scaler.scale((x**4).sum()).backward(create_graph=unscale)  # else the graph is missing
+    if unscale:
+        scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="unscale_" if unscale else "no gradient has a graph"):
+        scaler.step(optimizer)
+    take_step(optimizer, [x], lambda x: (x**4).sum())
+    expected = torch.tensor([1.0, -2.0], requires_grad=True)
+    take_step(AdaHessian([expected], lr=0.1), [expected], lambda x: (x**4).sum())
+    assert torch.equal(x, expected)
 
 
 def test_finite_difference_refuses_a_grad_scaler_and_names_bfloat16():

@@ -67,6 +67,38 @@ def test_rejected_group_is_not_added():
     assert len(optimizer.param_groups) == 1
 
 
+def two_groups():
+    params = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    return params, AdaHessian([{"params": [p]} for p in params])
+
+
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"curvature": "finite_difference"},
+        {"curvature_fraction": 0.5},
+        {"num_samples": 4},
+        {"seed": 1},
+        {"check_interval": 0},
+        {"max_grad_norm": 1e-3},
+    ],
+)
+def test_what_groups_share_cannot_be_set_in_one_of_them(option, group):
+    """Regression: the first group's was taken, without a word."""
+    name = next(iter(option))
+    params, optimizer = two_groups()
+    before = optimizer.state_dict()
+    optimizer.param_groups[group] |= option
+    with pytest.raises(ValueError, match=f"{name} is one for all parameter groups"):
+        take_step(optimizer, params, lambda *p: sum((x**4).sum() for x in p))
+    assert torch.equal(params[0], torch.ones(3))
+    _, other = two_groups()
+    with pytest.raises(ValueError, match=f"{name} is one for all parameter groups"):
+        other.load_state_dict(optimizer.state_dict())
+    assert other.state_dict() == before
+
+
 def test_tensor_learning_rate():
     initial, loss = conv_problem()
     params, others = leaves(initial), leaves(initial)

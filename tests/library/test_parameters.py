@@ -120,6 +120,35 @@ def test_a_head_that_is_never_seen_again_asks_no_graph_of_the_others():
     assert sum(needed[200:]) <= 51
 
 
+@pytest.mark.parametrize("steps_with", [0, 5])
+def test_a_group_without_gradients_asks_no_graph_of_the_others(steps_with):
+    """Regression: its refresh stayed due, and every step needed a graph."""
+    a, b = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = AdaHessian([{"params": [a]}, {"params": [b], "update_interval": 5}])
+    optimizer.param_groups[0]["update_interval"] = 10
+    needed = []
+    for step in range(22):
+        needed.append(optimizer.needs_graph)
+        uses = step < steps_with
+        take_step(
+            optimizer, [a, b], lambda a, b, uses=uses: (a**4).sum() + ((b**4).sum() if uses else 0)
+        )
+    assert [i for i, needs in enumerate(needed) if needs] == [0, 5, 10, 15, 20]
+    assert [g["last_refresh"] for g in optimizer.param_groups] == [20, 20]
+    for _ in range(2):  # between two refreshes
+        take_step(optimizer, [a, b], lambda a, b: (a**4).sum() + (b**4).sum())
+    assert optimizer.state[b]["num_refreshes"] == 1 and not optimizer.needs_graph
+
+
+def test_a_step_without_any_gradient_leaves_the_first_refresh_due():
+    a = torch.ones(3, requires_grad=True)
+    optimizer = AdaHessian([a], update_interval=10)
+    optimizer.step()
+    assert optimizer.needs_graph
+    take_step(optimizer, [a], lambda a: (a**4).sum())
+    assert optimizer.param_groups[0]["last_refresh"] == 1
+
+
 def test_what_waits_is_in_the_state_dict():
     """A run that is resumed asks for the same graphs."""
     a, heads, trunk, _ = heads_in_turns(4, 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -43,6 +44,20 @@ def test_the_search_finds_them():
         assert PRIVATE.search(line), line
     for line in ("torch._foreach_mul(x, y)", "self._buffers", "from torch import nn"):
         assert not PRIVATE.search(line), line
+
+
+def test_what_is_not_compiled_is_called_by_what_is():
+    seen = []
+
+    @_torch.not_compiled
+    def step(x):
+        """Double."""
+        seen.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    compiled = torch.compile(lambda x: step(x + 1), backend="eager")
+    assert compiled(torch.ones(())) == 4 and seen == [False]
+    assert step.__doc__ == "Double."
 
 
 def test_in_backward():
@@ -225,6 +240,39 @@ def test_buffers_are_replaced():
     assert list(own) == ["running_mean", "running_var", "num_batches_tracked"]
     own["running_mean"] = torch.full((2,), 3.0)
     assert layer.running_mean.tolist() == [3, 3] and mean.tolist() == [0, 0]
+
+
+def test_parameters_and_modules_are_those_of_torchs_own_methods():
+    shared = nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), shared), shared, nn.Bilinear(1, 1, 1))
+    model.register_module("none", None)
+    assert list(_torch.named_modules(model)) == list(model.named_modules())
+    for module in model.modules():
+        assert _torch.parameters(module) == dict(module.named_parameters(recurse=False))
+    unready = nn.Linear.__new__(nn.Linear)
+    assert not _torch.parameters(unready) and dict(_torch.named_modules(unready)) == {"": unready}
+
+
+class _Double(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def test_parametrizations_are_computed_anew_within():
+    layer = nn.Linear(2, 2)
+    parametrize.register_parametrization(layer, "weight", _Double())
+    with parametrize.cached():
+        known = layer.weight
+        with _torch.without_known_parametrizations():
+            within = layer.weight
+            assert within is not known and layer.weight is within
+        assert layer.weight is known
+        with pytest.raises(ValueError), _torch.without_known_parametrizations():
+            raise ValueError
+        assert layer.weight is known
+    with _torch.without_known_parametrizations():
+        assert layer.weight is not layer.weight
+    assert layer.weight is not layer.weight
 
 
 def test_the_old_arguments_of_losses():

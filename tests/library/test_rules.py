@@ -176,6 +176,19 @@ def test_negative_curvature_is_bounded_below_by_eps():
 
 
 @EVERY
+@pytest.mark.parametrize("foreach", [True, False])
+def test_ascent_is_descent_on_the_negative_loss(options, foreach):
+    """Regression: a signed average was that of the loss itself, and every element clipped."""
+    initial, loss = conv_problem()
+    down, up = leaves(initial), leaves(initial)
+    options = {**options, "foreach": foreach}
+    run(AdaHessian(down, **{**options, "maximize": False}), down, loss, 4)
+    run(AdaHessian(up, **{**options, "maximize": True}), up, lambda *p: -loss(*p), 4)
+    for p, q in zip(down, up, strict=True):
+        assert torch.equal(p, q)
+
+
+@EVERY
 def test_finite_differences_follow_double_backward(options):
     initial, loss = conv_problem()
     exact, close = leaves(initial), leaves(initial)

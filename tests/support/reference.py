@@ -95,6 +95,8 @@ class ReferenceAdaHessian:
             beta2 = o.get("betas", (0.9, 0.999))[1]
             of_tensor = [s[start : start + p.numel()] for s in samples]
             start += p.numel()
+            if o.get("maximize", False):  # it descends on the negative loss
+                of_tensor = [-s for s in of_tensor]
             if o.get("averaging", "abs") == "abs":
                 of_tensor = [s.abs() for s in of_tensor]
             mean = sum(of_tensor) / num_samples
@@ -211,7 +213,11 @@ class LifeCycleReference:
             if self.grad[i] is not None and self.requires_grad[i]:
                 self._step_one(i, self.groups[g], d.get(i), regular[g])
         for g, group in enumerate(self.groups):
-            if regular[g] and any(self.group_of[i] == g for i in d):
+            of_group = [i for i, its in enumerate(self.group_of) if its == g]
+            can_train = [i for i in of_group if self.requires_grad[i]]
+            unused = bool(can_train) and all(self.grad[i] is None for i in can_train)
+            unused = unused and any(grad is not None for grad in self.grad)
+            if regular[g] and (any(i in d for i in of_group) or unused):
                 group["last"] = group["step"]
             group["step"] += 1
 
@@ -250,6 +256,7 @@ class LifeCycleReference:
             if not regular:
                 self.missed.add(i)
             return
+        starved = count[0] - count[2] >= 4 * group["update_interval"]  # before this step
         count[0] += 1
         if d is not None:
             count[1] += 1
@@ -263,6 +270,5 @@ class LifeCycleReference:
         v_hat = self.exp_hessian_diag_sq[i] / (1 - 0.999 ** count[1])
         step = m_hat / (v_hat.sqrt() + 1e-4) + group["weight_decay"] * self.params[i]
         self.params[i] = self.params[i] - group["lr"] * step
-        starved = count[0] - count[2] >= 4 * group["update_interval"]
         if d is None and not regular and starved:
             self.missed.add(i)

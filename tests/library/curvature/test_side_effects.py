@@ -4,6 +4,7 @@ Gradients of everything that backward reaches, buffers of every module of the mo
 of all global generators, bit for bit; also where an operation of a further evaluation fails.
 """
 
+import contextlib
 import copy
 import itertools
 import random
@@ -15,6 +16,7 @@ import torch
 from support.device import random_state
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from adahessian import AdaHessian
@@ -155,6 +157,84 @@ def test_the_modules_around_parameters_are_found():
     found = modules_around([model[1][0].weight])
     assert set(found) == set(whole.modules()) and unready is not None
     assert not {copied, stranger} & set(found)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_parametrizations_cached_around_the_step():
+    """Regression: the second evaluation took the first one's weight."""
+    found = []
+    for around in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        parametrize.register_parametrization(model[0], "weight", Doubled())
+        optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+        x = torch.randn(16, 3)
+
+        def closure(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):  # the first one is recorded, and the loss is smooth
+            with parametrize.cached() if around else contextlib.nullcontext():
+                optimizer.step(closure)
+        found.append(list(model.parameters()))
+    for p, q in zip(*found, strict=True):
+        assert torch.equal(p, q)
+
+
+class Own(nn.Module):
+    """A model whose methods of torch's names are something else, as others' are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layer(x)))
+
+    def parameters(self, which):
+        return getattr(self, which).parameters()
+
+    def named_parameters(self):
+        return {}
+
+    def buffers(self):
+        return []
+
+    @property
+    def modules(self):
+        return [self.layer]
+
+    def named_modules(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_methods_of_modules_may_have_other_arguments(curvature, fraction):
+    """Regression: that of any model in the process raised within the step."""
+    model, unrelated = Own(), Own()
+    assert set(modules_around([model.head.weight])) == {model, model.layer, model.head}
+    params = [model.layer.weight, model.head.weight, model.head.bias]
+    optimizer = AdaHessian(params, curvature=curvature, curvature_fraction=fraction)
+    x = torch.randn(16, 3)
+    if fraction < 1:
+        optimizer.curvature_closure = lambda start, stop: model(x).square().mean()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    losses = [optimizer.step(closure) for _ in range(2)]
+    assert losses[1] < losses[0] and unrelated is not None
 
 
 class Neighbour:
