@@ -49,8 +49,18 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     members = [m for m, g in zip(members, grads, strict=True) if g is not None]
     params = [p for _, p in members]
     grads = [g for g in grads if g is not None]
-    optimizer.held.samples = _samples(optimizer, members, grads)
-    return _WithGradient.apply(loss.detach(), [g.detach() for g in grads], *params)
+    held = optimizer.held
+    if held.samples is None or (held.samples and _were_cleared(params)):
+        held.samples = {}
+    samples = _samples(optimizer, members, grads)
+    return _WithGradient.apply(
+        loss.detach(), [g.detach() for g in grads], samples, held.samples, *params
+    )
+
+
+def _were_cleared(params: Sequence[torch.Tensor]) -> bool:
+    """Whether a step was begun and given up, as where its gradient was not finite."""
+    return all(p.grad is None or not p.grad.any() for p in params)
 
 
 def _samples(
@@ -87,17 +97,32 @@ def _samples(
 
 
 class _WithGradient(torch.autograd.Function):
-    """A scalar whose gradient by some tensors is given."""
+    """A scalar whose gradient by some tensors is given.
+
+    Where torch adds that gradient to those of other losses, ``samples`` are added to ``totals``:
+    the Hessian is linear in the loss, too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, grads: list[torch.Tensor], *params: Any) -> Any:
-        ctx.grads = grads
+    def forward(
+        ctx: Any,
+        value: torch.Tensor,
+        grads: list[torch.Tensor],
+        samples: dict[int, torch.Tensor],
+        totals: dict[int, torch.Tensor],
+        *params: Any,
+    ) -> Any:
+        ctx.grads, ctx.samples, ctx.totals = grads, samples, totals
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         (factor,) = outer
-        return None, None, *(g * factor for g in ctx.grads)
+        for index, sample in ctx.samples.items():
+            sample = sample * factor
+            total = ctx.totals.get(index)
+            ctx.totals[index] = sample if total is None else total + sample
+        return None, None, None, None, *(g * factor for g in ctx.grads)
 
 
 def second_order(model: Any) -> Any:
@@ -120,13 +145,15 @@ def where(condition: Any, this: Any, other: Any) -> Any:
 def samples(
     optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
 ) -> tuple[list[Any], dict[int, torch.Tensor] | None]:
-    """Return the gradients, and what :func:`scale_loss` has held; None between refreshes.
+    """Return the gradients, and what :func:`scale_loss` gave with them; None between refreshes.
 
     Raises:
-        RuntimeError: nothing is held.
+        RuntimeError: a gradient came without.
     """
-    held, optimizer.held.samples = optimizer.held.samples, None
-    due = optimizer.refresh_is_due()
-    if due and held is None:
-        raise RuntimeError(_NOT_SCALED)
-    return list(grads), held if due else None
+    held, optimizer.held.samples = optimizer.held.samples or {}, None
+    if not optimizer.refresh_is_due():
+        return list(grads), None
+    for grad, variable in zip(grads, variables, strict=True):
+        if grad is not None and optimizer._get_variable_index(variable) not in held:
+            raise RuntimeError(_NOT_SCALED)
+    return list(grads), held

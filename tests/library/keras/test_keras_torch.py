@@ -76,6 +76,47 @@ def test_loop_of_ones_own():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def backward(optimizer, model, x, y):
+    """Begin a step of one's own: the loss through the optimizer, its gradient by the weights."""
+    optimizer.build(model.trainable_variables)
+    loss = problems.mean_square(torch.tensor(y), model(torch.tensor(x))).mean()
+    optimizer.scale_loss(loss).backward()
+
+
+def apply(optimizer, model):
+    with torch.no_grad():
+        optimizer.apply([v.value.grad for v in model.trainable_variables])
+    return problems.averages(optimizer, "exp_hessian_diag_sq")
+
+
+def test_products_add_as_gradients_do(float64):
+    """Over the losses of one step, not over those of a step that was given up."""
+    x, y = problems.data()
+    model = network(layers.Dense(4, activation="tanh"))
+    model.zero_grad()
+    optimizer = problems.looking()
+    backward(optimizer, model, x, y)
+    expected = apply(optimizer, model)
+
+    model.zero_grad()
+    optimizer = problems.looking()
+    backward(optimizer, model, x * 3, y)
+    model.zero_grad()
+    for part in (slice(0, 8), slice(8, 16)):
+        backward(optimizer, model, x[part], y[part])
+    for a, b in zip(apply(optimizer, model), expected, strict=True):
+        np.testing.assert_allclose(a, 4 * b)  # squares of sums of two means
+
+
+def test_gradient_that_came_another_way_is_refused():
+    x, y = problems.data()
+    model, optimizer = network(), AdaHessian(0.1)
+    backward(optimizer, model, x, y)
+    optimizer.held.samples.popitem()
+    with pytest.raises(RuntimeError, match="has not come through optimizer.scale_loss"):
+        apply(optimizer, model)
+
+
 def test_optimizer_that_knows_no_weights_says_so():
     with pytest.raises(RuntimeError, match=r"optimizer.build\(model.trainable_variables\)"):
         AdaHessian(0.1).scale_loss(torch.ones(()))
