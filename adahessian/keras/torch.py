@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.second_derivatives import CustomFunctions
 from adahessian.probes import rademacher_like
 
@@ -24,6 +25,11 @@ _NOT_SCALED = (
     "AdaHessian(loss_scale_factor=...)"
 )
 
+_TWICE = (
+    "this loss has been through the scale_loss of an AdaHessian, and has no second derivative any "
+    "more: let one AdaHessian train all the weights, or compute the loss anew for the other one"
+)
+
 
 def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     """Return the loss; where a refresh is due, one whose gradient is computed already.
@@ -35,32 +41,37 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(_NOT_BUILT)
     if not optimizer.refresh_is_due():
         return loss
+    leaves = leaves_below([loss])
     members = [
         (index, v.value)
         for index, v in enumerate(optimizer._trainable_variables)
-        if v.value.requires_grad
+        if v.value in leaves
     ]
+    if not members:  # all are frozen, or of another model: Keras says so
+        return loss
+    # What others train, and an input whose gradient is asked for, get theirs, too.
     params = [p for _, p in members]
+    params += leaves.keys() - set(params)
     is_first = number(optimizer.iterations) == 0
     custom = CustomFunctions([loss] if is_first else [])
     grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     if is_first and (fault := custom.fault(grads)):
         raise RuntimeError(f"{fault}, and so has no second derivative. Replace the layer")
-    members = [m for m, g in zip(members, grads, strict=True) if g is not None]
-    params = [p for _, p in members]
-    grads = [g for g in grads if g is not None]
+    given = {p: g for p, g in zip(params, grads, strict=True) if g is not None}
+    members = [(index, p) for index, p in members if p in given]
     held = optimizer.held
-    if held.samples is None or (held.samples and _were_cleared(params)):
+    if held.samples is None or _was_given_up(optimizer):
         held.samples = {}
-    samples = _samples(optimizer, members, grads)
+    samples = _samples(optimizer, members, [given[p] for _, p in members])
     return _WithGradient.apply(
-        loss.detach(), [g.detach() for g in grads], samples, held.samples, *params
+        loss.detach(), [g.detach() for g in given.values()], samples, held.samples, *given
     )
 
 
-def _were_cleared(params: Sequence[torch.Tensor]) -> bool:
-    """Whether a step was begun and given up, as where its gradient was not finite."""
-    return all(p.grad is None or not p.grad.any() for p in params)
+def _was_given_up(optimizer: Any) -> bool:
+    """Whether the gradients of what is held were cleared, as where they were not finite."""
+    grads = [optimizer._trainable_variables[index].value.grad for index in optimizer.held.samples]
+    return all(grad is None or not grad.any() for grad in grads) and bool(grads)
 
 
 def _samples(
@@ -117,6 +128,8 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_TWICE)
         (factor,) = outer
         for index, sample in ctx.samples.items():
             sample = sample * factor
