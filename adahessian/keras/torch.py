@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.second_derivatives import CustomFunctions
 from adahessian.probes import rademacher_like
 
@@ -24,6 +25,11 @@ _NOT_SCALED = (
     "AdaHessian(loss_scale_factor=...)"
 )
 
+_TWICE = (
+    "this loss has been through the scale_loss of an AdaHessian, and has no second derivative any "
+    "more: let one AdaHessian train all the weights, or compute the loss anew for the other one"
+)
+
 
 def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     """Return the loss; where a refresh is due, one whose gradient is computed already.
@@ -35,22 +41,37 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
         raise RuntimeError(_NOT_BUILT)
     if not optimizer.refresh_is_due():
         return loss
+    leaves = leaves_below([loss])
     members = [
         (index, v.value)
         for index, v in enumerate(optimizer._trainable_variables)
-        if v.value.requires_grad
+        if v.value in leaves
     ]
+    if not members:  # all are frozen, or of another model: Keras says so
+        return loss
+    # What others train, and an input whose gradient is asked for, get theirs, too.
     params = [p for _, p in members]
+    params += leaves.keys() - set(params)
     is_first = number(optimizer.iterations) == 0
     custom = CustomFunctions([loss] if is_first else [])
     grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
     if is_first and (fault := custom.fault(grads)):
         raise RuntimeError(f"{fault}, and so has no second derivative. Replace the layer")
-    members = [m for m, g in zip(members, grads, strict=True) if g is not None]
-    params = [p for _, p in members]
-    grads = [g for g in grads if g is not None]
-    optimizer.held.samples = _samples(optimizer, members, grads)
-    return _WithGradient.apply(loss.detach(), [g.detach() for g in grads], *params)
+    given = {p: g for p, g in zip(params, grads, strict=True) if g is not None}
+    members = [(index, p) for index, p in members if p in given]
+    held = optimizer.held
+    if held.samples is None or _was_given_up(optimizer):
+        held.samples = {}
+    samples = _samples(optimizer, members, [given[p] for _, p in members])
+    return _WithGradient.apply(
+        loss.detach(), [g.detach() for g in given.values()], samples, held.samples, *given
+    )
+
+
+def _was_given_up(optimizer: Any) -> bool:
+    """Whether the gradients of what is held were cleared, as where they were not finite."""
+    grads = [optimizer._trainable_variables[index].value.grad for index in optimizer.held.samples]
+    return all(grad is None or not grad.any() for grad in grads) and bool(grads)
 
 
 def _samples(
@@ -87,17 +108,34 @@ def _samples(
 
 
 class _WithGradient(torch.autograd.Function):
-    """A scalar whose gradient by some tensors is given."""
+    """A scalar whose gradient by some tensors is given.
+
+    Where torch adds that gradient to those of other losses, ``samples`` are added to ``totals``:
+    the Hessian is linear in the loss, too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, grads: list[torch.Tensor], *params: Any) -> Any:
-        ctx.grads = grads
+    def forward(
+        ctx: Any,
+        value: torch.Tensor,
+        grads: list[torch.Tensor],
+        samples: dict[int, torch.Tensor],
+        totals: dict[int, torch.Tensor],
+        *params: Any,
+    ) -> Any:
+        ctx.grads, ctx.samples, ctx.totals = grads, samples, totals
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(_TWICE)
         (factor,) = outer
-        return None, None, *(g * factor for g in ctx.grads)
+        for index, sample in ctx.samples.items():
+            sample = sample * factor
+            total = ctx.totals.get(index)
+            ctx.totals[index] = sample if total is None else total + sample
+        return None, None, None, None, *(g * factor for g in ctx.grads)
 
 
 def second_order(model: Any) -> Any:
@@ -120,13 +158,15 @@ def where(condition: Any, this: Any, other: Any) -> Any:
 def samples(
     optimizer: Any, grads: Sequence[Any], variables: Sequence[Any]
 ) -> tuple[list[Any], dict[int, torch.Tensor] | None]:
-    """Return the gradients, and what :func:`scale_loss` has held; None between refreshes.
+    """Return the gradients, and what :func:`scale_loss` gave with them; None between refreshes.
 
     Raises:
-        RuntimeError: nothing is held.
+        RuntimeError: a gradient came without.
     """
-    held, optimizer.held.samples = optimizer.held.samples, None
-    due = optimizer.refresh_is_due()
-    if due and held is None:
-        raise RuntimeError(_NOT_SCALED)
-    return list(grads), held if due else None
+    held, optimizer.held.samples = optimizer.held.samples or {}, None
+    if not optimizer.refresh_is_due():
+        return list(grads), None
+    for grad, variable in zip(grads, variables, strict=True):
+        if grad is not None and optimizer._get_variable_index(variable) not in held:
+            raise RuntimeError(_NOT_SCALED)
+    return list(grads), held

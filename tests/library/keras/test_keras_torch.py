@@ -76,6 +76,87 @@ def test_loop_of_ones_own():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def backward(optimizer, model, x, y):
+    """Begin a step of one's own: the loss through the optimizer, its gradient by the weights."""
+    optimizer.build(model.trainable_variables)
+    loss = problems.mean_square(torch.tensor(y), model(torch.tensor(x))).mean()
+    optimizer.scale_loss(loss).backward()
+
+
+def apply(optimizer, model):
+    with torch.no_grad():
+        optimizer.apply([v.value.grad for v in model.trainable_variables])
+    return problems.averages(optimizer, "exp_hessian_diag_sq")
+
+
+def test_products_add_as_gradients_do(float64):
+    """Over the losses of one step, not over those of a step that was given up."""
+    x, y = problems.data()
+    model = network(layers.Dense(4, activation="tanh"))
+    model.zero_grad()
+    optimizer = problems.looking()
+    backward(optimizer, model, x, y)
+    expected = apply(optimizer, model)
+
+    model.zero_grad()
+    optimizer = problems.looking()
+    backward(optimizer, model, x * 3, y)
+    model.zero_grad()
+    for part in (slice(0, 8), slice(8, 16)):
+        backward(optimizer, model, x[part], y[part])
+    for a, b in zip(apply(optimizer, model), expected, strict=True):
+        np.testing.assert_allclose(a, 4 * b)  # squares of sums of two means
+
+
+def test_what_others_train_gets_its_gradient():
+    """A layer under another optimizer, a parameter that Keras does not know, and an input."""
+    x, y = problems.data()
+    found = []
+    for make in (lambda: keras.optimizers.SGD(0.1), lambda: AdaHessian(0.1)):
+        model, factor = network(layers.Dense(4)), torch.ones((), requires_grad=True)
+        optimizer, image = make(), torch.tensor(x, requires_grad=True)
+        optimizer.build(model.trainable_variables[:2])
+        model.zero_grad()
+        loss = problems.mean_square(torch.tensor(y), model(image) * factor).mean()
+        optimizer.scale_loss(loss).backward()
+        found.append([v.value.grad for v in model.trainable_variables] + [factor.grad, image.grad])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_two_of_one_loss_are_refused():
+    x, y = problems.data()
+    model, optimizers = network(layers.Dense(4)), [AdaHessian(0.1), AdaHessian(0.1)]
+    optimizers[0].build(model.trainable_variables[:2])
+    optimizers[1].build(model.trainable_variables[2:])
+    loss = problems.mean_square(torch.tensor(y), model(torch.tensor(x))).mean()
+    with pytest.raises(RuntimeError, match="let one AdaHessian train all the weights"):
+        optimizers[1].scale_loss(optimizers[0].scale_loss(loss))
+
+
+def test_weights_of_another_model_are_named():
+    optimizer = AdaHessian(0.1)
+    compiled(network(), optimizer).train_on_batch(*problems.data())
+    with pytest.raises(ValueError, match="Unknown variable"):
+        compiled(network(), optimizer).train_on_batch(*problems.data())
+
+
+def test_without_a_weight_to_train_keras_warns():
+    model = network()
+    model.trainable = False
+    with pytest.warns(UserWarning, match="does not have any trainable weights"):
+        compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
+
+
+def test_gradient_that_came_another_way_is_refused():
+    x, y = problems.data()
+    model, optimizer = network(), AdaHessian(0.1)
+    backward(optimizer, model, x, y)
+    optimizer.held.samples.popitem()
+    with pytest.raises(RuntimeError, match="has not come through optimizer.scale_loss"):
+        apply(optimizer, model)
+
+
 def test_optimizer_that_knows_no_weights_says_so():
     with pytest.raises(RuntimeError, match=r"optimizer.build\(model.trainable_variables\)"):
         AdaHessian(0.1).scale_loss(torch.ones(()))
