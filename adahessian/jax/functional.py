@@ -22,13 +22,13 @@ def value_grad_and_hessian(
     keep_samples: bool = False,
     has_aux: bool = False,
     refresh: bool | jax.Array = True,
+    reverse: bool = False,
 ) -> tuple[Any, Any, Any]:
     """Return ``fun``'s value, its gradient and an estimate of its Hessian's diagonal.
 
     The estimate is Hutchinson's, z·Hz of Rademacher probes z (Eq. 8 of arXiv:2006.00719):
     unbiased, signed and unaveraged, which is what the optimizer's ``hessian=`` wants. Forward over
-    reverse: value, gradient and Hz come out of one pass. Where a ``jax.custom_vjp`` forbids that
-    (its forward rule calls the function itself, as JAX's tutorial has it), reverse over reverse.
+    reverse: value, gradient and Hz come out of one pass.
 
     Across devices average all three before the optimizer takes absolute values
     (``jax.lax.pmean(..., axis_name)``); with equal ``rng`` and ``step`` all devices draw one probe.
@@ -52,6 +52,9 @@ def value_grad_and_hessian(
             optimizer takes for a curvature. A traced bool (:func:`adahessian.jax.needs_hessian`)
             makes it a ``lax.cond``, which costs convolutions on CPU more than it saves (the issue
             cited in the code): there decide outside of jit.
+        reverse: reverse over reverse, for a loss with a ``jax.custom_vjp`` to which JAX "can't
+            apply forward-mode autodiff": its forward rule calls the function itself, as in JAX's
+            tutorial.
 
     Returns:
         (value, gradient, diagonal): a scalar (with ``has_aux``: (scalar, aux)) and two pytrees
@@ -77,7 +80,7 @@ def value_grad_and_hessian(
     def probe(sample):
         return rademacher_like(point, seed=seed, step=step, sample=sample)
 
-    with_samples = functools.partial(_with_samples, loss, probe, num_samples)
+    with_samples = functools.partial(_with_samples, loss, probe, num_samples, reverse)
     without_samples = functools.partial(_without_samples, loss, num_samples)
     if not isinstance(refresh, jax.core.Tracer):
         value, aux, grad, samples = (with_samples if refresh else without_samples)(point)
@@ -87,22 +90,19 @@ def value_grad_and_hessian(
     return ((value, aux) if has_aux else value), grad, diagonal
 
 
-def _with_samples(loss, probe, num_samples, point):
+def _with_samples(loss, probe, num_samples, reverse, point):
     """Return (value, aux, gradient, z·Hz of each probe in an additional first axis)."""
 
     def first_order(point):
         (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(point)
         return (value, grad), aux
 
-    try:
-        return _forward_over_reverse(first_order, probe, num_samples, point)
-    except TypeError as error:
-        if "custom_vjp" not in str(error):
-            raise
-        return _reverse_over_reverse(first_order, probe, num_samples, point)
+    if reverse:
+        (value, grad), transposed, aux = jax.vjp(first_order, point, has_aux=True)
+        # H is symmetric.
+        samples = _stacked(probe, num_samples, lambda z: transposed((jnp.zeros_like(value), z))[0])
+        return value, aux, grad, samples
 
-
-def _forward_over_reverse(first_order, probe, num_samples, point):
     if num_samples == 1:
         z = probe(0)
         (value, grad), (_, hz), aux = jax.jvp(first_order, (point,), (z,), has_aux=True)
@@ -112,13 +112,6 @@ def _forward_over_reverse(first_order, probe, num_samples, point):
     # (https://github.com/jax-ml/jax/issues/12868).
     (value, grad), hvp, aux = jax.linearize(first_order, point, has_aux=True)
     samples = _stacked(probe, num_samples, lambda z: hvp(z)[1])
-    return value, aux, grad, samples
-
-
-def _reverse_over_reverse(first_order, probe, num_samples, point):
-    (value, grad), transposed, aux = jax.vjp(first_order, point, has_aux=True)
-    # H is symmetric.
-    samples = _stacked(probe, num_samples, lambda z: transposed((jnp.zeros_like(value), z))[0])
     return value, aux, grad, samples
 
 

@@ -194,7 +194,7 @@ def test_a_custom_vjp_that_forbids_forward_mode(within_jit, num_samples):
     def compute(square):
         point = {"w": jnp.array([0.3, -0.7, 1.1])}
         return value_grad_and_hessian(
-            lambda p: loss(p, square), (point,), 0, num_samples=num_samples
+            lambda p: loss(p, square), (point,), 0, num_samples=num_samples, reverse=True
         )
 
     compute = jax.jit(compute, static_argnums=0) if within_jit else compute
