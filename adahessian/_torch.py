@@ -6,7 +6,7 @@ there and does what we need, and is run on the oldest and the newest torch that 
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ __all__ = [
     "version",
     "weight_norm",
     "without_dispatch_modes",
+    "without_hooks",
     "without_known_parametrizations",
 ]
 
@@ -279,6 +280,22 @@ def communication_hook(module: "DistributedDataParallel") -> str:
 def is_within_join(module: "DistributedDataParallel") -> bool:
     """Whether a process that has run out of data may be answering the module's messages alone."""
     return module._join_config.enable
+
+
+@contextlib.contextmanager
+def without_hooks(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Return a context in which hooks of tensors (``Tensor.register_hook``) are not called.
+
+    They can be added and removed in public, but not set aside.
+    """
+    kept = [(t, hooks) for t in tensors if (hooks := t._backward_hooks)]
+    try:
+        for t, _ in kept:
+            t._backward_hooks = None
+        yield
+    finally:
+        for t, hooks in kept:
+            t._backward_hooks = hooks
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:

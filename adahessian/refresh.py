@@ -56,10 +56,16 @@ class Member(NamedTuple):
         named = "" if names is None else f" ({names[self.place]})"
         return f"parameter {self.index} of the optimizer{named}, of shape {tuple(self.param.shape)}"
 
-    def is_due(self) -> bool:
-        """Whether the coming step refreshes its curvature."""
-        due = is_due(self.group) or self.place in self.group["missed"]
-        return due and self.param.requires_grad
+    def is_due(self, *, frozen_too: bool = False) -> bool:
+        """Whether the coming step refreshes its curvature.
+
+        Args:
+            frozen_too: the closure may ask for a gradient that is not asked for now.
+        """
+        due = is_due(self.group)
+        if not self.param.requires_grad:
+            return due and frozen_too
+        return due or self.place in self.group["missed"]
 
 
 def is_due(group: dict[str, Any]) -> bool:
@@ -89,9 +95,10 @@ class Refresh(ABC):
         earlier: Earlier,
         states: MutableMapping[Tensor, dict[str, Any]],
     ) -> None:
-        due = [m for m in members if m.is_due()]
+        due = [m for m in members if m.is_due(frozen_too=closure is not None)]
         for m in due:  # before anything is computed in a kind of number that it was not written for
-            check_parameter(m.param, m.name)
+            if m.param.requires_grad:
+                check_parameter(m.param, m.name)
         self._closure, self._options, self._earlier = closure, options, earlier
         self._step = step
         self._members, self._states = members, states
@@ -125,7 +132,7 @@ class Refresh(ABC):
             reduction: makes H·z that of the unscaled loss, over all processes.
             show: is called with the parameters and the signed z · Hz of each probe.
         """
-        members = [m for m in members if m.param in self._probes.params]
+        members = [m for m in members if m.param.requires_grad and m.param in self._probes.params]
         if not members:
             return {}
         params = [m.param for m in members]
@@ -422,7 +429,7 @@ def begin_refresh(
             the batch known.
     """
     members = Member.all_of(groups)
-    if not any(m.is_due() for m in members):
+    if not any(m.is_due(frozen_too=closure is not None) for m in members):
         return None
     options = SharedOptions.of(groups[0])
     arguments = closure, members, options, groups[0]["step"], earlier, states

@@ -44,13 +44,15 @@ def double_backward(
     rows = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
     if not rows:
         return [torch.zeros_like(p) for p in params]
-    products = torch.autograd.grad(
-        outputs=[g for g, _ in rows],
-        inputs=list(params),
-        grad_outputs=[v for _, v in rows],
-        retain_graph=retain_graph,
-        allow_unused=True,
-    )
+    # A hook changes a gradient, of which this is the derivative; it is not to change that, too.
+    with _torch.without_hooks(params):
+        products = torch.autograd.grad(
+            outputs=[g for g, _ in rows],
+            inputs=list(params),
+            grad_outputs=[v for _, v in rows],
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
     return [
         torch.zeros_like(p) if hz is None else hz for p, hz in zip(params, products, strict=True)
     ]

@@ -12,8 +12,9 @@ from adahessian.curvature.products import Vector
 class Probes:
     """Independent vectors of random signs, each drawn once and when it is needed.
 
-    Iterating yields them in order, by parameter. They are not kept, so that many take no more
-    memory than one, unless :meth:`keep` is called first.
+    Iterating yields them in order, by parameter; without those whose gradient is not asked for
+    then. They are not kept, so that many take no more memory than one, unless :meth:`keep` is
+    called first.
 
     Args:
         params: the parameters; the vectors take their shapes, dtypes and devices.
@@ -55,14 +56,16 @@ class Probes:
         return self._kept
 
     def _draw(self, sample: int) -> Vector:
+        indices = range(len(self.params)) if self._tensor_indices is None else self._tensor_indices
+        drawn = [(p, i) for p, i in zip(self.params, indices, strict=True) if p.requires_grad]
         z = probes.rademacher_like(
-            list(self.params),
+            [p for p, _ in drawn],
             seed=self._seed,
             step=self._step,
             sample=sample,
-            tensor_indices=self._tensor_indices,
+            tensor_indices=[i for _, i in drawn],
         )
-        return dict(zip(self.params, z, strict=True))
+        return {p: signs for (p, _), signs in zip(drawn, z, strict=True)}
 
 
 def hutchinson_samples(

@@ -389,3 +389,17 @@ def test_weight_norm(old):
     with Calls():
         layer(torch.ones(1, 3))
     assert _torch.weight_norm in seen
+
+
+def test_hooks_are_set_aside():
+    p = torch.ones(2, requires_grad=True)
+    called = []
+    handle = p.register_hook(lambda grad: called.append(grad))
+    with _torch.without_hooks([p, torch.ones(2, requires_grad=True)]):
+        torch.autograd.grad(p.sum(), p)
+    assert not called
+    torch.autograd.grad(p.sum(), p)
+    assert len(called) == 1
+    handle.remove()
+    torch.autograd.grad(p.sum(), p)
+    assert len(called) == 1
