@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
@@ -52,6 +53,7 @@ __all__ = [
     "pytree",
     "run_backward",
     "sequence_number",
+    "sharding_policy",
     "sparse_values",
     "traceback_of",
     "under_functorch",
@@ -254,6 +256,16 @@ def communication_hook(module: "DistributedDataParallel") -> str:
 def is_within_join(module: "DistributedDataParallel") -> bool:
     """Whether a process that has run out of data may be answering the module's messages alone."""
     return module._join_config.enable
+
+
+def sharding_policy(module: nn.Module) -> "MixedPrecisionPolicy | None":
+    """Return in which types ``fully_shard`` computes and reduces a module; None for others.
+
+    The policy is public where it is given, and nowhere else.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    return module._get_fsdp_state()._mp_policy if isinstance(module, FSDPModule) else None
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -198,6 +198,10 @@ class Replay:
             self._check_repeatable(value)
         return value
 
+    def modules(self) -> list[nn.Module]:
+        """Return the modules around the parameters, or those that the function has called."""
+        return self._earlier.known_modules(self._given)
+
     @property
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""

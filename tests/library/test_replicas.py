@@ -165,6 +165,11 @@ def test_processes_with_parts_of_parameters_decide_alike(results):
     assert len(errors) == 1 and "lost in the rounding" in errors.pop()
 
 
+def test_a_reduction_that_rounds_is_refused(results):
+    """Regression: z · Hz was exactly zero."""
+    assert all("reduce_dtype" in result["fsdp, reduced in bfloat16"] for result in results)
+
+
 def test_what_one_process_doubts_is_left_out_by_all(results):
     for result in results:
         (said,), is_finite = result["fsdp, doubted in one process"]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint import state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -336,6 +336,16 @@ def large_in_one_process(check_interval):
     return case
 
 
+def reduced_in_bfloat16(rank, world):
+    model = network()
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16)
+    fully_shard(model, mesh=dist.init_device_mesh("cpu", (world,)), mp_policy=policy)
+    try:
+        train(model, rank, world, curvature="finite_difference")
+    except RuntimeError as error:
+        return str(error)
+
+
 def doubted_in_one_process(rank, world):
     """Return what the second step warned of, and whether the curvature is finite."""
     model = with_fsdp(network(), world)
@@ -561,6 +571,7 @@ CASES = {
     "sequence parallel, double backward": sequence_parallel("double_backward"),
     "fsdp, large in one process": large_in_one_process(500),
     "fsdp, large in one process, unchecked": large_in_one_process(0),
+    "fsdp, reduced in bfloat16": reduced_in_bfloat16,
     "fsdp, doubted in one process": doubted_in_one_process,
     "fsdp, replicas": replicas_of_shards(lambda world: world),
     "fsdp, replicas of shards": replicas_of_shards(lambda world: world // 2),
