@@ -27,7 +27,7 @@ from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
-from adahessian.replicas import any_of, mesh_groups, place_gradients
+from adahessian.replicas import any_of, mesh_groups, place_gradients, whole
 
 _NOTHING = contextlib.nullcontext()
 
@@ -307,7 +307,7 @@ class Replay:
         # evaluation would see the unperturbed ones, and the curvature would be exactly zero.
         torch.clear_autocast_cache()
         if self.is_smooth:
-            value = call(self._closure)
+            value = whole(call(self._closure))
             place_gradients(self._params)
             return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
@@ -318,7 +318,7 @@ class Replay:
             self.gates.active(),
             within,
         ):
-            value = call(self._closure)
+            value = whole(call(self._closure))
         place_gradients(self._params)
         return value
 

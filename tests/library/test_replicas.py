@@ -153,6 +153,11 @@ def test_gradients_that_are_summands_are_summed(results):
     assert_equal(results, "sequence parallel", expected, 1e-5)
 
 
+def test_a_loss_that_is_a_sum_over_the_processes(results):
+    """Regression: torch refused to compare two of them."""
+    assert_equal(results, "replicated", distributed_cases.replicated(0, 1), 1e-5)
+
+
 def test_double_backward_of_dtensors_is_refused(results):
     assert all("DTensors" in result["sequence parallel, double backward"] for result in results)
 
