@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 if TYPE_CHECKING:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
@@ -57,6 +58,7 @@ __all__ = [
     "pytree",
     "run_backward",
     "sequence_number",
+    "sharding_policy",
     "sparse_values",
     "traceback_of",
     "under_functorch",
@@ -319,6 +321,16 @@ def named_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
         below = list((vars(module).get("_modules") or {}).items())
         waiting += [(f"{name}.{k}" if name else k, m) for k, m in below[::-1] if m is not None]
+
+
+def sharding_policy(module: nn.Module) -> "MixedPrecisionPolicy | None":
+    """Return in which types ``fully_shard`` computes and reduces a module; None for others.
+
+    The policy is public where it is given, and nowhere else.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    return module._get_fsdp_state()._mp_policy if isinstance(module, FSDPModule) else None
 
 
 def local_shape_and_offset(tensor: "DTensor") -> tuple[tuple[int, ...], tuple[int, ...]]:

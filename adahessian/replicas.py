@@ -174,6 +174,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
+def whole(value: Any) -> Any:
+    """Return all of a DTensor, as a tensor; anything else as it is."""
+    return value.full_tensor() if isinstance(value, Tensor) and is_sharded(value) else value
+
+
 def local_block_average(part: Tensor, whole: Tensor, block_size: BlockSize) -> Tensor:
     """Return this process's part of a block average.
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
@@ -105,6 +105,9 @@ class FiniteDifference:
         if self._central and self.replay.is_smooth:
             self.replay.begin()
             return None
+        if self._groups and not self.replay.is_smooth:
+            for module in self.replay.modules():
+                _refuse_coarse_reduction(module)
         value = self.replay.record(check=self._check)
         checked = self.accuracy.due and self.replay.precision(self._params) in TOLERANCES
         self._central = self._central and not checked and not self.replay.met_pieces
@@ -322,6 +325,19 @@ class FiniteDifference:
             f"the step of the finite difference, {h:.3g}, is lost in the rounding of a parameter "
             f"of shape {tuple(worst.shape)} with values up to {size:.3g}: use "
             "curvature='double_backward', or scale the parameter down"
+        )
+
+
+def _refuse_coarse_reduction(module: nn.Module) -> None:
+    """Raise if ``fully_shard`` rounds the gradients of a module while it reduces them."""
+    policy, param = _torch.sharding_policy(module), next(module.parameters(), None)
+    if policy is None or policy.reduce_dtype is None or param is None:
+        return
+    computed, reduced = policy.param_dtype or param.dtype, policy.reduce_dtype
+    if torch.finfo(reduced).eps > torch.finfo(computed).eps:
+        raise RuntimeError(
+            f"fully_shard reduces gradients in {reduced}, which rounds away the small differences "
+            f"that the finite difference reads: use MixedPrecisionPolicy(reduce_dtype={computed})"
         )
 
 

@@ -27,7 +27,7 @@ from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot, modules_around
 from adahessian.curvature.verdict import Verdict
-from adahessian.replicas import any_of, mesh_groups, place_gradients
+from adahessian.replicas import any_of, mesh_groups, place_gradients, whole
 
 _NOTHING = contextlib.nullcontext()
 # What tells one loss from another: its operations, and which parameters had a gradient.
@@ -262,6 +262,10 @@ class Replay:
             self._earlier.smooth.add(kinds)
         return value
 
+    def modules(self) -> list[nn.Module]:
+        """Return the modules around the parameters, or those that the function has called."""
+        return self._earlier.known_modules(self._given)
+
     @property
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""
@@ -368,7 +372,7 @@ class Replay:
         torch.clear_autocast_cache()
         if self.is_smooth:
             with _torch.without_known_parametrizations():  # for the same reason
-                value = call(self._closure)
+                value = whole(call(self._closure))
             place_gradients(self._params)
             return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
@@ -380,7 +384,7 @@ class Replay:
             self.gates.active(),
             within,
         ):
-            value = call(self._closure)
+            value = whole(call(self._closure))
         place_gradients(self._params)
         return value
 

@@ -330,6 +330,23 @@ def test_hooks_that_reduce_gradients(tmp_path):
     assert names == ["", "", "fp16_compress_hook", "", "BuiltinCommHookType.FP16_COMPRESS"]
 
 
+def test_the_policy_of_sharding():
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.tensor import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist = torch.distributed
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16)
+        model = nn.Sequential(nn.Linear(2, 2))
+        fully_shard(model, mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)
+        assert _torch.sharding_policy(model).reduce_dtype is torch.bfloat16
+        assert _torch.sharding_policy(model[0]) is None
+    finally:
+        dist.destroy_process_group()
+
+
 def test_within_join(tmp_path):
     from torch.distributed.algorithms.join import Join
 

@@ -153,6 +153,11 @@ def test_gradients_that_are_summands_are_summed(results):
     assert_equal(results, "sequence parallel", expected, 1e-5)
 
 
+def test_a_loss_that_is_a_sum_over_the_processes(results):
+    """Regression: torch refused to compare two of them."""
+    assert_equal(results, "replicated", distributed_cases.replicated(0, 1), 1e-5)
+
+
 def test_double_backward_of_dtensors_is_refused(results):
     assert all("DTensors" in result["sequence parallel, double backward"] for result in results)
 
@@ -163,6 +168,11 @@ def test_processes_with_parts_of_parameters_decide_alike(results):
     assert len(set(found)) == 1 and not found[0][0] and found[0][1] > 1
     errors = {result["fsdp, large in one process, unchecked"][0] for result in results}
     assert len(errors) == 1 and "lost in the rounding" in errors.pop()
+
+
+def test_a_reduction_that_rounds_is_refused(results):
+    """Regression: z · Hz was exactly zero."""
+    assert all("reduce_dtype" in result["fsdp, reduced in bfloat16"] for result in results)
 
 
 def test_what_one_process_doubts_is_left_out_by_all(results):

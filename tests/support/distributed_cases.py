@@ -19,9 +19,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint import state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -306,6 +306,28 @@ def sequence_parallel(curvature):
     return case
 
 
+def replicated(rank, world):
+    """Replicated weights and divided examples: gradient and loss are sums over the processes."""
+    torch.manual_seed(0)
+    weight = torch.randn(2, 3, dtype=torch.float64)
+    x, y = (torch.randn(8, n, dtype=torch.float64) for n in (3, 2))
+    if world > 1:
+        mesh = dist.init_device_mesh("cpu", (world,))
+        weight = distribute_tensor(weight, mesh, [Replicate()])
+        x, y = (distribute_tensor(t, mesh, [Shard(0)]) for t in (x, y))
+    model = nn.ParameterList([weight])
+    optimizer = AdaHessian(model.parameters(), lr=0.05, curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (torch.tanh(x @ model[0].t()) - y).square().sum()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure) for _ in range(5)]
+    return [*values(model), torch.stack(losses)]
+
+
 def large_in_one_process(check_interval):
     """Return (error, scale of h): the step is lost in the rounding of the first process's rows."""
 
@@ -334,6 +356,16 @@ def large_in_one_process(check_interval):
         return error, optimizer.param_groups[0]["difference_scale"]
 
     return case
+
+
+def reduced_in_bfloat16(rank, world):
+    model = network()
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16)
+    fully_shard(model, mesh=dist.init_device_mesh("cpu", (world,)), mp_policy=policy)
+    try:
+        train(model, rank, world, curvature="finite_difference")
+    except RuntimeError as error:
+        return str(error)
 
 
 def doubted_in_one_process(rank, world):
@@ -558,9 +590,11 @@ CASES = {
     "part, zero": differing(zero, **PART),
     "other seeds": differing(of_another_seed, curvature="finite_difference"),
     "sequence parallel": sequence_parallel("finite_difference"),
+    "replicated": replicated,
     "sequence parallel, double backward": sequence_parallel("double_backward"),
     "fsdp, large in one process": large_in_one_process(500),
     "fsdp, large in one process, unchecked": large_in_one_process(0),
+    "fsdp, reduced in bfloat16": reduced_in_bfloat16,
     "fsdp, doubted in one process": doubted_in_one_process,
     "fsdp, replicas": replicas_of_shards(lambda world: world),
     "fsdp, replicas of shards": replicas_of_shards(lambda world: world // 2),
