@@ -163,11 +163,13 @@ class DoubleBackward:
         earlier = self._sums[self._num_products]
         self._num_products += 1
         if not earlier and not any(g.requires_grad for g in gradients(params)):
-            if not self._graph_was_asked_for:
+            others = (p.grad for p in self._params)
+            has_graph = any(grad is not None and grad.requires_grad for grad in others)
+            if not self._graph_was_asked_for and not has_graph:
                 raise RuntimeError(_MISSING_GRAPH)
             if _has_node(self._losses, _REENTRANT_NODE):
                 raise RuntimeError(_REENTRANT)
-            # The loss is linear: its gradient is constant.
+            # The loss is linear in them: their gradient is constant.
         if self._check and self._num_products == 1:
             for custom in self._custom or [CustomFunctions(())]:
                 custom.check(gradients(params))
