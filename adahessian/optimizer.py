@@ -221,7 +221,7 @@ class AdaHessian(Optimizer):
                     "step": first["step"],
                     "last_refresh": first["last_refresh"],
                 }
-            param_group = {**param_group, **counters}
+            param_group = {**group, **counters}
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
