@@ -283,12 +283,25 @@ class FiniteDifference:
         if not (lost > _MOST_LOST).any():
             return
         worst = params[int(lost.argmax())]
+        if any(p is not worst and _overlap(p, worst) for p in params):
+            raise RuntimeError(
+                f"two parameters share their memory, one of them of shape {tuple(worst.shape)}: a "
+                "step along one moves the other. Give the optimizer one tensor, and tie layers by "
+                "assigning the same parameter (a.weight = b.weight), not its data"
+            )
         raise RuntimeError(
             f"the step of the finite difference, {h:.3g}, is lost in the rounding of a parameter "
             f"of shape {tuple(worst.shape)} with values up to "
             f"{float(worst.detach().abs().max()):.3g}: use curvature='double_backward', or scale "
             "the parameter down"
         )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two parameters lie in the same memory; parts of one buffer do not."""
+    a, b = local(a.detach()), local(b.detach())
+    of_a, of_b = a.data_ptr(), b.data_ptr()
+    return a.device == b.device and of_a < of_b + b.nbytes and of_b < of_a + a.nbytes
 
 
 def _eps(precision: torch.dtype | str) -> float:
