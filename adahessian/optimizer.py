@@ -95,7 +95,7 @@ class AdaHessian(Optimizer):
             ``curvature_closure`` (see :meth:`step`), scaled to what the whole batch would give
             (:mod:`adahessian.part_correction`). A refresh then costs this fraction of what it costs
             otherwise, and the step's own gradient needs no graph. An element waits until some part
-            has shown its curvature: it does not move before.
+            has shown its curvature: only the weight decay moves it before.
         update_interval: steps between refreshes of the curvature, from the first step on. May be
             changed in ``param_groups`` during training.
         num_samples: probes per refresh.
@@ -221,7 +221,7 @@ class AdaHessian(Optimizer):
                     "step": first["step"],
                     "last_refresh": first["last_refresh"],
                 }
-            param_group = {**param_group, **counters}
+            param_group = {**group, **counters}
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -301,8 +301,8 @@ class AdaHessian(Optimizer):
                 ``process_group``, or that of the DistributedDataParallel module that it calls.
 
         Returns:
-            What the closure returned, detached; None without a closure, and where a GradScaler
-            skips the step.
+            What the closure returned, detached if it is a tensor (those within a dict or a tuple
+            keep their graph); None without a closure, and where a GradScaler skips the step.
         """
         with grad_scaler.forgotten_if_it_raises(self):
             if curvature_closure is None:

@@ -6,6 +6,7 @@ Messages name the value and say what to do.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from numbers import Number
 from typing import Any
 
 from torch import Tensor, float32, float64
@@ -85,7 +86,15 @@ def check_gradient(p: Tensor, name: Callable[[], str]) -> None:
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Raise ValueError if an option of ``group`` is not finite or out of range."""
+    """Raise ValueError if an option of ``group`` is not finite or out of range.
+
+    numpy's numbers become Python's, in place.
+    """
+    for name, value in group.items():
+        if _is_numpys(value):
+            group[name] = value.item()
+        elif type(value) is tuple and any(map(_is_numpys, value)):
+            group[name] = tuple(v.item() if _is_numpys(v) else v for v in value)
 
     def require(name: str, value: Any, valid: bool, allowed: str) -> None:
         if not valid:
@@ -140,6 +149,11 @@ def _check_rule(group: dict[str, Any], require: Callable[[str, Any, bool, str], 
     require("averaging", averaging, averaging == "signed", f"'signed' {with_it}")
     with_it = "with second_moment='signed', where it is all that is left of a negative average"
     require("eps", eps, eps > 0, f"above 0 {with_it}")
+
+
+def _is_numpys(value: Any) -> bool:
+    # Without importing it. A file with one in it could not be loaded with weights_only=True.
+    return type(value).__module__ == "numpy" and isinstance(value, Number)
 
 
 def _is_int(value: Any) -> bool:

@@ -162,6 +162,12 @@ def check_fits(
             f"{name()}, began with second_moment={begun!r}: it cannot change to "
             f"{second_moment!r}, whose average is another; begin a new optimizer"
         )
+    if average.shape != p.shape:
+        raise ValueError(
+            f"{name()}, has a state of shape {tuple(average.shape)}: it was resized. Give the "
+            "optimizer a new parameter, or delete what it knows of this one by "
+            "optimizer.state.pop(parameter)"
+        )
     if (average.dtype, average.device) == (p.dtype, p.device):
         return
     raise ValueError(

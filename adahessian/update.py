@@ -10,9 +10,9 @@ Args of both, lists with one entry for each parameter:
     corrections: the bias corrections, 1 − β₁ᵗ and that of v; 1 where there is none.
     second_moment: what v averages: d² ("rms"), |d| ("mean_abs") or d itself ("signed").
     update_clip: the bound of m̂ over the denominator, element by element; or None.
-    wait: whether elements without any curvature so far stay where they are. A row of an embedding
-        can have a gradient before a part of the batch has shown its curvature; the denominator
-        would be eps.
+    wait: whether elements without any curvature so far are moved by the weight decay alone. A row
+        of an embedding can have a gradient before a part of the batch has shown its curvature; the
+        denominator would be eps.
 """
 
 from collections.abc import MutableMapping, Sequence

@@ -25,6 +25,11 @@ from adahessian.curvature.torch_calls import name_of, writes
 _LIKE_SECOND = frozenset("to type_as expand_as view_as reshape_as".split())
 # They do so with all of theirs.
 _BY_SHAPE = ("_like", "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "size")
+# They return as many tensors as they take, each the values of one: data beside a value of the graph
+# are no constant that depends on it.
+_EACH_BY_ITSELF = frozenset(
+    "broadcast_tensors meshgrid align_tensors atleast_1d atleast_2d atleast_3d".split()
+)
 _DATA = getattr_static(Tensor, "data")
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand a number to Python.
@@ -140,6 +145,10 @@ class Constants:
         written: list[Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Mark what a function has computed of a parameter without its graph, or written there."""
+        if name in _EACH_BY_ITSELF:
+            for one, given in zip(tensors_in(out), tensors_in(args), strict=False):
+                self.note("", one, (given,), {})
+            return
         outputs = written
         if outputs is None:
             outputs = [t for t in tensors_in(out) if t.is_floating_point() and not requires_grad(t)]

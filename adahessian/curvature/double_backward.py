@@ -1,7 +1,7 @@
 """Exact Hessian-vector products, by differentiating the gradient once more."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.constants import tensors_in
-from adahessian.curvature.graph import nodes_below
+from adahessian.curvature.graph import leaves_below, nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
 from adahessian.curvature.second_derivatives import (
@@ -88,6 +88,11 @@ _WRONG_SECOND_DERIVATIVE = (
     "optimizer.step(closure), where it is computed otherwise (not in activation checkpointing), or "
     "use curvature='finite_difference'."
 )
+_ONLY_SOME = (
+    "some of the closure's backward passes were called with create_graph=True and others without, "
+    "whose curvature would be missing: call backward(create_graph=optimizer.needs_graph) in all of "
+    "them"
+)
 _WHILE_DIFFERENTIATING_TWICE = (
     "This was raised while torch differentiated the gradient once more. "
     "curvature='finite_difference' needs no second derivative."
@@ -136,6 +141,8 @@ class DoubleBackward:
         self._probes = probes
         # The products with earlier micro-batches, by parameter: one dict for each probe.
         self._sums: list[dict[Tensor, Tensor]] = [{} for _ in range(len(probes))]
+        # An ordered set: whose gradients hold what a backward pass has brought without a graph.
+        self._without: dict[Tensor, None] = {}
         # The gradients that we left without their graph, and how often each was changed in place.
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
         self._num_products = 0
@@ -148,13 +155,17 @@ class DoubleBackward:
 
         Raises:
             RuntimeError: under DistributedDataParallel, which does not support create_graph; or
-                a function has no second derivative.
+                a function has no second derivative; or only some backward passes were asked for a
+                graph.
         """
         # A compiled function has no second derivative.
-        mode = _BeforeBackward(self._accumulate, self._check)
+        mode = _BeforeBackward(self._accumulate, self._note_without, self._check)
         with torch.compiler.set_stance("force_eager"), mode:
             try:
-                return call(self._closure)
+                value = call(self._closure)
+                if mode.graph_was_asked_for and any(p.grad is not None for p in self._without):
+                    raise RuntimeError(_ONLY_SOME)
+                return value
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
@@ -175,11 +186,13 @@ class DoubleBackward:
         earlier = self._sums[self._num_products]
         self._num_products += 1
         if not earlier and not any(g.requires_grad for g in gradients(params)):
-            if not self._graph_was_asked_for:
+            others = (p.grad for p in self._params)
+            has_graph = any(grad is not None and grad.requires_grad for grad in others)
+            if not self._graph_was_asked_for and not has_graph:
                 raise RuntimeError(_MISSING_GRAPH)
             if _has_node(self._losses, _REENTRANT_NODE):
                 raise RuntimeError(_REENTRANT)
-            # The loss is linear: its gradient is constant.
+            # The loss is linear in them: their gradient is constant.
         if self._num_products == 1:
             for custom in self._custom:  # of this loss, which may be another than the first
                 custom.check(gradients(params) if self._check else ())
@@ -202,6 +215,9 @@ class DoubleBackward:
     @torch.no_grad()
     def _accumulate(self) -> None:
         """Compute the products with the gradient that is there, and drop its graph."""
+        for p in list(self._without):  # what was cleared is not in the step's gradient: SAM's first
+            if p.grad is None or not p.grad.requires_grad and not p.grad.any():
+                del self._without[p]
         for p in self._params if any(self._sums) else ():
             if self._was_cleared(p):
                 for sums in self._sums:  # begin anew
@@ -218,6 +234,11 @@ class DoubleBackward:
                 p.grad = p.grad.detach()
                 self._left[p] = p.grad, _torch.version(p.grad)
 
+    def _note_without(self, reached: Iterable[Tensor]) -> None:
+        """Note the leaves of a backward pass without a graph."""
+        reached = set(reached)
+        self._without |= {p: None for p in self._params if p in reached}
+
     def _was_cleared(self, p: Tensor) -> bool:
         """Whether the closure has cleared a gradient, which can be zero by itself."""
         if p.grad is None:
@@ -232,15 +253,25 @@ class DoubleBackward:
 class _BeforeBackward(SecondDerivatives):
     """Calls a function before each backward, beside giving functions their second derivatives.
 
+    Args:
+        before_backward: is called before each backward.
+        without_graph: is called, then, with the leaves that one without a graph will reach.
+        look: for custom functions.
+
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
         last: the tensors from which that one was called.
         custom: the custom functions below each.
     """
 
-    def __init__(self, before_backward: Callable[[], None], look: bool) -> None:
+    def __init__(
+        self,
+        before_backward: Callable[[], None],
+        without_graph: Callable[[Iterable[Tensor]], None],
+        look: bool,
+    ) -> None:
         super().__init__(look=look)
-        self._before_backward = before_backward
+        self._before_backward, self._without_graph = before_backward, without_graph
         self.graph_was_asked_for = False
         self.last: list[Tensor] = []
         self.custom: list[CustomFunctions] = []
@@ -252,8 +283,11 @@ class _BeforeBackward(SecondDerivatives):
             self._before_backward()
         if is_backward or func is torch.autograd.grad:
             given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
+            tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
+            if not given.get("create_graph") and is_backward:
+                inputs = list(tensors_in(given.get("inputs")))
+                self._without_graph(inputs or leaves_below(tensors))
             if given.get("create_graph"):
-                tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
                 self.custom.append(CustomFunctions(tensors, self.computed))
                 if is_backward:
                     self.graph_was_asked_for = True
@@ -263,10 +297,12 @@ class _BeforeBackward(SecondDerivatives):
 
 # Names of arguments, in their order.
 _PARAMETERS: dict[Callable, tuple[str, ...]] = {
-    Tensor.backward: ("self", "gradient", "retain_graph", "create_graph"),
-    torch.autograd.backward: ("tensors", "grad_tensors", "retain_graph", "create_graph"),
+    Tensor.backward: ("self", "gradient", "retain_graph", "create_graph", "inputs"),
+    torch.autograd.backward: (
+        "tensors", "grad_tensors", "retain_graph", "create_graph", "grad_variables", "inputs",
+    ),
     torch.autograd.grad: ("outputs", "inputs", "grad_outputs", "retain_graph", "create_graph"),
-}
+}  # fmt: skip
 
 
 def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:

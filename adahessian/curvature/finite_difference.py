@@ -321,6 +321,12 @@ class FiniteDifference:
         values = local(worst.detach()).abs().reshape(-1)
         largest = torch.cat([values, values.new_zeros(1)]).max()  # of a part without elements, too
         size = float(over_all(largest, self._groups, "MAX"))
+        if any(p is not worst and _overlap(p, worst) for p in params):
+            raise RuntimeError(
+                f"two parameters share their memory, one of them of shape {tuple(worst.shape)}: a "
+                "step along one moves the other. Give the optimizer one tensor, and tie layers by "
+                "assigning the same parameter (a.weight = b.weight), not its data"
+            )
         raise RuntimeError(
             f"the step of the finite difference, {h:.3g}, is lost in the rounding of a parameter "
             f"of shape {tuple(worst.shape)} with values up to {size:.3g}: use "
@@ -339,6 +345,13 @@ def _refuse_coarse_reduction(module: nn.Module) -> None:
             f"fully_shard reduces gradients in {reduced}, which rounds away the small differences "
             f"that the finite difference reads: use MixedPrecisionPolicy(reduce_dtype={computed})"
         )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two parameters lie in the same memory; parts of one buffer do not."""
+    a, b = local(a.detach()), local(b.detach())
+    of_a, of_b = a.data_ptr(), b.data_ptr()
+    return a.device == b.device and of_a < of_b + b.nbytes and of_b < of_a + a.nbytes
 
 
 def _eps(precision: torch.dtype | str) -> float:

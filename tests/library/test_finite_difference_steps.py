@@ -219,6 +219,21 @@ def test_a_step_lost_in_rounding_is_an_error():
     assert torch.equal(large, torch.full((4,), 1e6))
 
 
+def test_parameters_that_share_their_memory_are_named_as_such():
+    """Regression: the step along both was called lost in the rounding of one."""
+    a = nn.Parameter(torch.tensor([0.5, -1.0, 2.0]))
+    optimizer = AdaHessian([a, nn.Parameter(a.data)], curvature="finite_difference")
+    b = optimizer.param_groups[0]["params"][1]
+    with pytest.raises(RuntimeError, match="two parameters share their memory"):
+        take_step(optimizer, [a, b], lambda a, b: (a**4).sum() + (b**2 * a).sum())
+    assert a.tolist() == [0.5, -1.0, 2.0]
+    buffer = torch.ones(6)
+    a, b = (nn.Parameter(half) for half in buffer.split(3))
+    optimizer = AdaHessian([a, b], curvature="finite_difference")
+    take_step(optimizer, [a, b], lambda a, b: (a**4).sum() + (b**2 * a).sum())
+    assert (buffer < 1).all()
+
+
 def test_finite_difference_needs_a_closure():
     p = torch.ones(3, requires_grad=True)
     optimizer = AdaHessian([p], curvature="finite_difference")

@@ -3,10 +3,11 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from support.problems import conv_problem
-from support.stepping import leaves, take_step
+from support.stepping import leaves, save_and_load, take_step
 from torch import nn
 
 from adahessian import AdaHessian
@@ -49,6 +50,31 @@ def test_bad_option_is_named_when_it_is_given_and_when_it_is_set(name, value):
     with pytest.raises(ValueError, match=name):
         take_step(optimizer, [p], lambda x: (x**4).sum())
     assert torch.equal(p, torch.ones(3))
+
+
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_numbers_of_numpy_are_pythons(curvature):
+    """Regression: some were refused, and a file that others were saved in was."""
+    options = {
+        "lr": 0.25, "eps": 0.125, "hessian_power": 0.5, "update_interval": 2, "num_samples": 2,
+        "seed": 3, "check_interval": 2, "max_grad_norm": 0.5, "block_size": 4,
+    }  # fmt: skip
+    kinds = {float: np.float32, int: np.int64}
+    given = {k: kinds[type(v)](v) for k, v in options.items()}
+    options["betas"], given["betas"] = (0.5, 0.75), (np.float32(0.5), np.float64(0.75))
+    initial, loss = conv_problem()
+    params, others = leaves(initial), leaves(initial)
+    a = AdaHessian(params, curvature=curvature, **options)
+    b = AdaHessian(others, curvature=curvature, **given)
+    b.param_groups[0] |= {"lr": np.float32(0.25), "update_interval": np.int32(2)}
+    for _ in range(3):
+        take_step(a, params, loss)
+        take_step(b, others, loss)
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+    assert save_and_load(b.state_dict())["param_groups"] == a.state_dict()["param_groups"]
+    with pytest.raises(ValueError, match="update_interval must be an int of at least 1"):
+        AdaHessian(params, update_interval=np.int64(0))
 
 
 def test_a_bad_option_is_refused_before_the_closure_is_evaluated():

@@ -149,6 +149,19 @@ def test_a_step_without_any_gradient_leaves_the_first_refresh_due():
     assert optimizer.param_groups[0]["last_refresh"] == 1
 
 
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_constant_gradient_that_is_due_alone(size):
+    """Regression: without a closure its graph was called missing, though others have one."""
+    a, b = (torch.ones(n, dtype=torch.float64, requires_grad=True) for n in (3, size))
+    optimizer = AdaHessian([{"params": [a], "update_interval": 3}, {"params": [b]}])
+    for _ in range(3):
+        optimizer.zero_grad()
+        ((a**4).sum() + b.sum()).backward(create_graph=optimizer.needs_graph)
+        optimizer.step()
+    assert optimizer.state[b]["num_refreshes"] == 3
+    assert not optimizer.state[b]["exp_hessian_diag_sq"].any()
+
+
 def test_what_waits_is_in_the_state_dict():
     """A run that is resumed asks for the same graphs."""
     a, heads, trunk, _ = heads_in_turns(4, 2)
@@ -178,6 +191,24 @@ def test_a_parameter_that_was_cast_is_named_with_the_way_out():
     optimizer.param_groups[0]["update_interval"] = 9
     with pytest.raises(ValueError, match=r"parameter 0 .* optimizer.load_state_dict\(optimizer"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("shape", [(7, 3), (1, 3), (3,), (5, 1)])
+def test_a_parameter_that_was_resized_is_named_with_the_way_out(shape, foreach):
+    """Regression: shapes that broadcast trained on, others raised when the step was half taken."""
+    p = nn.Parameter(torch.ones(5, 3))
+    optimizer = AdaHessian([("w", p)], foreach=foreach)
+    take_step(optimizer, [p], lambda p: (p**4).sum())
+    p.data = torch.ones(shape)
+    p.grad = None
+    before = snapshot(optimizer, [p])
+    with pytest.raises(ValueError, match=r"\(w\), .*has a state of shape \(5, 3\)"):
+        take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert_unchanged(optimizer, [p], before)
+    optimizer.state.pop(p)
+    take_step(optimizer, [p], lambda p: (p**4).sum())
+    assert optimizer.state[p]["exp_avg"].shape == shape and (p < 1).all()
 
 
 def test_the_way_out_after_a_cast():

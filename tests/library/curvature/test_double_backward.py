@@ -146,6 +146,47 @@ def test_a_gradient_that_is_cleared_on_the_way_takes_its_curvature_along(set_to_
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
+def two_passes(between, create_graph):
+    """Take a step of which the first backward pass builds a graph or not; return z · Hz."""
+    w = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    other = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    optimizer = AdaHessian([w], lr=0.0)
+    found = []
+    optimizer.register_curvature_hook(lambda *args: found.append(args[2][0].tolist()))
+
+    def closure():
+        optimizer.zero_grad()
+        first, second = create_graph
+        (other**2 if between == "of others" else w**4).sum().backward(create_graph=first)
+        if between == "cleared":
+            optimizer.zero_grad()
+        elif between == "zeroed":
+            optimizer.zero_grad(set_to_none=False)
+        elif between == "inputs":
+            (w**4 * other).sum().backward(inputs=[other])
+        (w**4).sum().backward(create_graph=second)
+
+    optimizer.step(closure)
+    return found[0]
+
+
+@pytest.mark.parametrize("create_graph", [(False, True), (True, False)])
+def test_a_backward_pass_without_a_graph_beside_one_with_it_is_refused(create_graph):
+    """Regression: its part of the curvature was missing without a word."""
+    with pytest.raises(RuntimeError, match="some of the closure's backward passes.*in all of them"):
+        two_passes("", create_graph)
+
+
+@pytest.mark.parametrize("between", ["cleared", "zeroed", "of others"])
+def test_a_backward_pass_without_a_graph_whose_gradient_is_not_taken(between):
+    """As SAM's first one."""
+    assert two_passes(between, (False, True)) == [12.0, 48.0]
+
+
+def test_a_backward_pass_without_a_graph_for_other_inputs():
+    assert two_passes("inputs", (True, True)) == [24.0, 96.0]
+
+
 def test_a_parameter_that_only_some_micro_batches_use():
     def parts(optimizer, params, loss):
         def closure():

@@ -82,6 +82,23 @@ def test_what_is_smooth_is_found_by_recording_it(activation, smooth):
     assert earlier.is_smooth == smooth
 
 
+@pytest.mark.parametrize(
+    ("loss", "smooth"),
+    [
+        (F.mse_loss, True),
+        (nn.MSELoss(), True),
+        (lambda h, y: torch.stack(torch.meshgrid(h[:, 0], y[:, 0], indexing="ij")).sum(), True),
+        (lambda h, y: torch.stack(torch.broadcast_tensors(h.detach() * y, h)).prod(0).sum(), False),
+        (F.l1_loss, False),
+    ],
+)
+def test_data_beside_values_of_the_graph_are_no_constants_of_it(loss, smooth):
+    """Regression: torch 2.15's mse_loss broadcasts the target, which counted as one."""
+    model, x, y = problem()
+    targets = F.one_hot(y, 3).double()
+    assert taught(model, lambda: loss(model(x), targets)).is_smooth == smooth
+
+
 @pytest.mark.cpu_only(reason="CUDA's dropout of float64 is another one than of float32")
 def test_central_differences_are_closer_than_one_sided_ones():
     model, x, y = problem(dtype=torch.float32, recurrent=False)  # cuDNN's has no second derivative
