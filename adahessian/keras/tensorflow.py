@@ -90,7 +90,7 @@ def samples(
         drawn = []
         for sample in range(optimizer.num_samples):
             probe = rademacher(
-                [tuple(g.shape) for _, _, g in members],
+                [tuple(v.shape) for _, v, _ in members],  # TensorFlow may not know the gradient's
                 [g.dtype.name for _, _, g in members],
                 seed=optimizer.seed,
                 step=step,
@@ -102,7 +102,7 @@ def samples(
         return [tf.stack(of_weight) for of_weight in zip(*drawn, strict=True)]
 
     def zeros() -> list[tf.Tensor]:
-        return [tf.zeros((optimizer.num_samples, *g.shape), g.dtype) for _, _, g in members]
+        return [tf.zeros((optimizer.num_samples, *v.shape), g.dtype) for _, v, g in members]
 
     due = optimizer.refresh_is_due()
     with opened(graphs):
