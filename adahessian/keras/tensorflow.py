@@ -33,6 +33,10 @@ _NO_DERIVATIVE = (
     "TensorFlow has no derivative of {kind} ({name}), which AdaHessian needs: replace the layer or "
     "the loss, or train with another optimizer"
 )
+_RECOMPUTED = (
+    "what is computed again for the gradient (keras.remat, keras.RematScope, tf.recompute_grad) "
+    "has no second derivative in TensorFlow: leave it out, and take smaller batches"
+)
 # What TensorFlow says of a missing gradient.
 _OPERATION = re.compile(r"operation\s*'(.*?)' \(op type: (\w+)\)")
 
@@ -128,6 +132,10 @@ def _product(
         found = _OPERATION.search(str(error))
         name, kind = found.groups() if found else (str(error), "this operation")
         raise RuntimeError(_NO_DERIVATIVE.format(kind=kind, name=name)) from error
+    except NotImplementedError as error:
+        if "recompute_grad" not in str(error):
+            raise
+        raise RuntimeError(_RECOMPUTED) from error
     if late := [name for name in late_derivatives(_graphs()) if name not in before]:
         raise RuntimeError(_NO_DERIVATIVE.format(kind="a function of the old kind", name=late[0]))
     products = []

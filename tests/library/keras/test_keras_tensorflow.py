@@ -82,6 +82,12 @@ def test_no_second_derivative_is_said():
         compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
 
 
+def test_recomputation_is_refused():
+    model = network(layers.Dense(2), layers.Lambda(keras.remat(tf.tanh), output_shape=(6, 6, 2)))
+    with pytest.raises(RuntimeError, match="computed again .* take smaller batches"):
+        compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
+
+
 def shaped(function, x):
     y = function(x)
     y.set_shape(x.shape)
