@@ -169,7 +169,7 @@ class DoubleBackward:
             except RuntimeError as error:
                 if "in-place operation" in str(error) and torch.distributed.is_initialized():
                     raise RuntimeError(_NOT_UNDER_DDP) from error
-                if mode.graph_was_asked_for and _lacks_a_second_derivative(error):
+                if mode.graph_was_asked_for and lacks_a_second_derivative(error):
                     raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
                 raise
             finally:
@@ -313,11 +313,12 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
     try:
         return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)
     except RuntimeError as error:
-        if _lacks_a_second_derivative(error):
+        if lacks_a_second_derivative(error):
             raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
         error.add_note(_WHILE_DIFFERENTIATING_TWICE)
         raise
 
 
-def _lacks_a_second_derivative(error: RuntimeError) -> bool:
+def lacks_a_second_derivative(error: RuntimeError) -> bool:
+    """Whether torch or torchvision says so with this error."""
     return any(words in str(error) for words in _LACKS_ONE)

@@ -18,10 +18,16 @@ None         each element by itself
 ===========  ================  ===================  ============================================
 
 Dense kernels are (in, out), so a row is a column here; a weight that is named ``embeddings`` has
-one row per token. Kernels of attention layers, ``.../query/kernel``, ``key``, ``value`` and
-``attention_output``, have three dims and nothing spatial: each element stands by itself. A weight
-of 6 or more dims has no known layout and is left as it is. What is laid out differently, such as
-the kernels of EinsumDense, is declared by its ``block_axes``.
+one row per token, and so has its LoRA, ``lora_embeddings_a``. Kernels of attention layers,
+``.../query/kernel``, ``key``, ``value`` and ``attention_output``, and their ``lora_kernel_a``, have
+three dims and nothing spatial: each element stands by itself. So do biases of any shape, and
+``gamma``, ``beta`` and ``alpha``. A weight of 6 or more dims has no known layout and is left as it
+is. What is laid out differently, such as the kernels of EinsumDense, is declared by its
+``block_axes``.
+
+A weight does not know its layer, so what its number of dims leaves open is decided by its path: a
+``Conv1D`` within another layer passes for attention where it is named ``query``, and runs of a
+depthwise kernel are counted as above where its layer has ``depthwise`` or ``dw`` in its name.
 """
 
 import math
@@ -34,8 +40,13 @@ from keras import ops
 BlockSize = int | str | None
 BlockAxes = Callable[[str, tuple[int, ...]], Sequence[int] | None]
 
-_DEPTHWISE = re.compile(r"(^|/)(depthwise_kernel|depthwise_conv\dd(_\d+)?/kernel)$")
-_ATTENTION = re.compile(r"(^|/)(query|key|value|attention_output)/kernel$")
+# By the default names, and by those of keras.applications: "block_1_depthwise", "conv_dw_1".
+_DEPTHWISE = re.compile(
+    r"(^|/)(depthwise_kernel|([^/]*depthwise|([^/]*_)?dw)[^/]*/kernel)$", re.IGNORECASE
+)
+_ATTENTION = re.compile(r"/(query|key|value|attention_output)/(kernel|lora_kernel_a)$")
+_ROW_PER_TOKEN = ("embeddings", "lora_embeddings_a")
+_ELEMENT_BY_ELEMENT = ("bias", "gamma", "beta", "alpha")
 
 
 def check_block_size(block_size: BlockSize) -> None:
@@ -89,10 +100,11 @@ def mean(array: Any, axes: Sequence[int], keepdims: bool = False) -> Any:
 
 def _default_axes(path: str, ndim: int) -> tuple[int, ...]:
     """Return the axes along which a row of a matrix or a kernel of a convolution lies."""
-    if ndim == 2:
-        return (1,) if path.split("/")[-1] == "embeddings" else (0,)
-    if _ATTENTION.search(path):
+    name = path.split("/")[-1]
+    if name in _ELEMENT_BY_ELEMENT or (ndim == 3 and _ATTENTION.search(path)):
         return ()
+    if ndim == 2:
+        return (1,) if name in _ROW_PER_TOKEN else (0,)
     return tuple(range(ndim - 2)) if 3 <= ndim <= 5 else ()
 
 

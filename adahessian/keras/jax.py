@@ -2,7 +2,8 @@
 
 An optimizer of Keras gets gradients without a history there. :func:`second_order` runs
 ``model.train_step`` up to the point where it hands the gradient to the optimizer, as a function of
-the weights, forward over reverse: gradient and Hz come out of one pass.
+the weights, forward over reverse: gradient and Hz come out of one pass. A ``train_step`` of one's
+own may go on from what the optimizer returns, and then runs once more, with the true optimizer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -103,6 +104,7 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
     """Take a training step; ``due`` says whether it refreshes the curvature, None: by the state."""
     weights, non_trainable, of_optimizer, metrics = state
     optimizer = model.optimizer
+    is_own = getattr(model.train_step, "__func__", None) is not keras.Model.train_step
     with _values(optimizer, of_optimizer):
         if due is None:
             due = inner.refresh_is_due()
@@ -118,7 +120,7 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
                 f"one did {len(calls)} times"
             )
         logs, (_, new_non_trainable, _, new_metrics) = new
-        return calls[0], (logs, new_non_trainable, new_metrics)
+        return calls[0], None if is_own else (logs, new_non_trainable, new_metrics)
 
     with_samples = partial(_with_samples, gradient, inner, step, scale)
     without_samples = partial(_without_samples, gradient, inner)
@@ -126,9 +128,14 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
         results = (with_samples if due else without_samples)(weights)
     else:
         results = jax.lax.cond(due, with_samples, without_samples, weights)
-    grads, products, (logs, non_trainable, metrics) = results
+    grads, products, rest = results
     inner.held.samples, inner.held.due = dict(enumerate(products)), due
     try:
+        if is_own:
+            # XLA computes once what both runs have in common.
+            with _given(optimizer, grads):
+                return model.train_step(state, data)
+        logs, non_trainable, metrics = rest
         weights, of_optimizer = optimizer.stateless_apply(of_optimizer, grads, weights)
     finally:
         inner.held.samples = inner.held.due = None
@@ -185,8 +192,24 @@ def _caught(optimizer: Any) -> Iterator[list[Any]]:
         calls.append(list(grads))
         return trainable_variables, optimizer_variables
 
+    with _replaced(optimizer, stateless_apply):
+        yield calls
+
+
+def _given(optimizer: Any, grads: Sequence[Any]) -> Any:
+    """Return a context in which the optimizer takes its step with these gradients."""
+    apply = optimizer.stateless_apply
+
+    def stateless_apply(optimizer_variables: Any, _: Any, trainable_variables: Any) -> Any:
+        return apply(optimizer_variables, grads, trainable_variables)
+
+    return _replaced(optimizer, stateless_apply)
+
+
+@contextmanager
+def _replaced(optimizer: Any, stateless_apply: Callable) -> Iterator[None]:
     optimizer.stateless_apply = stateless_apply
     try:
-        yield calls
+        yield
     finally:
         del optimizer.stateless_apply

@@ -38,10 +38,12 @@ class Held(threading.local):
         samples: z · Hz of the coming update by the number of its weight, each of the shape
             (num_samples, \\*shape); None where there is none.
         due: whether the coming update refreshes the curvature, where that is known in Python.
+        functions: torch's, which the losses were made of when they were last looked at.
     """
 
     samples: dict[int, Any] | None = None
     due: bool | None = None
+    functions: frozenset[type] = frozenset()
 
     def __reduce__(self) -> tuple:
         return Held, ()  # a copy of the optimizer holds nothing

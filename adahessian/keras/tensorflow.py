@@ -33,6 +33,10 @@ _NO_DERIVATIVE = (
     "TensorFlow has no derivative of {kind} ({name}), which AdaHessian needs: replace the layer or "
     "the loss, or train with another optimizer"
 )
+_RECOMPUTED = (
+    "what is computed again for the gradient (keras.remat, keras.RematScope, tf.recompute_grad) "
+    "has no second derivative in TensorFlow: leave it out, and take smaller batches"
+)
 # What TensorFlow says of a missing gradient.
 _OPERATION = re.compile(r"operation\s*'(.*?)' \(op type: (\w+)\)")
 
@@ -90,7 +94,7 @@ def samples(
         drawn = []
         for sample in range(optimizer.num_samples):
             probe = rademacher(
-                [tuple(g.shape) for _, _, g in members],
+                [tuple(v.shape) for _, v, _ in members],  # TensorFlow may not know the gradient's
                 [g.dtype.name for _, _, g in members],
                 seed=optimizer.seed,
                 step=step,
@@ -102,7 +106,7 @@ def samples(
         return [tf.stack(of_weight) for of_weight in zip(*drawn, strict=True)]
 
     def zeros() -> list[tf.Tensor]:
-        return [tf.zeros((optimizer.num_samples, *g.shape), g.dtype) for _, _, g in members]
+        return [tf.zeros((optimizer.num_samples, *v.shape), g.dtype) for _, v, g in members]
 
     due = optimizer.refresh_is_due()
     with opened(graphs):
@@ -128,6 +132,10 @@ def _product(
         found = _OPERATION.search(str(error))
         name, kind = found.groups() if found else (str(error), "this operation")
         raise RuntimeError(_NO_DERIVATIVE.format(kind=kind, name=name)) from error
+    except NotImplementedError as error:
+        if "recompute_grad" not in str(error):
+            raise
+        raise RuntimeError(_RECOMPUTED) from error
     if late := [name for name in late_derivatives(_graphs()) if name not in before]:
         raise RuntimeError(_NO_DERIVATIVE.format(kind="a function of the old kind", name=late[0]))
     products = []

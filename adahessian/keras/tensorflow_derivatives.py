@@ -102,6 +102,17 @@ def _softsigned(op: Any, grad: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return slope, -2 * upstream * slope * tf.sign(x) / (1 + tf.abs(x))
 
 
+# Python code. TensorFlow takes what it returns for a constant; `tf.py_function` has a gradient,
+# but that one's fails where the graph runs.
+
+
+@_of("PyFunc")
+@_of("PyFuncStateless")
+@_of("EagerPyFunc")
+def _refused(op: Any, *_: tf.Tensor) -> None:
+    raise LookupError(f"no gradient of operation '{op.name}' (op type: {op.type})")
+
+
 @contextmanager
 def opened(graphs: list[Any]) -> Iterator[None]:
     """Let second derivatives pass in these graphs and in what they call."""
@@ -109,7 +120,9 @@ def opened(graphs: list[Any]) -> Iterator[None]:
         op
         for graph in _with_called(graphs)
         for op in graph.get_operations()
-        if op.type in _NAMES and (op.type != "StopGradient" or _is_of_moments(op))
+        if op.type in _NAMES
+        and (op.type != "StopGradient" or _is_of_moments(op))
+        and _GRADIENT_OF not in op.node_def.attr  # the model's author has given another
     ]
     for op in chosen:
         name = attr_value_pb2.AttrValue(s=_NAMES[op.type].encode())

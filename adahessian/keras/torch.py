@@ -4,13 +4,17 @@ That is the last point at which the graph is there before ``loss.backward()``. T
 computed with it, and handed out again by the backward pass of what the step gets for its loss.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from keras.src.backend.torch.core import CustomGradientFunction
 
-from adahessian.curvature.double_backward import double_backward
-from adahessian.curvature.graph import leaves_below
+from adahessian.curvature.constants import tensors_in
+from adahessian.curvature.double_backward import double_backward, lacks_a_second_derivative
+from adahessian.curvature.graph import leaves_below, nodes_below
 from adahessian.curvature.second_derivatives import CustomFunctions
 from adahessian.probes import rademacher_like
 
@@ -28,6 +32,14 @@ _NOT_SCALED = (
 _TWICE = (
     "this loss has been through the scale_loss of an AdaHessian, and has no second derivative any "
     "more: let one AdaHessian train all the weights, or compute the loss anew for the other one"
+)
+_NOT_REPEATABLE = (
+    "a function of keras.ops.custom_gradient computes something else when it is called again (it "
+    "may be random), and so has no second derivative on torch: draw before it, and pass it the draw"
+)
+_WEIGHT_NORM = (
+    "torch's second derivative of weight_norm is wrong, by some tens of per cent: compute the "
+    "weight in the module itself, v * (g / norm(v))"
 )
 
 
@@ -52,11 +64,7 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     # What others train, and an input whose gradient is asked for, get theirs, too.
     params = [p for _, p in members]
     params += leaves.keys() - set(params)
-    is_first = number(optimizer.iterations) == 0
-    custom = CustomFunctions([loss] if is_first else [])
-    grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-    if is_first and (fault := custom.fault(grads)):
-        raise RuntimeError(f"{fault}, and so has no second derivative. Replace the layer")
+    grads = _gradients(optimizer, loss, params)
     given = {p: g for p, g in zip(params, grads, strict=True) if g is not None}
     members = [(index, p) for index, p in members if p in given]
     held = optimizer.held
@@ -66,6 +74,44 @@ def scale_loss(optimizer: Any, loss: torch.Tensor) -> torch.Tensor:
     return _WithGradient.apply(
         loss.detach(), [g.detach() for g in given.values()], samples, held.samples, *given
     )
+
+
+def _gradients(
+    optimizer: Any, loss: torch.Tensor, params: list[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """Return the gradients with their graph, after a look at the functions that were not there."""
+    nodes: list[Any] = list(nodes_below([loss]))
+    for node in nodes:
+        if getattr(node, "_forward_cls", None) is CustomGradientFunction:
+            node.grad_fn = partial(_of_custom_gradient, node.forward_fn, node.grad_fn)
+    functions = frozenset(map(type, nodes))
+    are_known = functions == optimizer.held.functions
+    custom = CustomFunctions([] if are_known else [loss])
+    grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+    if not are_known:
+        if fault := custom.fault(grads):
+            raise RuntimeError(f"{fault}, and so has no second derivative. Replace the layer")
+        if any(node.name() == "WeightNormInterfaceBackward0" for node in nodes):
+            warnings.warn(_WEIGHT_NORM, stacklevel=4)
+        optimizer.held.functions = functions
+    return grads
+
+
+def _of_custom_gradient(
+    forward: Callable, gradient: Callable, *args: torch.Tensor, upstream: torch.Tensor
+) -> Any:
+    """Return what a function of ``keras.ops.custom_gradient`` gives as its gradient.
+
+    What its forward computes, torch takes for a constant. Computed again with a graph, it is not.
+    """
+    found = gradient(*args, upstream=upstream)
+    if not torch.is_grad_enabled():
+        return found
+    again = forward(*args)[1](*args, upstream=upstream)
+    pairs = zip(tensors_in(found), tensors_in(again), strict=True)
+    if not all(torch.allclose(a, b, equal_nan=True) for a, b in pairs):
+        raise RuntimeError(_NOT_REPEATABLE)
+    return again
 
 
 def _was_given_up(optimizer: Any) -> bool:
@@ -95,7 +141,7 @@ def _samples(
         try:
             hz = double_backward(grads, params, vectors, retain_graph=more)
         except RuntimeError as error:
-            if "is not implemented" not in str(error):
+            if not lacks_a_second_derivative(error):
                 raise
             raise RuntimeError(
                 f"{error}: torch has no second derivative of this kernel. Replace the layer; for "

@@ -124,6 +124,59 @@ def test_step_with_two_updates_is_refused():
         model.train_on_batch(*problems.data())
 
 
+class GoesOn(keras.Model):
+    """A training step that uses the new weights and state: clips, averages, reports."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3, use_bias=False)
+        self.teacher = self.add_weight((72, 3), "zeros", trainable=False, name="teacher")
+
+    def call(self, x):
+        return self.dense(layers.Flatten()(x))
+
+    def train_step(self, state, data):
+        weights, non_trainable, of_optimizer, metrics = state
+        x, y = data[:2]
+
+        def loss(weights):
+            return problems.mean_square(y, self.stateless_call(weights, non_trainable, x)[0]).mean()
+
+        grads = jax.grad(loss)(weights)
+        weights, of_optimizer = self.optimizer.stateless_apply(of_optimizer, grads, weights)
+        weights = [w.clip(-0.1, 0.1) for w in weights]
+        of_optimizer = [v + 1 if v.ndim == 2 else v for v in of_optimizer]
+        logs = {"largest": abs(weights[0]).max()}
+        return logs, (weights, [weights[0] * 2], of_optimizer, metrics)
+
+
+class DoesNot(GoesOn):
+    train_step = keras.Model.train_step
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_step_goes_on_from_the_update(interval, monkeypatch):
+    if interval == 2:
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    keras.utils.set_random_seed(0)
+    x, y = problems.data()
+    model, expected = GoesOn(), DoesNot()
+    for m in (model, expected):
+        m(x)
+    expected.set_weights(model.get_weights())
+    options = dict(epsilon=0.1, update_interval=interval)
+    compiled(expected, AdaHessian(0.1, **options)).train_on_batch(x, y)
+    logs = compiled(model, AdaHessian(0.1, **options)).train_on_batch(x, y, return_dict=True)
+    (kernel,), (teacher,) = weights(model), problems.others(model)
+    np.testing.assert_allclose(kernel, weights(expected)[0].clip(-0.1, 0.1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(teacher, kernel * 2)
+    assert logs["largest"] == abs(kernel).max() == np.float32(0.1)
+    (v,), (other,) = (
+        problems.averages(m.optimizer, "exp_hessian_diag_sq") for m in (model, expected)
+    )
+    np.testing.assert_allclose(v, other + 1, rtol=1e-5)
+
+
 def test_private_names_do_what_we_need():
     """Trainer._make_function takes a step, (state, data) to (logs, state)."""
     model = network()

@@ -47,6 +47,8 @@ DEPTHWISE = [
     (layers.DepthwiseConv1D(3, depth_multiplier=2), (9, 4), lambda k: k.transpose(1, 2, 0)),
     (layers.DepthwiseConv2D((2, 3), depth_multiplier=2), (9, 9, 4), swapped),
     (layers.SeparableConv2D(5, 3, depth_multiplier=2), (9, 9, 4), swapped),
+    (layers.DepthwiseConv2D(3, depth_multiplier=2, name="conv_dw_1"), (9, 9, 4), swapped),
+    (layers.DepthwiseConv2D(3, depth_multiplier=2, name="block_1_depthwise"), (9, 9, 4), swapped),
 ]
 TRANSPOSED = [
     (layers.Conv1DTranspose(5, 3), (9, 4), (2, 1, 0)),
@@ -99,6 +101,48 @@ def test_kernels_of_attention_stand_element_by_element(attention):
         array = ops.convert_to_tensor(np.random.default_rng(0).normal(size=kernel.shape))
         averaged = block_average(array, "kernel", path=kernel.path)
         np.testing.assert_array_equal(ops.convert_to_numpy(averaged), ops.convert_to_numpy(array))
+
+
+def averaged_along(weight, block_size):
+    """Return the axes of a weight along which its averaged curvature is constant."""
+    array = np.random.default_rng(0).normal(size=weight.shape).astype("float32")
+    found = block_average(ops.convert_to_tensor(array), block_size, path=weight.path)
+    found = ops.convert_to_numpy(found)
+    return [i for i in range(found.ndim) if np.allclose(np.diff(found, axis=i), 0, atol=1e-6)]
+
+
+@pytest.mark.parametrize("name", ["query", "value", "depthwise_7"])
+def test_a_convolution_is_one_whatever_its_name(name):
+    for layer, shape in ((layers.Conv1D(3, 3), (6, 2)), (layers.Conv2D(3, 3), (6, 6, 2))):
+        layer = type(layer).from_config({**layer.get_config(), "name": name})
+        layer.build((None, *shape))
+        assert averaged_along(layer.kernel, "kernel") == list(range(len(shape) - 1))
+
+
+def test_lora():
+    attention, embedding = layers.MultiHeadAttention(2, 3), layers.Embedding(7, 3)
+    attention.build((None, 5, 4), (None, 5, 4))
+    embedding.build((None, 5))
+    attention._query_dense.enable_lora(2)
+    embedding.enable_lora(2)
+    for block_size in ("kernel", "row"):
+        assert averaged_along(attention._query_dense.lora_kernel_a, block_size) == []
+    assert averaged_along(embedding.lora_embeddings_a, "row") == [1]  # one row per token
+    assert averaged_along(embedding.lora_embeddings_b, "row") == [0]
+
+
+def test_biases_of_any_shape_stand_element_by_element():
+    attention, normalization = layers.MultiHeadAttention(2, 3), layers.LayerNormalization((1, 2, 3))
+    attention.build((None, 5, 4), (None, 5, 4))
+    normalization.build((None, 4, 5, 2))
+    cell, relu = layers.GRUCell(3), layers.PReLU()
+    cell.build((None, 4))
+    relu.build((None, 4, 5, 2))
+    biases = [attention._query_dense.bias, cell.bias, *normalization.weights, relu.alpha]
+    for bias in biases:
+        assert len(bias.shape) > 1
+        for block_size in ("kernel", "row"):
+            assert averaged_along(bias, block_size) == []
 
 
 def test_declared_axes():

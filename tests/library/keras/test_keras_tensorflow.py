@@ -82,6 +82,41 @@ def test_no_second_derivative_is_said():
         compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
 
 
+def test_recomputation_is_refused():
+    model = network(layers.Dense(2), layers.Lambda(keras.remat(tf.tanh), output_shape=(6, 6, 2)))
+    with pytest.raises(RuntimeError, match="computed again .* take smaller batches"):
+        compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
+
+
+def shaped(function, x):
+    y = function(x)
+    y.set_shape(x.shape)
+    return y
+
+
+@tf.custom_gradient
+def numpy_sine(x):
+    def of_numpy(function):
+        return shaped(lambda x: tf.numpy_function(function, [x], x.dtype), x)
+
+    return of_numpy(np.sin), lambda upstream: upstream * of_numpy(np.cos)
+
+
+def python_sine(x):
+    return shaped(lambda x: tf.py_function(tf.sin, [x], x.dtype), x)
+
+
+@pytest.mark.parametrize(("function", "kind"), [(numpy_sine, "PyFunc"), (python_sine, "EagerPy")])
+def test_python_code_on_the_way_is_refused(function, kind):
+    """The derivative of what it returns would be zero without a word; before the weights it may."""
+    x, y = problems.data()
+    model = network(layers.Lambda(function, output_shape=(6, 6, 2)))
+    compiled(model, AdaHessian(0.1)).train_on_batch(x, y)
+    model = network(layers.Dense(2), layers.Lambda(function, output_shape=(6, 6, 2)))
+    with pytest.raises(RuntimeError, match=f"no derivative of {kind}.*replace the layer"):
+        compiled(model, AdaHessian(0.1)).train_on_batch(x, y)
+
+
 @functools.partial(tf.function, reduce_retracing=True)
 def product(function, point, direction):
     """Return H·z of Σ function(x)², as a step differentiates it."""

@@ -52,6 +52,53 @@ def test_a_function_without_one_that_torch_does_not_name_is_said():
         model.train_on_batch(*problems.data())
 
 
+def test_a_function_that_comes_later_is_looked_at():
+    model = network(layers.Dense(2), layer := Cubes())
+    layer.call = lambda x: x
+    compiled(model, AdaHessian(0.1)).train_on_batch(*problems.data())
+    del layer.call
+    with pytest.raises(RuntimeError, match="Cube is once_differentiable"):
+        model.train_on_batch(*problems.data())
+
+
+@keras.ops.custom_gradient
+def softplus(x):
+    """The example of Keras' documentation: the gradient uses what the forward has computed."""
+    e = keras.ops.exp(x)
+
+    def gradient(*args, upstream):
+        return upstream * (1 - 1 / (1 + e))
+
+    return keras.ops.log(1 + e), gradient
+
+
+def test_custom_gradient_of_keras(float64):
+    model = network(layers.Dense(4), layers.Lambda(softplus))
+    x, y = problems.data()
+    found = problems.magnitudes_by_optimizer(compiled(model, problems.looking()), x, y)
+    expected = problems.magnitudes_by_differences(model, x, y)
+    assert problems.relative_error(found, expected) < 1e-6
+
+
+@keras.ops.custom_gradient
+def noisy(x):
+    noise = torch.rand(x.shape)
+    return x * noise, lambda *args, upstream: upstream * noise
+
+
+def test_custom_gradient_that_is_random_is_refused():
+    model = compiled(network(layers.Dense(4), layers.Lambda(noisy)), AdaHessian(0.1))
+    with pytest.raises(RuntimeError, match="custom_gradient computes something else"):
+        model.train_on_batch(*problems.data())
+
+
+def test_weight_norm_is_warned_of():
+    linear = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 4))
+    model = compiled(network(layers.TorchModuleWrapper(linear)), AdaHessian(0.1))
+    with pytest.warns(UserWarning, match="second derivative of weight_norm is wrong"):
+        model.train_on_batch(*problems.data())
+
+
 def test_loop_of_ones_own():
     x, y = (torch.tensor(a) for a in problems.data())
     found = []
