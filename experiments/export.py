@@ -6,7 +6,7 @@ What is in a file already stays, unless the same run lies below `RUNS_ROOT`. Tab
 these files beside the runs. They hold no host name and no path:
 
 - `config`: the resolved configuration, without the seed and what cannot change a result.
-- `meta`: as in `meta.json`.
+- `meta`: as in `meta.json`, the data's identity included.
 - `runs`, by seed: `state` ("done" or "diverged"), `sessions` (start, commit, versions, device,
   threads), `last` and `best` (epoch and test metric), `training_seconds`, `step_seconds` (median),
   `steps` of the whole training, and the `curves`, a value per epoch in five significant digits.
@@ -35,7 +35,7 @@ def _export(folder: Path) -> None:
     results = Results(root := runs_root())
     for directory in find(root, holding="meta.json"):
         results.add(directory)
-    written = committed.export(results.runs, folder)
+    written = committed.export(results.runs, folder, lambda line: print(line, file=sys.stderr))
     runs = sum(written.values())
     print(f"{runs} runs below {root} are in {len(written)} files below {folder}")
     for directory, problem in results.unreadable.items():

@@ -9,6 +9,8 @@
 - `diverged`: its loss or weights became infinite or not a number, or a metric of its last row did.
 - `no result`: marked as done, but its test metric is missing; nothing trains it again.
 - `unreadable`: its files are damaged, or may not be read.
+- `other problem`: in a sweep, a table of the paper or a benchmark: on other data than most of the
+  plan's runs, or measured otherwise (`experiments.runs.problem`); it is in no mean there.
 - `new`: never begun; it may be waiting in a queue, which no file tells.
 """
 
@@ -22,7 +24,16 @@ from experiments.runs import attempts, lease
 from experiments.runs.jsonlines import read_rows
 
 State = Literal[
-    "done", "running", "stopped", "killed", "failed", "diverged", "no result", "unreadable", "new"
+    "done",
+    "running",
+    "stopped",
+    "killed",
+    "failed",
+    "diverged",
+    "no result",
+    "unreadable",
+    "other problem",
+    "new",
 ]
 STATES: tuple[State, ...] = get_args(State)
 
