@@ -20,7 +20,7 @@ from pathlib import Path
 from experiments import cli
 from experiments.results import committed
 from experiments.results.tables import Results
-from experiments.runs.layout import find
+from experiments.runs.layout import TRACES, find
 from experiments.runtime.paths import runs_root
 
 
@@ -33,11 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(folder: Path) -> None:
     results = Results(root := runs_root())
-    for directory in find(root, holding="meta.json"):
+    for directory in find(root, holding=TRACES):
         results.add(directory)
     written = committed.export(results.runs, folder, lambda line: print(line, file=sys.stderr))
     runs = sum(written.values())
     print(f"{runs} runs below {root} are in {len(written)} files below {folder}")
+    for run in results.having("moved"):
+        print(f"left out, {run.problem}: {run.directory}", file=sys.stderr)
     for directory, problem in results.unreadable.items():
         print(f"left out, unreadable: {directory} ({problem})", file=sys.stderr)
 

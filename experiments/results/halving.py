@@ -16,6 +16,7 @@ from experiments.errors import UserError
 from experiments.plans.brackets import Bracket
 from experiments.plans.planned_run import PlannedRun
 from experiments.runs import problem
+from experiments.runs.layout import misplaced
 from experiments.runs.metrics import read_json, read_metrics
 from experiments.runs.states import read_state
 
@@ -93,6 +94,8 @@ def _value(bracket: Bracket, trial: Sequence[PlannedRun], rung: int, root: Path)
     values = []
     for run in trial:
         directory = root / run.place
+        if why := misplaced(directory):
+            raise UserError(f"{bracket.name}: {directory} is {why}; move it away")
         row = next(
             (row for row in read_metrics(directory / "metrics.jsonl") if row.get("epoch") == rung),
             None,

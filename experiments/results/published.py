@@ -87,7 +87,7 @@ def our_runs(figure: PaperFigure, root: Path) -> dict[str, list[list[dict]]]:
     found = {}
     for name in (name for name in OPTIMIZERS if name in experiment.optimizers):
         for run in find_seeds(root, resolve(experiment, name, seed=1), holding="DONE"):
-            if (why := read_state(run))[0] == "unreadable":
+            if (why := read_state(run))[0] in ("unreadable", "moved"):
                 warnings.warn(f"{run} is left out of {figure.title}: {why[1]}", stacklevel=2)
             else:
                 found[name, run] = read_json(run / "meta.json")

@@ -204,7 +204,7 @@ def member(run: PlannedRun, results: Results, limit: Limit | None = None) -> Mem
     """
     path = results.root / run.place
     state, reason = read_state(path)
-    if state == "unreadable":
+    if state in ("unreadable", "moved"):
         return Member(run, path, None, state, reason)
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:

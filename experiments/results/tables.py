@@ -20,9 +20,9 @@ from experiments.errors import UserError
 from experiments.plans.differences import protocol, protocol_defaults, words_apart
 from experiments.plans.experiments import optimizer_order
 from experiments.runs import problem
-from experiments.runs.layout import find
+from experiments.runs.layout import TRACES, find, holds
 from experiments.runs.reading import Run, read_run
-from experiments.runs.states import STATES, State
+from experiments.runs.states import STATES, State, read_state
 
 
 @dataclass
@@ -103,7 +103,16 @@ class Results:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
     def add(self, directory: Path) -> Run | None:
-        """Read a run's directory; what cannot be read is noted with the reason."""
+        """Read a run's directory; what cannot be read is noted with the reason.
+
+        One that has just begun has no `meta.json` yet, and is not noted.
+        """
+        if not holds(directory, "meta.json"):
+            state, reason = read_state(directory)
+            if state != "running":
+                words = "" if state == "unreadable" else f" ({state}: {reason})"
+                self.unreadable[directory] = f"there is no meta.json{words}"
+            return None
         try:
             self.runs.append(run := read_run(directory))
         except DAMAGE as error:
@@ -159,7 +168,7 @@ def read_results(
         UserError: there is no run with anything to show.
     """
     results = Results(root)
-    for directory in find(root, dataset, model, holding="meta.json"):
+    for directory in find(root, dataset, model, holding=TRACES):
         results.add(directory)
     here = {run.directory for run in results.having("done")}
     for run in more:
