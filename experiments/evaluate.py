@@ -2,7 +2,8 @@
 
 Without RUN_DIR it takes the newest finished run below `RUNS_ROOT`. It prints the metrics of every
 split that the run evaluates, at the weights that it evaluates: the averaged ones where there are
-any. Nothing is written.
+any. Data other than those that the run was trained on are refused, unless `--data` names them.
+Nothing is written.
 """
 
 import argparse

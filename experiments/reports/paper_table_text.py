@@ -122,6 +122,11 @@ def advice(results: TableResults) -> str:
         f"{block}: {config} is not there, so this column has no runs."
         for block, config in request.absent.items()
     ]
+    words += [
+        f"{one.directory.relative_to(results.request.root)} is left out, as {one.problem}."
+        for one in results.members
+        if one.state == "other problem"
+    ]
     if running := sum(one.state == "running" for one in results.members):
         words.append(f"{running} of {total} runs are being trained.")
     if missing := len(results.missing):

@@ -23,7 +23,7 @@ from experiments.plans import benchmarks
 from experiments.plans.benchmarks import Benchmark, Trial
 from experiments.results.halving import Limit, limits
 from experiments.results.prices import MEASURES, costs_until
-from experiments.results.sweeps import Member, member
+from experiments.results.sweeps import Member, member, set_apart
 from experiments.results.tables import Results
 
 ENDS = ("done", "diverged")  # states from which nothing more is to be expected
@@ -145,6 +145,9 @@ def read_benchmark(path: Path, root: Path) -> BenchmarkResults:
         if place not in seen:
             seen[place] = member(trial.run, results, far[place])
             results.members.append(seen[place])
+    set_apart(results.members)
+    for trial in results.planned:
+        place = trial.run.place
         one = seen[place]
         if one.record is not None and (one.stopped or one.state in ENDS and far[place].is_final):
             row = results.benchmark.rows[trial.row]

@@ -3,12 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT
 from experiments.errors import UserError
+from experiments.runs import data, problem
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.reading import Run
 from experiments.runs.storage import write_whole, writing
@@ -17,33 +19,66 @@ FOLDER = Path(__file__).parents[2] / "results"
 DIVERGED = "diverged"
 DIGITS = 5  # significant ones
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
-META_ADDED = ("result_split",)  # not in the files of earlier versions
+META_ADDED = ("result_split", data.KEY)  # not in the files of earlier versions
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
 
 
-def export(runs: Sequence[Run], folder: Path) -> dict[Path, int]:
+def export(
+    runs: Sequence[Run], folder: Path, say: Callable[[str], None] = warnings.warn
+) -> dict[Path, int]:
     """Write the runs that are done or diverged; returns how many went into which file.
+
+    A file is of one problem (`experiments.runs.problem`): that of the runs in it already, or else
+    of most of them.
+
+    Args:
+        runs: from which to choose.
+        folder: that holds the files.
+        say: is given a line for each run that is of another problem, and left out.
 
     Raises:
         UserError: a file that is there cannot be read.
     """
     groups: dict[Path, list[Run]] = {}
+    written: dict[Path, int] = {}
     for run in runs:
         if run.state in ("done", DIVERGED):
             groups.setdefault(_path(folder, run.meta), []).append(run)
     for path, members in groups.items():
         content = _read(path) if path.exists() else {"runs": {}}
+        members, meta = _of_one_problem(members, content.get("meta"), path, say)
+        if not members:
+            continue
         found = content["runs"] | {str(run.meta["seed"]): _entry(run) for run in members}
         config = members[0].config
         content = {
             "config": {key: config[key] for key in config if key not in WITHOUT_EFFECT},
-            "meta": {k: members[0].meta[k] for k in META + META_ADDED if k in members[0].meta},
+            "meta": {key: meta[key] for key in META + META_ADDED if key in meta},
             "runs": {seed: found[seed] for seed in sorted(found, key=int)},
         }
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _text(content))
-    return {path: len(members) for path, members in groups.items()}
+        written[path] = len(members)
+    return written
+
+
+def _of_one_problem(
+    runs: list[Run], there: Mapping[str, Any] | None, path: Path, say: Callable[[str], None]
+) -> tuple[list[Run], Mapping[str, Any]]:
+    """The runs that a file takes, and what it says of them; `there`: what it says already."""
+    # None stands for the runs that are in the file.
+    items, metas = [*runs, *([None] if there else [])], [run.meta for run in runs]
+    metas = [*metas, *([there] if there else [])]
+    problems = problem.sort(items, [problem.identity(meta) for meta in metas])
+    known, chosen = max(problems, key=lambda one: (None in one[1], len(one[1])))
+    for other, members in problems:
+        for run in members if members is not chosen else ():
+            differs = f"{problem.words(other, [known])}, the others {problem.words(known, [other])}"
+            say(f"left out of {path.name}, not comparable: {run.directory} ({differs})")
+    taken = [run for run in chosen if run is not None]
+    kept = {key: known[key] for key in (data.KEY,) if key in known}
+    return taken, {**(taken[0].meta if taken else {}), **kept}
 
 
 def read(folder: Path, root: Path) -> dict[Path, Run]:

@@ -8,13 +8,16 @@ the rows of its own epoch alone, so a run that another plan has trained further 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.plans.brackets import Bracket
 from experiments.plans.planned_run import PlannedRun
-from experiments.runs.metrics import read_metrics
+from experiments.runs import problem
+from experiments.runs.layout import misplaced
+from experiments.runs.metrics import read_json, read_metrics
 from experiments.runs.states import read_state
 
 
@@ -35,7 +38,7 @@ def limits(brackets: Iterable[Bracket], root: Path) -> dict[Path, Limit]:
     """How far to train each run, by its place; where several brackets have it, the farthest.
 
     Raises:
-        UserError: a run has come to a comparison without what is compared.
+        UserError: a run has come to a comparison without what is compared, or on other data.
     """
     found: dict[Path, Limit] = {}
     for bracket in brackets:
@@ -54,6 +57,7 @@ def _limits(bracket: Bracket, root: Path) -> list[tuple[PlannedRun, Limit]]:
             break
         values = [_value(bracket, trial, rung, root) for trial in left]
         known = [value for value in values if value is not None]
+        _refuse_apart(bracket, left, root)
         if len(known) < len(left):
             return [*found, *_all(left, rung, False)]
         assert bracket.halving
@@ -70,11 +74,28 @@ def _all(
     return [(run, Limit(epochs, is_final)) for trial in trials for run in trial]
 
 
+def _refuse_apart(bracket: Bracket, trials: Sequence[Sequence[PlannedRun]], root: Path) -> None:
+    """Refuse to choose among trials on other data, or whose result is another one."""
+    found = {}
+    for run in (run for trial in trials for run in trial):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            meta = read_json(root / run.place / "meta.json")
+            problem.identity(meta)
+            found[root / run.place] = meta, run.config.model_dump()
+    metas, configs = zip(*found.values(), strict=True) if found else ((), ())
+    for directory, why in problem.apart(list(found), metas, configs):
+        raise UserError(
+            f"{bracket.name}: {directory} is {why}. Set RUNS_ROOT to another place for new runs"
+        )
+
+
 def _value(bracket: Bracket, trial: Sequence[PlannedRun], rung: int, root: Path) -> float | None:
     """A trial at a comparison, larger is better: -∞ once diverged, None if not there yet."""
     values = []
     for run in trial:
         directory = root / run.place
+        if why := misplaced(directory):
+            raise UserError(f"{bracket.name}: {directory} is {why}; move it away")
         row = next(
             (row for row in read_metrics(directory / "metrics.jsonl") if row.get("epoch") == rung),
             None,

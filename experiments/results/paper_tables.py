@@ -17,7 +17,7 @@ from experiments.plans.select import is_table
 from experiments.results import committed
 from experiments.results.committed import DIVERGED
 from experiments.results.cost import step_time
-from experiments.results.sweeps import Member, member
+from experiments.results.sweeps import Member, member, set_apart
 from experiments.results.tables import Results
 from experiments.runs.reading import Run
 
@@ -123,6 +123,7 @@ def read(request: Request) -> TableResults:
     for cell in request.cells:
         members = [_member(member(run, live), exported) for run in cell.runs]
         results.found.append(CellResult(cell, request.table.label(cell.line), members))
+    set_apart(results.members)
     return results
 
 

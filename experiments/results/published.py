@@ -4,6 +4,7 @@ Such a run has the signature of the named configuration, unchanged.
 """
 
 import csv
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,11 @@ from experiments.config.signature import signature
 from experiments.errors import UserError
 from experiments.plans import paper_tables
 from experiments.plans.load import load, resolve
+from experiments.runs import problem
 from experiments.runs.jsonlines import read_rows
 from experiments.runs.layout import find_seeds
+from experiments.runs.metrics import read_json
+from experiments.runs.states import read_state
 
 REPOSITORY = Path(__file__).parents[2]
 CURVES = Path(__file__).parent / "paper_figures"
@@ -72,17 +76,28 @@ def paper_curves(figure: PaperFigure, quantity: str) -> dict[str, Points]:
 def our_runs(figure: PaperFigure, root: Path) -> dict[str, list[list[dict]]]:
     """The finished runs of a figure's protocol below a root: rows by run, by optimizer.
 
+    Runs on other data than most of them are left out, with a warning.
+
     Raises:
         UserError: the metrics of a finished run cannot be read.
     """
     if not (REPOSITORY / figure.config).exists():
         return {}
     experiment = load(REPOSITORY / figure.config)
-    runs = {}
+    found = {}
     for name in (name for name in OPTIMIZERS if name in experiment.optimizers):
-        done = find_seeds(root, resolve(experiment, name, seed=1), holding="DONE")
-        if done:
-            runs[name] = [_rows(run / "metrics.jsonl") for run in done]
+        for run in find_seeds(root, resolve(experiment, name, seed=1), holding="DONE"):
+            if (why := read_state(run))[0] in ("unreadable", "moved"):
+                warnings.warn(f"{run} is left out of {figure.title}: {why[1]}", stacklevel=2)
+            else:
+                found[name, run] = read_json(run / "meta.json")
+    config = experiment.model_dump()
+    for (name, run), why in problem.apart(list(found), list(found.values()), [config] * len(found)):
+        warnings.warn(f"{run} is left out of {figure.title}: {why}", stacklevel=2)
+        del found[name, run]
+    runs: dict[str, list[list[dict]]] = {}
+    for name, run in found:
+        runs.setdefault(name, []).append(_rows(run / "metrics.jsonl"))
     return runs
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.results.halving import Limit, limits
 from experiments.results.statistics import compare
 from experiments.results.tables import ComparisonTable, Results, find_reference
+from experiments.runs import problem
 from experiments.runs.reading import Run
 from experiments.runs.states import State, read_state
 
@@ -169,6 +171,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
         point = points.setdefault(signature(run.config), Point(label, name, swept, []))
         point.members.append(member(run, results, far[run.place]))
     results.points = list(points.values())
+    set_apart(results.members)
     return results
 
 
@@ -185,6 +188,14 @@ def _effective(run: PlannedRun, keys: list[str]) -> dict[str, Any]:
     return {key: run.settings.get(key, resolved.get(path, "")) for key, path in paths.items()}
 
 
+def set_apart(members: Iterable[Member]) -> None:
+    """Leave out of a plan the runs whose problem is not that of the plan's other runs."""
+    read = [(one, one.record) for one in members if one.record is not None]
+    metas, configs = [run.meta for _, run in read], [run.config for _, run in read]
+    for one, why in problem.apart([one for one, _ in read], metas, configs):
+        one.record, one.state, one.problem = None, "other problem", why
+
+
 def member(run: PlannedRun, results: Results, limit: Limit | None = None) -> Member:
     """Read one run of a sweep into the results, if it was begun.
 
@@ -193,7 +204,7 @@ def member(run: PlannedRun, results: Results, limit: Limit | None = None) -> Mem
     """
     path = results.root / run.place
     state, reason = read_state(path)
-    if state == "unreadable":
+    if state in ("unreadable", "moved"):
         return Member(run, path, None, state, reason)
     record = results.add(path) if (path / "meta.json").exists() else None
     if record is not None:

@@ -1,9 +1,10 @@
 """The runs below a root, read and grouped for every report.
 
-Runs that share everything but the optimizer's settings and the seed (the protocol) are in one
-`ComparisonTable`; runs that differ in the seed alone are one of its rows, a group. Groups are made
-of finished runs, and so are all statistics. Runs that are under way have a row and curves of their
-own; the others are listed, with the reason.
+Runs that share everything but the optimizer's settings and the seed (the protocol), the data and
+what is measured (`experiments.runs.problem`) are in one `ComparisonTable`; runs that differ in the
+seed alone are one of its rows, a group. Groups are made of finished runs, and so are all
+statistics. Runs that are under way have a row and curves of their own; the others are listed, with
+the reason.
 """
 
 import re
@@ -18,9 +19,10 @@ from experiments.config.metrics import Metric
 from experiments.errors import UserError
 from experiments.plans.differences import protocol, protocol_defaults, words_apart
 from experiments.plans.experiments import optimizer_order
-from experiments.runs.layout import find
+from experiments.runs import problem
+from experiments.runs.layout import TRACES, find, holds
 from experiments.runs.reading import Run, read_run
-from experiments.runs.states import STATES, State
+from experiments.runs.states import STATES, State, read_state
 
 
 @dataclass
@@ -101,7 +103,16 @@ class Results:
     unreadable: dict[Path, str] = field(default_factory=dict)
 
     def add(self, directory: Path) -> Run | None:
-        """Read a run's directory; what cannot be read is noted with the reason."""
+        """Read a run's directory; what cannot be read is noted with the reason.
+
+        One that has just begun has no `meta.json` yet, and is not noted.
+        """
+        if not holds(directory, "meta.json"):
+            state, reason = read_state(directory)
+            if state != "running":
+                words = "" if state == "unreadable" else f" ({state}: {reason})"
+                self.unreadable[directory] = f"there is no meta.json{words}"
+            return None
         try:
             self.runs.append(run := read_run(directory))
         except DAMAGE as error:
@@ -157,7 +168,7 @@ def read_results(
         UserError: there is no run with anything to show.
     """
     results = Results(root)
-    for directory in find(root, dataset, model, holding="meta.json"):
+    for directory in find(root, dataset, model, holding=TRACES):
         results.add(directory)
     here = {run.directory for run in results.having("done")}
     for run in more:
@@ -173,31 +184,34 @@ def read_results(
 
 
 def make_tables(runs: list[Run]) -> list[ComparisonTable]:
-    """Sort runs into tables (one protocol each) and rows (one signature each)."""
+    """Sort runs into tables (one problem each) and rows (one signature each)."""
     tables = []
     for (dataset, model), same in _group(runs, lambda r: (r.meta["dataset"], r.meta["model"])):
         protocols = _group(same, lambda r: r.meta["protocol"])
         settings = [protocol(members[0].config) for _, members in protocols]
-        for (name, members), own in zip(protocols, settings, strict=True):
-            words = words_apart(own, settings, protocol_defaults(members[0].config))
-            rows = _rows(members)
-            done = {label: [r for r in runs if r.state == "done"] for label, runs in rows.items()}
-            groups = {label: runs for label, runs in done.items() if runs}
-            under_way = [(label, r) for label, runs in rows.items() for r in runs
-                         if r.state != "done"]  # fmt: skip
-            tables.append(
-                ComparisonTable(
-                    " ".join([dataset, model, *words]), f"{dataset}-{model}-{name}", groups,
-                    find_reference(groups), under_way,
-                )
-            )  # fmt: skip
+        for (name, every), own in zip(protocols, settings, strict=True):
+            of_protocol = words_apart(own, settings, protocol_defaults(every[0].config))
+            problems = problem.sort(every, [problem.identity(run.meta) for run in every])
+            for known, members in problems:
+                words = problem.words(known, [other for other, _ in problems])
+                parts = [name, *([problem.mark(known)] if len(problems) > 1 else [])]
+                title = " ".join([dataset, model, *of_protocol, *filter(None, [words])])
+                tables.append(_table(title, "-".join([dataset, model, *parts]), members))
     return tables
 
 
+def _table(title: str, name: str, members: list[Run]) -> ComparisonTable:
+    rows = _rows(members)
+    done = {label: [r for r in runs if r.state == "done"] for label, runs in rows.items()}
+    groups = {label: runs for label, runs in done.items() if runs}
+    under_way = [(label, r) for label, runs in rows.items() for r in runs if r.state != "done"]
+    return ComparisonTable(title, name, groups, find_reference(groups), under_way)
+
+
 def find_reference(groups: dict[str, list[Run]]) -> str | None:
-    """The one group of the experiment's first optimizer, if all groups share a protocol."""
+    """The one group of the experiment's first optimizer, if all groups share a problem."""
     runs = [members[0] for members in groups.values()]
-    if not runs or len({run.meta["protocol"] for run in runs}) != 1:
+    if len(problem.sort(runs, [problem.identity(run.meta) for run in runs])) != 1:
         return None
     order = optimizer_order(runs[0].meta["dataset"], runs[0].meta["model"])
     found = [label for label, run in zip(groups, runs, strict=True) if _name(run) in order[:1]]

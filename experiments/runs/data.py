@@ -13,13 +13,19 @@ from experiments.errors import UserError
 KEY = "data"
 
 
-def refuse_other(directory: Path, known: Any, now: Mapping[str, Any] | None) -> None:
+REMEDY = "RUNS_ROOT to another place for new runs"
+
+
+def refuse_other(
+    directory: Path, known: Any, now: Mapping[str, Any] | None, remedy: str = REMEDY
+) -> None:
     """Refuse data on which a run was not begun.
 
     Args:
         directory: of the run.
         known: what it was trained on, None where nothing says so.
         now: what there is now, None where nothing says so.
+        remedy: what can be set besides DATA_ROOT.
 
     Raises:
         UserError: with both descriptions.
@@ -27,7 +33,7 @@ def refuse_other(directory: Path, known: Any, now: Mapping[str, Any] | None) -> 
     if isinstance(known, Mapping) and now is not None and dict(known) != dict(now):
         raise UserError(
             f"{directory} was trained on other data: {words(known)}; here is {words(now)}. Set "
-            "DATA_ROOT to the data it was trained on, or RUNS_ROOT to another place for new runs"
+            f"DATA_ROOT to the data it was trained on, or {remedy}"
         )
 
 

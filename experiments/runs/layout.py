@@ -4,12 +4,16 @@ No other code knows this. `path_of` names the place of a configuration, `find` l
 that are there.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config.experiment import Config
 from experiments.config.signature import signature
 
+# What a run that was begun may have left, whatever has become of its other files.
+TRACES = ("meta.json", "DONE", "metrics.jsonl", "attempts.jsonl")
 _NAME = re.compile(r"[0-9a-f]{8}-s\d+")
 
 
@@ -20,21 +24,43 @@ def path_of(config: Config) -> Path:
 
 
 def find(
-    root: Path, dataset: str | None = None, model: str | None = None, holding: str = ""
+    root: Path,
+    dataset: str | None = None,
+    model: str | None = None,
+    holding: str | Sequence[str] = "",
 ) -> list[Path]:
     """The directories of the runs below a root, sorted.
 
     Args:
         root: where runs live; may not be there.
         dataset, model: only of these.
-        holding: only those in which a file of this name is.
+        holding: only those in which a file of this name is, or of one of these.
     """
+    names = [holding] if isinstance(holding, str) else holding
     places = root.glob(f"{dataset or '*'}/{model or '*'}/*/*")
     return sorted(
         path
         for path in places
-        if _NAME.fullmatch(path.name) and (not holding or holds(path, holding))
+        if _NAME.fullmatch(path.name) and (not holding or any(holds(path, name) for name in names))
     )
+
+
+def misplaced(directory: Path) -> str:
+    """Why a run's directory is not the one that its `meta.json` names; empty where it is.
+
+    Nor where that cannot be read: whoever reads the run says so.
+    """
+    try:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        place = [meta[key] for key in ("dataset", "model", "optimizer")]
+        place.append(f"{meta['signature']}-s{meta['seed']}")
+        if not _NAME.fullmatch(place[-1]) or not all(isinstance(name, str) for name in place):
+            return ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if list(directory.absolute().parts[-4:]) == place:
+        return ""
+    return f"a copy, or moved: its meta.json says {'/'.join(place)}"
 
 
 def find_seeds(root: Path, config: Config, holding: str = "") -> list[Path]:

@@ -9,6 +9,10 @@
 - `diverged`: its loss or weights became infinite or not a number, or a metric of its last row did.
 - `no result`: marked as done, but its test metric is missing; nothing trains it again.
 - `unreadable`: its files are damaged, or may not be read.
+- `moved`: a copy, or moved: its place is not the one that its `meta.json` names. It is counted
+  nowhere, and nothing trains it.
+- `other problem`: in a sweep, a table of the paper or a benchmark: on other data than most of the
+  plan's runs, or measured otherwise (`experiments.runs.problem`); it is in no mean there.
 - `new`: never begun; it may be waiting in a queue, which no file tells.
 """
 
@@ -20,9 +24,20 @@ from typing import Any, Literal, get_args
 from experiments.config import metrics
 from experiments.runs import attempts, lease
 from experiments.runs.jsonlines import read_rows
+from experiments.runs.layout import misplaced
 
 State = Literal[
-    "done", "running", "stopped", "killed", "failed", "diverged", "no result", "unreadable", "new"
+    "done",
+    "running",
+    "stopped",
+    "killed",
+    "failed",
+    "diverged",
+    "no result",
+    "unreadable",
+    "moved",
+    "other problem",
+    "new",
 ]
 STATES: tuple[State, ...] = get_args(State)
 
@@ -36,6 +51,8 @@ def read_state(directory: Path) -> tuple[State, str]:
 
 
 def _read_state(directory: Path) -> tuple[State, str]:
+    if why := misplaced(directory):
+        return "moved", why
     if (directory / "DONE").exists():
         return _result(directory)
     if lease.alive(directory):

@@ -1,6 +1,6 @@
 """From a run's checkpoint back to its model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -8,12 +8,15 @@ from torch import nn
 from experiments.errors import UserError
 from experiments.plans.load import load
 from experiments.runs import checkpoint
+from experiments.runs.data import KEY, refuse_other
 from experiments.runs.layout import find
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
-from experiments.tasks.registry import build_task
+from experiments.tasks.registry import build_task, describe_data
 from experiments.tasks.task import Task
-from experiments.training import groups
+from experiments.training import groups, weights
+
+EVALUATE = "say which others are meant: `python -m experiments.evaluate RUN_DIR --data FOLDER`"
 
 
 def name_of(directory: Path) -> str:
@@ -50,15 +53,21 @@ def restore(
     Args:
         directory: of the run.
         device_name: where the model goes, as in a configuration.
-        data: in place of DATA_ROOT.
+        data: in place of DATA_ROOT; they may be others than those of the run.
 
     Raises:
-        UserError: there is no checkpoint that can be read and fits, or no data.
+        UserError: there is no checkpoint that can be read and fits, no data, or other data in
+            DATA_ROOT.
     """
     config = load(directory / "config.yaml")
     state = checkpoint.look(directory)
     if state is None:
         raise UserError(f"{directory} has no checkpoint that can be read")
+    if data is None:
+        known = state.get(KEY)
+        if isinstance(known, Mapping):  # the weights that it began with are not looked at again
+            known = {key: value for key, value in known.items() if key != weights.DIGEST}
+        refuse_other(directory, known, describe_data(config, data_root()), EVALUATE)
     device = build_device(config.model_copy(update={"device": device_name}))
     task = build_task(config, device, data or data_root())
     model = task.build_model()

@@ -10,6 +10,7 @@ from experiments.config.experiment import Config
 from experiments.errors import FAILED, UserError
 from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
+from experiments.runs.layout import misplaced
 from experiments.runs.provenance import git_state
 from experiments.runs.storage import StorageError
 from experiments.runtime import distributed, stopping
@@ -58,8 +59,11 @@ def say_if_done(directory: RunDirectory) -> bool:
     """Whether a run is done, which is said with the commit that it came from.
 
     Raises:
-        UserError: it is done on other data than there are now.
+        UserError: it is done on other data than there are now; or the directory is a copy of
+            another run's, done or not.
     """
+    if why := misplaced(directory.path):
+        raise UserError(f"{directory.path} is {why}; move it away to train this run")
     if not directory.done:
         return False
     try:

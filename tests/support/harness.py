@@ -77,6 +77,13 @@ def finish_run(
     return directory
 
 
+def say_in_meta(directory: RunDirectory, **entries: Any) -> RunDirectory:
+    """Give a run's `meta.json` other entries."""
+    path = directory.path / "meta.json"
+    path.write_text(json.dumps(read_json(path) | entries), encoding="utf-8")
+    return directory
+
+
 def interrupted(
     function: Callable,
     before: Callable[[int], bool],

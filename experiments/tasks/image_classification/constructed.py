@@ -1,6 +1,7 @@
 """Data sets by constructor: torchvision's, and anybody's own `Dataset`, read into memory."""
 
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,13 @@ def _load(source: str, arguments: str, root: Path, download: bool) -> tuple[Imag
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         first, second = (tuple(part.pixels.shape[1:]) for part in (train, test))
         raise UserError(f"dataset: {source} has images of {first} to train, of {second} to test")
+    if train.pixels.shape == test.pixels.shape and train.pixels.equal(test.pixels):
+        raise UserError(
+            f"dataset: {source} tests the {len(test)} images that it trains: does it heed "
+            "train= or split=?"
+        )
+    if len(train.labels.unique()) < 2:
+        raise UserError(f"dataset: {source}: all training images are of class {train.labels[0]}")
     if (largest := int(test.labels.max())) > int(train.labels.max()):
         raise UserError(f"dataset: {source} tests a class {largest} that it does not train")
     return train, test
@@ -108,26 +116,73 @@ def _collect(dataset: Any, source: str) -> Images:
             pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
             pixels = pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)
             return Images(pixels.contiguous(), torch.as_tensor(labels).long())
-    found = [dataset[index] for index in range(len(dataset))]
-    if not found:
+    try:
+        count = len(dataset)
+    except Exception as error:  # whatever the class of somebody raises
+        raise UserError(f"dataset: {source} has no length: {_said(error)}") from error
+    if not count:
         raise UserError(f"dataset: {source} is empty")
-    pixels = [_pixels(image, f"dataset: {source}[{i}]") for i, (image, _) in enumerate(found)]
+    found = [_item(dataset, index, f"dataset: {source}[{index}]") for index in range(count)]
+    pixels = [image for image, _ in found]
     for index, one in enumerate(pixels):
         if one.shape != pixels[0].shape:
             raise UserError(
                 f"dataset: {source}[{index}] is {tuple(one.shape)} and the first image "
                 f"{tuple(pixels[0].shape)}: images in memory are of one size, resize them"
             )
-    labels = torch.tensor([int(label) for _, label in found])
+    labels = torch.tensor([label for _, label in found])
     if int(labels.min()) < 0:
         raise UserError(f"dataset: {source} has a label {int(labels.min())}; they begin with 0")
     return Images(torch.stack(pixels), labels)
 
 
+def _item(dataset: Any, index: int, where: str) -> tuple[Tensor, int]:
+    """Image and label of one item, whatever is wrong with it in one line."""
+    try:
+        item = dataset[index]
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            many = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+            raise UserError(f"{where} is a {type(item).__name__}{many}, not an image and its label")
+        image, label = item
+        return _pixels(image, where), _label(label, where)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever the class of somebody raises
+        raise UserError(f"{where}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _label(label: Any, where: str) -> int:
+    """A label as the number of its class: int() would cut 2.9, and read a text."""
+    number = label.item() if isinstance(label, Tensor | np.ndarray) and _one(label) else label
+    number = number.item() if isinstance(number, np.generic) else number
+    if not isinstance(number, int | float) or number != number // 1:
+        shown = " ".join(str(label).split())
+        raise UserError(
+            f"{where} has the label {shown[:60]} ({type(label).__name__}): a label is the number "
+            "of its class, 0 or more"
+        )
+    return int(number)
+
+
+def _one(label: Tensor | np.ndarray) -> bool:
+    return math.prod(label.shape) == 1
+
+
 def _pixels(image: Any, where: str) -> Tensor:
     """An image as `(channels, height, width)`, uint8."""
+    if getattr(image, "mode", None) == "P":  # numbers of colours that the picture defines itself
+        image = image.convert("RGB")
     if not isinstance(image, Tensor):  # of Pillow or numpy, with the channels last
         image = torch.from_numpy(np.array(image))
+        if image.ndim == 3 and image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
+            raise UserError(
+                f"{where} is an array of shape {tuple(image.shape)}, whose channels seem to come "
+                "first: arrays have them last, tensors first (torch.from_numpy)"
+            )
         image = image.permute(2, 0, 1) if image.ndim == 3 else image
     image = image.unsqueeze(0) if image.ndim == 2 else image
     if image.is_floating_point():

@@ -76,14 +76,33 @@ def hold_out(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Split the validation set, always the same one, from the training set: `split_by_class`.
 
     Raises:
-        UserError: no training image would be left.
+        UserError: no training image would be left, or none of a class: the same number is held out
+            of every class, however rare it is.
     """
     if size >= len(labels):
         raise UserError(
             f"dataset.validation_size = {size}: must be below {len(labels)}, "
             "the number of training images"
         )
-    return split_by_class(labels, size, seed=1)
+    rest, held_out = split_by_class(labels, size, seed=1)
+    there = labels.bincount()
+    gone = (there > 0) & (labels[rest].bincount(minlength=len(there)) == 0)
+    if gone.any():
+        rare = min(gone.nonzero().flatten().tolist(), key=lambda label: int(there[label]))
+        raise UserError(
+            f"dataset.validation_size = {size}: takes all {int(there[rare])} training images of "
+            f"class {rare}, as it takes the same number of each of {int((there > 0).sum())} "
+            f"classes. At most {_most_held_out(there)} leaves some of each"
+        )
+    return rest, held_out
+
+
+def _most_held_out(counts: Tensor) -> int:
+    """How large a validation set may be that leaves an image of each class, of so many images."""
+    counts = counts[counts > 0]
+    fewest = int(counts.min())
+    # Of each class as many as the rarest has, but one; then the classes before it have one more.
+    return (fewest - 1) * len(counts) + int((counts == fewest).nonzero()[0])
 
 
 def digits(root: Path) -> tuple[Images, Images]:

@@ -3,11 +3,14 @@
 The images come from `in_memory` where the whole set fits on the device, else from `folder`.
 """
 
+import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -179,21 +182,31 @@ class ImageClassification(Task):
         """Refuse a network whose logits are of another shape, or that cannot take the images."""
         first = next(iter(self.training_batches(0, 0)))
         batch = first.rows(slice(2), 2)
-        with torch.no_grad():
-            try:
-                logits = self._logits(model, batch)
-            except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-                shape = tuple(batch.inputs.shape)
-                said = " ".join(str(error).split())
-                raise UserError(
-                    f"model {self.config.model.label} cannot take images of shape {shape}: {said}"
-                ) from error
+        try:
+            self._check_shape(self._outputs(model, batch), batch)
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+            shape = tuple(batch.inputs.shape)
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"model {self.config.model.label} cannot take images of shape {shape}: {said}"
+            ) from error
+        # Some return more in training (auxiliary heads). What two images alone cannot do there,
+        # such as a batch normalization of parts of the batch, the first step has to show.
+        with unchanged(model), suppress(RuntimeError, ValueError, AssertionError, TypeError):
+            self._check_shape(self._outputs(model.train(), batch), batch, " in training")
+
+    @torch.no_grad()
+    def _outputs(self, model: nn.Module, batch: Batch) -> Any:
+        with self.autocast():
+            return model(batch.inputs)
+
+    def _check_shape(self, logits: Any, batch: Batch, mode: str = "") -> None:
         expected = (len(batch.labels), self.data.num_classes)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != expected:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise UserError(
-                f"model {self.config.model.label} returns {found} for {expected[0]} images of "
-                f"{expected[1]} classes, not logits of shape {expected}"
+                f"model {self.config.model.label} returns {found}{mode} for {expected[0]} images "
+                f"of {expected[1]} classes, not logits of shape {expected}"
             )
 
     def training_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
@@ -279,6 +292,28 @@ class ImageClassification(Task):
         if self.in_channels == images.shape[1]:
             return images
         return images.expand(-1, self.in_channels, -1, -1).contiguous(memory_format=self.layout)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore a model's buffers, and the states of all generators, after a look at the model."""
+    buffers = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    own, numpys = random.getstate(), numpy.random.get_state()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(own)
+        numpy.random.set_state(numpys)
+        with torch.no_grad():
+            for there, name, buffer, before in buffers:
+                there[name] = buffer.copy_(before)
 
 
 def _open(config: ImageClassificationConfig, device: torch.device, data_root: Path) -> Data:

@@ -3,7 +3,7 @@ import shutil
 import subprocess
 
 import pytest
-from support.harness import DIGITS, REPOSITORY, finish_run
+from support.harness import DIGITS, REPOSITORY, finish_run, say_in_meta
 
 from experiments import export, paper_table
 from experiments.config.signature import signature
@@ -435,3 +435,15 @@ def test_latex_is_escaped_and_compiles(small, capsys, tmp_path):
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "a.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_run_of_another_problem_is_in_no_cell_and_is_named(tmp_path):
+    path = tmp_path / "table1.yaml"
+    path.write_text(TABLE)
+    request = plans_paper_tables.find(str(path), "digits")
+    for run in request.cells[0].runs:
+        made = finish_run(request.root, run.config, [0.5])
+        say_in_meta(made, data={"digest": "b" if run.config.seed == 2 else "a"})
+    results = paper_tables.read(request)
+    assert len(results.found[0].finished) == 2
+    assert "-s2 is left out, as not comparable: data b" in paper_table_text.advice(results)

@@ -53,6 +53,61 @@ class Spots:
         return forms[self.form](), label if self.form != "negative" else -1
 
 
+class Odd(Spots):
+    """Items that are no image with the number of its class, by name."""
+
+    def __init__(self, root, split, item="fraction"):
+        super().__init__(root, split)
+        self.item = item
+
+    def __len__(self):
+        if self.item == "no length":
+            raise TypeError("no len()")
+        return 20 if self.item == "same" else super().__len__()
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        array = np.array(image)
+        if index != 7 and self.item not in ("same", "one class"):
+            return image, label
+        items = {
+            "fraction": lambda: (image, 0.7),
+            "nan": lambda: (image, float("nan")),
+            "infinite": lambda: (image, float("inf")),
+            "text": lambda: (image, "cat"),
+            "digit": lambda: (image, "3"),
+            "none": lambda: (image, None),
+            "one hot": lambda: (image, torch.eye(4)[label]),
+            "mask": lambda: (image, array),
+            "dict": lambda: {"image": image, "label": label},
+            "three": lambda: (image, label, "name"),
+            "alone": lambda: image,
+            "key": lambda: {}["row 7"],
+            "no image": lambda: ("photo.png", label),
+            "channels first": lambda: (np.stack([array] * 3), label),
+            "same": lambda: (image, label),
+            "one class": lambda: (image, 2),
+        }
+        return items[self.item]()
+
+
+class Labels(Spots):
+    """Whole numbers, in all the types that they come in."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        forms = (int, float, np.int64, np.float32, torch.tensor, lambda n: np.array([n]))
+        return image, forms[index % len(forms)](label)
+
+
+class Palette(Spots):
+    """Pictures whose numbers of colours say nothing: each has a palette of its own."""
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE), label
+
+
 class ByTrain(Spots):
     """Tells its parts apart by `train`, and needs no root."""
 
@@ -95,6 +150,41 @@ def test_an_image_may_come_in_the_usual_forms(form):
     assert train.pixels.shape == (40, 1, 8, 8)
     assert train.pixels[5, 0, 0, 7] == 200 and train.pixels[5, 0, 7, 7] == 25
     assert train.labels.tolist() == [0, 1, 2, 3] * 10
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("fraction", r"Odd\[7\] has the label 0.7 \(float\): a label is the number of its class"),
+        ("nan", r"Odd\[7\] has the label nan"),
+        ("infinite", r"Odd\[7\] has the label inf"),
+        ("text", r"Odd\[7\] has the label cat \(str\)"),
+        ("digit", r"Odd\[7\] has the label 3 \(str\)"),
+        ("none", r"Odd\[7\] has the label None"),
+        ("one hot", r"Odd\[7\] has the label tensor\(\[0., 0., 0., 1.\]\) \(Tensor\)"),
+        ("mask", r"Odd\[7\] has the label \[\[.*\(ndarray\)"),
+        ("dict", r"Odd\[7\] is a dict, not an image and its label"),
+        ("three", r"Odd\[7\] is a tuple of 3, not an image and its label"),
+        ("alone", r"Odd\[7\] is a Image, not an image and its label"),
+        ("key", r"Odd\[7\]: KeyError: 'row 7'"),
+        ("no image", r"Odd\[7\]: TypeError: "),
+        ("channels first", r"Odd\[7\] is an array of shape \(3, 8, 8\), whose channels seem"),
+        ("no length", r"Odd has no length: TypeError: no len\(\)"),
+        ("same", r"Odd tests the 20 images that it trains"),
+        ("one class", r"Odd: all training images are of class 2"),
+    ],
+)
+def test_an_item_that_is_no_labelled_image_is_one_line(item, message):
+    with pytest.raises(UserError, match=rf"^dataset: {__name__}\.{message}") as refused:
+        images(f"item: {item}", "Odd")
+    assert "\n" not in str(refused.value)
+
+
+def test_labels_and_palettes_are_what_they_mean():
+    (whole, _), (sound, _) = images("", "Labels"), images("", "Spots")
+    assert whole.labels.equal(sound.labels)
+    coloured, _ = images("", "Palette")
+    assert coloured.pixels.equal(sound.pixels.expand(-1, 3, -1, -1))
 
 
 def test_colours_are_put_first_and_parts_are_told_apart_by_train():

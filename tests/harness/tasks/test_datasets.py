@@ -16,6 +16,20 @@ from experiments.tasks.image_classification.task import ImageClassification
 CPU = torch.device("cpu")
 
 
+def test_a_validation_set_leaves_images_of_every_class():
+    """Also of a rare one; a number that no image has is no class."""
+    labels = torch.tensor([0] * 40 + [3] * 6 + [1] * 30)
+    for size in range(1, 76):
+        rest, _ = module.split_by_class(labels, size, seed=1)
+        if set(labels[rest].tolist()) == {0, 1, 3}:
+            assert len(module.hold_out(labels, size)[1]) == (most := size)
+        else:
+            with pytest.raises(UserError, match="takes all 6 training images of class 3, as .* 3 "):
+                module.hold_out(labels, size)
+    with pytest.raises(UserError, match=f"At most {most} leaves some of each"):
+        module.hold_out(labels, 30)
+
+
 def test_split_by_class_takes_each_example_once():
     labels = torch.tensor([0] * 7 + [1] * 5 + [2] * 9)
     rest, held_out = module.split_by_class(labels, 8, seed=0)

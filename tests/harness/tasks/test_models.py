@@ -1,8 +1,10 @@
 """Networks by constructor: their arguments, what they are given, what is refused."""
 
+import random
 import re
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from support.harness import small_config
@@ -47,6 +49,29 @@ class Stubborn(nn.Module):
     def forward(self, x):
         logits = self.linear(x.flatten(1))
         return (logits, logits) if self.twice else logits
+
+
+class Auxiliary(Stubborn):
+    """Has a second head in training alone, as GoogLeNet does."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
+class Drawing(Stubborn):
+    """Draws from every generator in training, and counts its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.normalize = nn.BatchNorm1d(10)
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen = self.seen + len(x)
+            torch.rand(3), random.random(), numpy.random.rand()
+        return self.normalize(super().forward(x))
 
 
 def no_module(depth=1):
@@ -98,6 +123,27 @@ def test_a_lazy_network_is_there_before_its_optimizer_and_draws_no_more_than_its
     assert model[1].running_mean.abs().sum() == 0, "the batch has left no statistics"
     again = build(f"{{constructor: {HERE}.Lazy, hidden: 5}}", "dtype=float64", "channels_last=true")
     assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize("more", [(), ("autocast=bfloat16",)])
+def test_what_a_network_returns_in_training_is_looked_at_as_well(more):
+    message = "Auxiliary returns tuple in training for 2 images of 10 classes, not logits of shape"
+    with pytest.raises(UserError, match=message):
+        build(f"{{constructor: {HERE}.Auxiliary}}", *more)
+
+
+def test_the_look_leaves_no_trace():
+    def states():
+        return torch.get_rng_state(), random.getstate(), str(numpy.random.get_state())
+
+    model = build(f"{{constructor: {HERE}.Drawing}}")
+    after = states()
+    torch.manual_seed(0)
+    own = Drawing()  # draws its weights
+    assert states()[0].equal(after[0]) and states()[1:] == after[1:]
+    found, expected = dict(model.named_buffers()), dict(own.named_buffers())
+    assert found.keys() == expected.keys() and model.training
+    assert all(found[name].equal(expected[name]) for name in expected)
 
 
 def test_a_grey_image_is_shown_in_three_channels():

@@ -7,6 +7,7 @@ import torch
 from support.harness import finish_run, interrupted, small_config
 from support.training import train_here
 
+from experiments import evaluate, spectrum
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
 from experiments.tasks.image_classification.task import ImageClassification
@@ -64,6 +65,27 @@ def test_a_run_that_is_done_on_other_data_is_refused(tmp_path, monkeypatch, othe
     other_data()
     with pytest.raises(UserError, match=BOTH):
         session.train_unless_done(directory.config)
+
+
+def test_a_checkpoint_is_looked_at_on_its_own_data(tmp_path, monkeypatch, other_data, capsys):
+    """Unless others are named; the weights that it began with are no data."""
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    begun = train_here(tmp_path, small_config("epochs=1", "model={name: convnet, depth: 3}"))
+    more = f"init_from.path={begun.path}"
+    run = train_here(
+        tmp_path, small_config("epochs=1", "model={name: convnet, depth: 3}", more, seed=2)
+    )
+    assert "initial weights" in run.meta()["data"]
+    assert evaluate.main([str(run.path)]) == 0
+    other_data()
+    for command in (evaluate, spectrum):
+        capsys.readouterr()
+        assert command.main([str(run.path)]) == 2
+        said = capsys.readouterr().err
+        assert "here is 3 classes, 5 train, 2 test (digest 0123)" in said and "--data" in said
+        assert said.count("\n") == 1
+    assert not (run.path / "spectrum.npz").exists()
+    assert evaluate.main([str(run.path), "--data", str(tmp_path)]) == 0
 
 
 def test_a_run_of_an_earlier_version_is_accepted_once(tmp_path, other_data):
