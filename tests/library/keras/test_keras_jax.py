@@ -150,7 +150,7 @@ class GoesOn(keras.Model):
         return logs, (weights, [weights[0] * 2], of_optimizer, metrics)
 
 
-class DoesNot(GoesOn):
+class Neglects(GoesOn):
     train_step = keras.Model.train_step
 
 
@@ -160,7 +160,7 @@ def test_step_goes_on_from_the_update(interval, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     keras.utils.set_random_seed(0)
     x, y = problems.data()
-    model, expected = GoesOn(), DoesNot()
+    model, expected = GoesOn(), Neglects()
     for m in (model, expected):
         m(x)
     expected.set_weights(model.get_weights())
