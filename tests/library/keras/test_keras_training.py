@@ -212,6 +212,16 @@ def test_iterations_that_were_set_refresh_first():
     assert largest_difference(weights(model), before) < 10
 
 
+def test_another_interval_after_a_warm_up():
+    """As docs/keras.md has it: set, then compile again."""
+    x, y = problems.data(32)
+    optimizer = AdaHessian(0.01)
+    model = fit(compiled(network(), optimizer), x, y)
+    optimizer.update_interval = 4
+    fit(compiled(model, optimizer), x, y, epochs=2)
+    assert int(optimizer._num_refreshes) == 4 + 2
+
+
 def test_average_is_kept_where_curvature_is_not_finite():
     optimizer, tensor = AdaHessian(beta_2=0.999), keras.ops.convert_to_tensor
     v, seen = tensor([0.001, 0.002, 0.003]), tensor(np.float32(0.001))
