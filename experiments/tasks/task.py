@@ -137,7 +137,7 @@ class Task(ABC):
         like a kink of the loss.
         """
         loss, sums = self.loss(model, batch)
-        return loss, sums["weight"]
+        return loss, torch.as_tensor(sums["weight"])
 
     def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over a batch of an evaluated split: those of `loss`, and `loss` times `weight`.

@@ -13,6 +13,7 @@ from experiments.config.experiment import Config
 from experiments.errors import UserError
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
+from experiments.training import measures
 from experiments.training.optimizers import Capabilities
 from experiments.training.position import add, read
 
@@ -119,18 +120,20 @@ def evaluated_state(
 
 @torch.no_grad()
 def evaluate(task: Task, model: nn.Module, split: str, final: bool = False) -> dict[str, float]:
-    """The task's metrics on a whole split; `final`: also its `final_metrics`."""
+    """The task's metrics on a whole split; `final`: also its `final_metrics`.
+
+    Raises:
+        UserError: the task measures something else than the numbers that it declares.
+    """
     model.eval()
     totals: dict[str, Any] = {}
     for batch in task.evaluation_batches(split):
-        sums = task.evaluate(model, batch)
+        sums = measures.sums(task, split, task.evaluate(model, batch))
         if final:
-            sums = sums | task.measure_final(model, batch)
+            sums = sums | measures.sums(task, split, {**sums, **task.measure_final(model, batch)})
         add(totals, {key: value.double() for key, value in sums.items()})
     totals = dict(zip(totals, read(list(totals.values())), strict=True))
-    measured = task.summarize(distributed.sum_over_ranks(totals))
-    declared = {metric.name for metric in task.metrics}
+    declared = [metric.name for metric in task.metrics]
     if not final:
-        declared -= set(task.final_metrics)
-    assert measured.keys() == declared, f"{split}: {sorted(measured)}, declared {sorted(declared)}"
-    return measured
+        declared = [name for name in declared if name not in task.final_metrics]
+    return measures.metrics(task, split, distributed.sum_over_ranks(totals), declared, exactly=True)

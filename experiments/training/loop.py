@@ -14,6 +14,7 @@ from torch import Tensor
 from adahessian import AdaHessian
 from experiments.config import metrics
 from experiments.config.experiment import Config
+from experiments.config.metrics import LOSS
 from experiments.runs import checkpoint, data
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import session
@@ -22,7 +23,7 @@ from experiments.runtime.device import build_device
 from experiments.runtime.progress import Progress
 from experiments.tasks.registry import build_task
 from experiments.tracking.tracker import Tracker
-from experiments.training import curvature, groups, optimizers, weights
+from experiments.training import curvature, groups, measures, optimizers, weights
 from experiments.training.evaluation import (
     build_average,
     evaluate,
@@ -84,7 +85,8 @@ def train(
         while position.epoch < training.until:
             times = train_epoch(training, position, progress, tracker)
 
-            measured = {"train": task.summarize(position.totals)}
+            totals, needed = position.totals, [LOSS.name]
+            measured = {"train": measures.metrics(task, "train", totals, needed, exactly=False)}
             with evaluated_weights(model, training.optimizer, training.average):
                 for split in task.evaluation_splits:
                     final = task.final_is_due(position.epoch + 1)

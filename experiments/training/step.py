@@ -15,7 +15,7 @@ from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
-from experiments.training import groups, optimizers
+from experiments.training import groups, measures, optimizers
 from experiments.training.monitor import CurvatureMonitor
 from experiments.training.position import add
 from experiments.training.schedule import GroupSchedule
@@ -116,6 +116,7 @@ def make_closure(
         whole: Tensor | None = None
         for part, share in task.micro_batches(batch):
             loss, sums = task.loss(model, part)
+            sums = measures.sums(task, "train", sums)
             add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
             loss = distributed.weighted(loss, sums["weight"], share)
             loss.backward(create_graph=training.needs_graph)

@@ -2,7 +2,9 @@
 
 import json
 import re
+from fractions import Fraction
 
+import numpy
 import pytest
 import torch
 from support.harness import interrupted, until_done
@@ -143,7 +145,7 @@ def test_a_batch_that_the_task_cannot_split_is_refused(path, tmp_path):
 
 def test_a_metric_that_is_declared_and_not_measured_is_noticed_at_once(path, tmp_path, monkeypatch):
     monkeypatch.setattr(Regression, "evaluate", Task.evaluate)
-    with pytest.raises(AssertionError, match="val: .*'loss'.*declared.*'mae'"):
+    with pytest.raises(UserError, match="split val: summarize lacks 'mae', a metric of the task"):
         train(path, tmp_path)
 
 
@@ -161,3 +163,102 @@ def test_runs_of_earlier_versions_are_read_and_go_on(path, tmp_path):
     again = read_json(directory.path / "meta.json")
     assert len(again.pop("sessions")) == 2
     assert again.items() <= new.items()
+
+
+REAL = {
+    "tensor": lambda value: torch.tensor(value),
+    "one element": lambda value: torch.tensor([[value]]),
+    "float32": lambda value: numpy.float32(value),
+    "array": lambda value: numpy.array([value]),
+    "fraction": lambda value: Fraction(value),
+}
+NONE = {
+    "None": (lambda value: None, "'{}' is None, not a number"),
+    "text": (lambda value: f"{value}", "'{}' is a str, not a number"),
+    "list": (lambda value: [value], "'{}' is a list, not a number"),
+    "two": (lambda value: torch.zeros(2), r"'{}' is a Tensor of shape \(2,\), not a number"),
+    "complex": (lambda value: 1j, "'{}' is a complex, not a number"),
+}
+
+
+def measures(monkeypatch, number, of="metric"):
+    """Let the task hand over its metric, or its sum, in another form."""
+    summarize, evaluate, loss = Regression.summarize, Regression.evaluate, Regression.loss
+
+    def new_summarize(self, totals):
+        return {name: number(value) for name, value in summarize(self, totals).items()}
+
+    def new_evaluate(self, model, batch):
+        found = evaluate(self, model, batch)
+        return {**found, "error": number(float(found["error"]))}
+
+    def new_loss(self, model, batch):
+        return loss(self, model, batch)[0], {"weight": len(batch[0])}
+
+    if of == "metric":
+        monkeypatch.setattr(Regression, "summarize", new_summarize)
+    else:
+        monkeypatch.setattr(Regression, "evaluate", new_evaluate)
+        monkeypatch.setattr(Regression, "loss", new_loss)
+
+
+@pytest.mark.parametrize("of", ["metric", "sum"])
+@pytest.mark.parametrize("kind", REAL)
+def test_any_real_number_is_a_metric_or_a_sum(kind, of, path, tmp_path, monkeypatch):
+    expected = read_metrics(train(path, tmp_path / "plain", "epochs=2").metrics_path)
+    measures(monkeypatch, REAL[kind], of)
+    rows = read_metrics(train(path, tmp_path / "other", "epochs=2").metrics_path)
+    for key in ("train/loss", "val/mae", "test/mae", "test/loss"):
+        values = [[row[key] for row in found] for found in (rows, expected)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("of", ["metric", "sum"])
+@pytest.mark.parametrize("kind", NONE)
+def test_what_is_no_number_is_one_line_before_any_row(kind, of, path, tmp_path, monkeypatch):
+    number, message = NONE[kind]
+    measures(monkeypatch, number, of)
+    where = "train: the metric " if of == "metric" else "val: the sum "
+    text = message.format("loss" if of == "metric" else "error")
+    with pytest.raises(UserError, match=f"^task 'regression', split {where}{text}$"):
+        train(path, tmp_path, "epochs=2")
+    assert not [row for file in tmp_path.rglob("metrics.jsonl") for row in read_metrics(file)]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ({"loss": 1.0}, "split val: summarize lacks 'mae', a metric of the task"),
+        ({"loss": 1.0, "mae": 1.0, "mse": 1.0}, "split val: summarize has 'mse', no metric"),
+        ({}, "split train: summarize lacks 'loss'"),
+        (None, "split train: summarize returns None, not a dict"),
+        (KeyError("eror"), "split train: summarize misses 'eror', the sums are 'weight', 'loss'"),
+    ],
+)
+def test_metrics_that_are_missing_or_not_declared_are_one_line(
+    returned, message, path, tmp_path, monkeypatch
+):
+    def summarize(self, totals):
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    monkeypatch.setattr(Regression, "summarize", summarize)
+    with pytest.raises(UserError, match=message):
+        train(path, tmp_path, "epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        (None, "split train: sums are None, not a dict of numbers"),
+        ({"count": 3}, "split train: the sums 'count' lack 'weight'"),
+    ],
+)
+def test_sums_of_a_training_batch_that_are_none_are_one_line(
+    sums, message, path, tmp_path, monkeypatch
+):
+    loss = Regression.loss
+    monkeypatch.setattr(Regression, "loss", lambda *given: (loss(*given)[0], sums))
+    with pytest.raises(UserError, match=message):
+        train(path, tmp_path, "epochs=2")
