@@ -12,7 +12,10 @@ from experiments.errors import UserError, nearest
 # What the data know and a constructor may ask for, under the names that are in use.
 CLASSES = ("num_classes", "classes", "n_classes", "num_labels")
 # What a constructor raises of arguments that it does not take.
-REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError)
+# The last one: weights that cannot be fetched, a file that is not there.
+REFUSALS = (
+    TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError, OSError
+)  # fmt: skip
 CHANNELS = ("in_channels", "in_chans", "channels", "num_channels")
 
 

@@ -70,15 +70,38 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """`key.path=value`, the value in YAML, as values by their `key.path`.
 
     Raises:
-        UserError: one is nothing of the kind.
+        UserError: one is nothing of the kind, or undoes another.
     """
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UserError(f"'{setting}' is no setting: write key.path=value")
-        found[key] = read_yaml(text)
+        for other in found:
+            if key != other and _covers(key, other):
+                raise UserError(f"'{setting}' would undo {other}= before it: leave one out")
+        found[key] = read_yaml(text)  # of a key that is given twice, the last value
     return found
+
+
+def overlap(first: str, second: str) -> bool:
+    """Whether two key paths set a value in common: one is within the other.
+
+    `optimizer.lr` is that of each optimizer, `optimizers.NAME.lr`.
+    """
+    pairs = zip(_parts(first), _parts(second), strict=False)
+    return all(a == b or "*" in (a, b) for a, b in pairs)
+
+
+def _covers(whole: str, key: str) -> bool:
+    """Whether a key path is within another one."""
+    longer, shorter = _parts(key), _parts(whole)
+    pairs = zip(longer, shorter, strict=False)
+    return len(longer) >= len(shorter) and all(b in (a, "*") for a, b in pairs)
+
+
+def _parts(key: str) -> list[str]:
+    return re.sub(r"^optimizer[.]", "optimizers.*.", key).split(".")
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -15,7 +15,6 @@ each, `experiments.runs.states` tells.
 """
 
 import itertools
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from experiments.plans.brackets import Bracket, halved
 from experiments.plans.load import find_file, load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.plans.search import Search
-from experiments.plans.settings import Choice, parse_seeds
+from experiments.plans.settings import Choice, overlap, parse_seeds
 
 FOLDER = Path(__file__).parents[2] / "configs" / "sweeps"
 
@@ -52,9 +51,12 @@ class Sweep(Section):
         for key, values in {**self.grid, **self.zip}.items():
             if not values:
                 raise ValueError(f"{key}: the list is empty")
-        for key in self.search.space if self.search else ():
-            if key in {**self.grid, **self.zip} or any(key in entry for entry in self.list):
-                raise ValueError(f"{key} is varied by `search` and by another section")
+        of_list = list(dict.fromkeys(key for entry in self.list for key in entry))
+        once = [*self.grid, *self.zip, *(self.search.space if self.search else ())]
+        pairs = [*itertools.combinations(once, 2), *itertools.product(once, of_list)]
+        for first, second in pairs:
+            if overlap(first, second):
+                raise ValueError(f"{first} and {second} vary the same value")
         for settings in [self.set, *self.combinations()]:
             if "seed" in settings:
                 raise ValueError("seed belongs to `seeds`, at the top of the file")
@@ -163,7 +165,7 @@ def select_from(sweeps: Sequence[Sweep], path: Path, choice: Choice) -> list[Bra
     """
     varied = {key for sweep in sweeps for settings in sweep.combinations() for key in settings}
     for key in choice.overrides:
-        if re.sub(r"^optimizers[.][^.]+[.]", "optimizer.", key) in varied:
+        if any(overlap(key, other) for other in varied):
             raise UserError(f"{key} cannot be set for {path}, which varies it: edit the file")
     if choice.optimizers:
         named = {s["optimizer"] for sweep in sweeps for s in _settings(sweep) if "optimizer" in s}

@@ -111,7 +111,7 @@ def test_its_report_has_a_row_for_each_point_and_no_map_of_gaps(tmp_path):
         ("{trials: 2, space: {epochs: {choices: []}}}", "the list is empty"),
         ("{trials: 2, space: {seed: {choices: [1]}}}", "seed belongs to `seeds`"),
         ("{trials: 2, space: {optimizer.momentun: {choices: [1]}}}", "did you mean 'momentum'?"),
-        ("{trials: 2, space: {epochs: {choices: [1]}}}\ngrid: {epochs: [2]}", "another section"),
+        ("{trials: 2, space: {epochs: {choices: [1]}}}\ngrid: {epochs: [2]}", "the same value"),
     ],
 )
 def test_mistakes_are_named_with_their_file(search, message, tmp_path):

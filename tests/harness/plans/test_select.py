@@ -159,3 +159,23 @@ def test_a_finished_runs_own_configuration_is_the_same_run(tmp_path):
     path.write_text(write_yaml(config), encoding="utf-8")
     (run,) = select([path])
     assert run.place == layout.path_of(config)
+
+
+@pytest.mark.parametrize(
+    ("words", "undone"),
+    [
+        (["schedule.warmup_epochs=1", "schedule={name: cosine}"], "schedule.warmup_epochs= before"),
+        (["optimizers.sgd.lr=0.2", "optimizer.lr=0.5"], "optimizers.sgd.lr= before"),
+        (["optimizers.sgd.lr=0.2", "optimizers.sgd={lr: 0.5}"], "optimizers.sgd.lr= before"),
+    ],
+)
+def test_a_setting_that_undoes_another_is_refused(words, undone):
+    with pytest.raises(UserError, match=undone):
+        select([DIGITS], ["optimizer=sgd", *words])
+
+
+def test_what_comes_later_says_more():
+    (one,) = select([DIGITS], ["optimizer=sgd", "optimizer.lr=0.5", "optimizers.sgd.lr=0.2"])
+    assert one.config.optimizer.lr == 0.2
+    (one,) = select([DIGITS], ["optimizer=sgd", "epochs=1", "epochs=2"])
+    assert one.config.epochs == 2

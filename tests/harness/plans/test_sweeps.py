@@ -3,7 +3,7 @@ from support.harness import DIGITS
 
 from experiments.errors import UserError
 from experiments.plans import sweeps
-from experiments.plans.select import is_sweep
+from experiments.plans.select import is_sweep, select
 from experiments.runs.directory import RunDirectory
 
 
@@ -94,3 +94,28 @@ def test_every_sweep_of_the_repository_expands():
     for path in files:
         assert is_sweep(path) and sweeps.expand(path)
     assert not is_sweep(DIGITS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grid: {optimizer.lr: [0.1], optimizers.sgd.lr: [0.2]}",
+        "grid: {epochs: [1]}\nlist: [{epochs: 2}]",
+        "grid: {schedule: [{name: cosine}]}\nzip: {schedule.warmup_epochs: [1]}",
+        "grid: {optimizers.sgd.lr: [0.2]}\n"
+        "search: {trials: 2, space: {optimizer.lr: {choices: [0.1]}}}",
+    ],
+)
+def test_two_sections_that_vary_one_value_are_refused(text, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"config: {DIGITS}\n{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="vary the same value"):
+        sweeps.expand(path)
+
+
+@pytest.mark.parametrize("setting", ["optimizers.sgd.lr=0.3", "optimizer.lr=0.3"])
+def test_a_setting_within_what_a_sweep_varies_is_refused(setting, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"config: {DIGITS}\ngrid: {{optimizers.sgd.lr: [0.2]}}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="which varies it"):
+        select([path], [setting])
