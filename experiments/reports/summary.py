@@ -81,7 +81,8 @@ def grid(table: ComparisonTable) -> Grid:
         ]
         for row in summarize(table, paper_figures())
     ]
-    note = f"{table.result_title}: mean ± sample std over n seeds. {table.baselines} {NOTE}"
+    said = " ".join([table.baselines, *table.warnings])
+    note = f"{table.result_title}: mean ± sample std over n seeds. {said} {NOTE}"
     return Grid("", columns, rows, note)
 
 

@@ -20,6 +20,7 @@ def section(results: SweepResults, picture: Path | None, every_state: bool) -> S
     blocks: list = [Grid("", columns(results), rows(results), caption(results))]
     if words := verdict(results):
         blocks.append(Text(words))
+    blocks += [Text(sentence, "warning") for table in results.tables for sentence in table.warnings]
     lines = [
         f"{state}: {run} ({place}){f': {problem}' if problem else ''}"
         for (state, run, place, problem), one in zip(states(results), results.members, strict=True)

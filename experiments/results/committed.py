@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT
 from experiments.errors import UserError
-from experiments.runs import data, problem
+from experiments.runs import data, own_code, problem
 from experiments.runs.metrics import best_row, read_json
 from experiments.runs.reading import Run
 from experiments.runs.storage import write_whole, writing
@@ -21,6 +21,7 @@ DIGITS = 5  # significant ones
 META = ("dataset", "model", "optimizer", "signature", "protocol", "metrics", "headline")
 META_ADDED = ("result_split", data.KEY)  # not in the files of earlier versions
 SESSION = ("started", "commit", "dirty", "torch", "python", "device", "threads")
+SESSION_ADDED = (own_code.KEY,)  # likewise
 
 
 def export(
@@ -130,7 +131,10 @@ def _entry(run: Run) -> dict[str, Any]:
     keys |= {key: None for key in ("time/waited_share", "train/gradients") if run.series(key)}
     entry: dict[str, Any] = {
         "state": run.state,
-        "sessions": [{k: s.get(k) for k in SESSION} for s in run.meta["sessions"]],
+        "sessions": [
+            {k: s.get(k) for k in SESSION} | {k: s[k] for k in SESSION_ADDED if k in s}
+            for s in run.meta["sessions"]
+        ],
     }
     if rows and run.evaluated:
         best = best_row([row for row in rows if split in row], split, run.headline.direction)

@@ -8,6 +8,7 @@ the reason.
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from experiments.config.metrics import Metric
 from experiments.errors import UserError
 from experiments.plans.differences import protocol, protocol_defaults, words_apart
 from experiments.plans.experiments import optimizer_order
-from experiments.runs import problem
+from experiments.runs import own_code, problem
 from experiments.runs.layout import TRACES, find, holds
 from experiments.runs.reading import Run, read_run
 from experiments.runs.states import STATES, State, read_state
@@ -88,6 +89,28 @@ class ComparisonTable:
     def result_title(self) -> str:
         """Split, metric and unit, as an axis names them: `test error (K)`."""
         return f"{self._example.result_split} {self.metric.title}"
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on runs that stand side by side and were not made by the same code."""
+        found = []
+        for label, runs in self.groups.items():
+            counts = Counter(run.meta.get("parameters") for run in runs)
+            counts.pop(None, None)
+            if len(counts) > 1:
+                sizes = " and ".join(f"{count:,}" for count in counts)
+                found.append(f"The runs of {label} have {sizes} parameters: not the same network.")
+        versions: dict[str, dict[str, None]] = {}
+        for run in self.runs:
+            for mark in dict.fromkeys(own_code.recorded(run.meta["sessions"])):
+                versions.setdefault(mark.split()[0], {})[mark] = None
+        for name, marks in versions.items():
+            if len(marks) > 1:
+                found.append(
+                    f"Runs of this table were made with {len(marks)} versions of your own code "
+                    f"in {name} ({', '.join(mark.split()[-1] for mark in marks)})."
+                )
+        return found
 
 
 # What reading damaged files raises, whatever is in them.

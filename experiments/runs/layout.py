@@ -54,7 +54,8 @@ def misplaced(directory: Path) -> str:
         meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
         place = [meta[key] for key in ("dataset", "model", "optimizer")]
         place.append(f"{meta['signature']}-s{meta['seed']}")
-        if not _NAME.fullmatch(place[-1]) or not all(isinstance(name, str) for name in place):
+        sound = all(isinstance(name, str) and "/" not in name for name in place)
+        if not sound or not _NAME.fullmatch(place[-1]):  # it names no place at all
             return ""
     except (OSError, ValueError, KeyError, TypeError):
         return ""

@@ -15,7 +15,7 @@ from adahessian import AdaHessian
 from experiments.config import metrics
 from experiments.config.experiment import Config
 from experiments.config.metrics import LOSS
-from experiments.runs import checkpoint, data
+from experiments.runs import checkpoint, data, own_code
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import session
 from experiments.runtime import distributed, stopping
@@ -71,8 +71,9 @@ def train(
     declared = metrics.dump(task.metrics)
     known = distributed.broadcast((directory.meta() or {}).get(data.KEY))
     data.refuse_other(directory.path, known, training.data)
+    own = {own_code.KEY: marks} if (marks := own_code.marks(config)) else {}
     directory.describe(
-        session(task.device) | task.provenance(), declared, task.headline.name, parameters,
+        session(task.device) | own | task.provenance(), declared, task.headline.name, parameters,
         training.data,
     )  # fmt: skip
     position = restore(training)

@@ -1,15 +1,18 @@
 """From a run's checkpoint back to its model."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from experiments.errors import UserError
 from experiments.plans.load import load
-from experiments.runs import checkpoint
+from experiments.runs import checkpoint, own_code
 from experiments.runs.data import KEY, refuse_other
 from experiments.runs.layout import find
+from experiments.runs.metrics import read_json
 from experiments.runtime.device import build_device
 from experiments.runtime.paths import data_root, runs_root
 from experiments.tasks.registry import build_task, describe_data
@@ -68,6 +71,9 @@ def restore(
         if isinstance(known, Mapping):  # the weights that it began with are not looked at again
             known = {key: value for key, value in known.items() if key != weights.DIGEST}
         refuse_other(directory, known, describe_data(config, data_root()), EVALUATE)
+    with suppress(OSError, ValueError, AttributeError):  # what meta.json does not say is not known
+        if own := own_code.differs(read_json(directory / "meta.json").get("sessions"), config):
+            warnings.warn(f"{directory} was {own}", stacklevel=2)
     device = build_device(config.model_copy(update={"device": device_name}))
     task = build_task(config, device, data or data_root())
     model = task.build_model()

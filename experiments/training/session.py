@@ -8,7 +8,7 @@ import torch
 
 from experiments.config.experiment import Config
 from experiments.errors import FAILED, UserError
-from experiments.runs import checkpoint, data
+from experiments.runs import checkpoint, data, own_code
 from experiments.runs.directory import RunDirectory
 from experiments.runs.layout import misplaced
 from experiments.runs.provenance import git_state
@@ -46,6 +46,7 @@ def train_unless_done(
             # It may be since we waited.
             if not distributed.broadcast(directory.done or directory.has_come(until)):
                 _warn_of_other_threads(directory, device)
+                _warn_of_other_code(directory)
                 train(config, directory, data_root(), until)
     except stopping.Paused as pause:
         say(f"{directory.title}: {pause}")
@@ -74,7 +75,8 @@ def say_if_done(directory: RunDirectory) -> bool:
     _check_data(directory, meta)
     now = git_state()["commit"]
     other = "" if then == now else f" (at commit {str(then)[:10]}; this is {str(now)[:10]})"
-    say(f"done already: {directory.path}{other}")
+    own = own_code.differs(meta.get("sessions"), directory.config)
+    say(f"done already: {directory.path}{other}{own and f' ({own})'}")
     return True
 
 
@@ -89,6 +91,14 @@ def _check_data(directory: RunDirectory, meta: Mapping[str, Any]) -> None:
     data.refuse_other(directory.path, known, now)
     if meta and now and data.KEY not in meta and directory.writes:
         directory.complete(now)
+
+
+def _warn_of_other_code(directory: RunDirectory) -> None:
+    """Say where a training goes on with other code of the user's own than it began with."""
+    if checkpoint.stamp(directory.path) is None or not directory.writes:
+        return
+    if own := own_code.differs((directory.meta() or {}).get("sessions"), directory.config):
+        warnings.warn(f"{directory.path} was so far {own}. It goes on with that", stacklevel=2)
 
 
 def _warn_of_other_threads(directory: RunDirectory, device: torch.device) -> None:

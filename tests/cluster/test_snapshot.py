@@ -8,6 +8,7 @@ import pytest
 from support.harness import small_config
 
 from experiments.errors import UserError
+from experiments.runs import own_code
 from slurm import snapshot
 
 NET = "def Net(classes, channels):\n    pass\n"
@@ -119,7 +120,7 @@ def test_a_package_that_is_where_commands_are_started(tmp_path, lab, monkeypatch
     for name in ("runs", "data"):
         (package / name).mkdir()
         (package / name / "big").write_bytes(b"0" * 2000)
-    monkeypatch.setattr(snapshot, "LARGEST", 1000)
+    monkeypatch.setattr(own_code, "LARGEST", 1000)
     assert own("snap_here.net.Net") == {"snap_here/__init__.py", "snap_here/net.py"}
 
 
@@ -128,7 +129,7 @@ def test_what_is_too_large_is_refused_with_its_place(lab, monkeypatch):
     (lab / "snap_big" / "weights.pt").write_bytes(b"0" * 1001)
     (lab / "next to it").mkdir()
     (lab / "next to it" / "images.bin").write_bytes(b"0" * 5000)
-    monkeypatch.setattr(snapshot, "LARGEST", 1000)
+    monkeypatch.setattr(own_code, "LARGEST", 1000)
     with pytest.raises(UserError) as caught:
         own("snap_big.net.Net")
     message = str(caught.value)
@@ -138,7 +139,7 @@ def test_what_is_too_large_is_refused_with_its_place(lab, monkeypatch):
         own("snap_small.Net")
     (lab / "snap_big" / "weights.pt").unlink()
     assert own("snap_big.net.Net") == {"snap_big/net.py"}
-    monkeypatch.setattr(snapshot, "MOST_FILES", 0)
+    monkeypatch.setattr(own_code, "MOST_FILES", 0)
     with pytest.raises(UserError, match="has more than 0 files"):
         own("snap_big.net.Net")
 
@@ -152,8 +153,8 @@ def test_what_is_installed_stays_where_it_is_and_an_editable_install_does_not(tm
     (site / "snap.pth").write_text(str(source), encoding="utf-8")
     script = (
         f"import site; site.addsitedir({str(site)!r})\n"
-        "from slurm import snapshot\n"
-        "for name in ('snap_editable', 'snap_installed'): print(snapshot._places(name))\n"
+        "from experiments.runs import own_code\n"
+        "for name in ('snap_editable', 'snap_installed'): print(own_code._places(name))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                           cwd=snapshot.REPOSITORY, check=True)  # fmt: skip

@@ -79,7 +79,9 @@ def tables(results: Results) -> Iterator[Section]:
     for table in results.all_tables:
         rows = summarize(table, paper_figures())
         words = _words(table, rows) if table.groups and len(results.tables) > 1 else []
-        section = Section(table.title, [*words, _comparison_grid(table, rows), _statistics(table)])
+        doubts = [Text(sentence, "warning") for sentence in table.warnings]
+        blocks = [*words, *doubts, _comparison_grid(table, rows), _statistics(table)]
+        section = Section(table.title, blocks)
         spread = figures.spread_note(table)
         shown = []
         if any(run.evaluated for run in table.all_runs):

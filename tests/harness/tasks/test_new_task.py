@@ -232,7 +232,10 @@ def test_what_is_no_number_is_one_line_before_any_row(kind, of, path, tmp_path, 
         ({"loss": 1.0, "mae": 1.0, "mse": 1.0}, "split val: summarize has 'mse', no metric"),
         ({}, "split train: summarize lacks 'loss'"),
         (None, "split train: summarize returns None, not a dict"),
-        (KeyError("total"), "split train: summarize misses 'total', the sums are 'weight', 'loss'"),
+        (
+            KeyError("errors"),
+            "split train: summarize misses 'errors', the sums are 'weight', 'loss'",
+        ),
     ],
 )
 def test_metrics_that_are_missing_or_not_declared_are_one_line(
