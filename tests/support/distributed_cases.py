@@ -20,7 +20,6 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
 from torch.distributed.checkpoint import state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -251,6 +250,9 @@ def differing(make, **options):
 
 
 def zero(params, rank, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.11's own of torch.jit
+        from torch.distributed.optim import ZeroRedundancyOptimizer
     return ZeroRedundancyOptimizer(params, optimizer_class=AdaHessian, **options)
 
 

@@ -146,19 +146,27 @@ def test_one_evaluation_is_left_behind(central):
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))
 
 
-def test_it_is_looked_at_again(monkeypatch):
-    """Who adds a kink in the middle of a training waits for it."""
+@pytest.mark.parametrize(
+    ("later", "seen"),
+    [
+        (lambda h: F.relu(h) * 2, [False, True, False, False, False, False, False]),
+        # Nothing in the graph tells of it: it waits for the next record.
+        (lambda h: F.gelu(h) * h.detach().sign(), [False, True, True, True, False, False, False]),
+    ],
+    ids=["by its operations", "in time"],
+)
+def test_a_kink_in_the_middle_of_a_training_is_found(later, seen, monkeypatch):
     monkeypatch.setattr(Earlier, "LOOK_AGAIN", 3)
     model, x, y = problem()
     earlier, smooth = Earlier(), []
     for step in range(7):
-        model.activation = F.gelu if step < 2 else F.relu
+        model.activation = (lambda h: F.gelu(h) * 2) if step < 2 else later
         earlier.begin_refresh()
         smooth.append(
             difference(model, lambda: F.cross_entropy(model(x), y), earlier).replay.is_smooth
         )
         model.zero_grad()
-    assert smooth == [False, True, True, True, False, False, False]
+    assert smooth == seen
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
