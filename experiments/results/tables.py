@@ -8,7 +8,6 @@ the reason.
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,8 +94,8 @@ class ComparisonTable:
         """Sentences on runs that stand side by side and were not made by the same code."""
         found = []
         for label, runs in self.groups.items():
-            counts = Counter(run.meta.get("parameters") for run in runs)
-            counts.pop(None, None)
+            sizes_of_runs = (run.meta.get("parameters") for run in runs)
+            counts = dict.fromkeys(size for size in sizes_of_runs if isinstance(size, int))
             if len(counts) > 1:
                 sizes = " and ".join(f"{count:,}" for count in counts)
                 found.append(f"The runs of {label} have {sizes} parameters: not the same network.")
