@@ -7,7 +7,7 @@ import yaml
 from support.own_code import names, write_lab, write_pets
 
 from experiments import run
-from slurm import snapshot
+from experiments.runs import own_code
 
 
 @pytest.fixture(scope="module")
@@ -36,4 +36,4 @@ def test_each_is_trained(name, lab, tmp_path, monkeypatch, capsys):
 
 def test_no_other_experiment_is_there(lab):
     assert list(lab) == ["line", "pets", "stripes", "vit"]
-    assert snapshot._places("mylab") == [lab["vit"].parent / "mylab"]
+    assert own_code._places("mylab") == [lab["vit"].parent / "mylab"]
