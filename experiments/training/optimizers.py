@@ -109,6 +109,9 @@ def _construct(config: Config, params: Any, changed: dict[str, Any], where: str)
     """The optimizer with some arguments changed; `where` ends the path of the key that does so."""
     spec = config.optimizer
     constructor, arguments = spec.load_constructor(), spec.arguments() | changed
+    _check_class(
+        constructor, f"optimizers.{config.optimizer_name}.constructor '{spec.constructor}'"
+    )
     capabilities = Capabilities.of(constructor)
     if capabilities.takes_seed:
         arguments.setdefault("seed", config.seed)
@@ -121,6 +124,18 @@ def _construct(config: Config, params: Any, changed: dict[str, Any], where: str)
         if not isinstance(error, TypeError | ValueError):  # it was not meant for the user
             said = constructors.refusal(spec.constructor, arguments, error)
         raise UserError(f"optimizers.{config.optimizer_name}{where}: {said}") from None
+
+
+def _check_class(constructor: Any, what: str) -> None:
+    """Refuse what makes no optimizer that a closure can be given."""
+    if not isinstance(constructor, type) or not callable(getattr(constructor, "step", None)):
+        raise UserError(f"{what} is no class of optimizers: it has no step")
+    try:
+        inspect.signature(constructor.step).bind(None, None)
+    except TypeError:
+        raise UserError(
+            f"{what}: its step takes no closure; write step(self, closure=None)"
+        ) from None
 
 
 def check(config: Config) -> None:

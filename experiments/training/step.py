@@ -99,6 +99,11 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, Tensor]:
             raise UserError(f"optimizers.{name}.curvature_fraction: {error}") from None
     else:
         training.optimizer.step(closure)
+    if not evaluations:
+        raise UserError(
+            f"optimizers.{training.config.optimizer_name}: step has not called its closure, which "
+            "computes the loss and its gradient: call it first, under torch.enable_grad()"
+        )
     return distributed.add_over_ranks(evaluations[0])
 
 

@@ -112,6 +112,19 @@ def test_a_step_counts_the_first_evaluation_of_the_closure():
     assert expected["loss"] == pytest.approx(128 * math.log(10), rel=0.5)
 
 
+def test_an_optimizer_that_calls_no_closure_is_a_users_mistake():
+    task = build_task(small_config(), CPU, None)
+    model = task.build_model()
+
+    class Deaf(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step()
+
+    batch = next(task.training_batches(0, 0))
+    with pytest.raises(UserError, match="optimizers.sgd: step has not called its closure"):
+        loop.optimizer_step(training(task, model, Deaf(model.parameters())), batch)
+
+
 @pytest.mark.parametrize("needed", [True, False])
 def test_the_graph_is_kept_only_where_the_optimizer_asks(needed):
     task = build_task(small_config(), CPU, None)

@@ -85,3 +85,51 @@ def test_capabilities_are_those_of_the_optimizer():
     assert {name for name, value in vars(found).items() if value} == {
         "takes_seed", "averages_over_processes", "asks_for_graph",
     }  # fmt: skip
+
+
+OWN = """
+import torch
+
+
+class NoClosure(torch.optim.SGD):
+    def step(self):
+        return super().step()
+
+
+class Decorated(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure):
+        return super().step(closure)
+
+
+def make(params, **options):
+    return torch.optim.SGD(params, **options)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "own_optimizers.NoClosure",
+            ", lr: 0.1, weight_decay: 0, weight_decay_divided_by_lr: false",
+            "its step takes no closure",
+        ),
+        ("own_optimizers.make", ", lr: 0.1", "is no class"),
+        ("torch.optim.swa_utils.AveragedModel", "", "is no class of optimizers"),
+        (
+            "own_optimizers.Decorated",
+            ", lr: 0.1, weight_decay: 0, weight_decay_divided_by_lr: false",
+            None,
+        ),
+    ],
+)
+def test_what_is_no_optimizer_is_refused(name, options, message, tmp_path, monkeypatch):
+    (tmp_path / "own_optimizers.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    override = f"optimizers.own={{constructor: {name}{options}}}"
+    if message is None:
+        optimizers.check(small_config(override, optimizer="own"))
+    else:
+        with pytest.raises(UserError, match=f"constructor '{name}'.*{message}"):
+            optimizers.check(small_config(override, optimizer="own"))
