@@ -1,5 +1,6 @@
 """The settings of a command line: `key=value` words, the same for every kind of plan."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -43,7 +44,7 @@ def parse_choice(settings: Iterable[str]) -> Choice:
     """The settings of a command line, sorted by what they are.
 
     Raises:
-        UserError: one is malformed.
+        UserError: one is malformed, or undoes another.
     """
     texts: dict[str, str] = {}
     others = []
@@ -58,11 +59,15 @@ def parse_choice(settings: Iterable[str]) -> Choice:
             raise UserError(f"'{setting}' has no value: write {key}=VALUE")
     names = texts.get("optimizer")
     seeds = texts.get("seed")
+    overrides = parse_overrides(others)
+    for other, key in itertools.combinations(overrides, 2):
+        if _covers(key, other):
+            raise UserError(f"{key}= would undo {other}= before it: leave one out")
     return Choice(
         [name.strip() for name in names.split(",")] if names else None,
         parse_seeds(seeds) if seeds else None,
         texts.get("dataset"),
-        parse_overrides(others),
+        overrides,
     )
 
 
@@ -70,16 +75,13 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     """`key.path=value`, the value in YAML, as values by their `key.path`.
 
     Raises:
-        UserError: one is nothing of the kind, or undoes another.
+        UserError: one is nothing of the kind.
     """
     found: dict[str, Any] = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UserError(f"'{setting}' is no setting: write key.path=value")
-        for other in found:
-            if key != other and _covers(key, other):
-                raise UserError(f"'{setting}' would undo {other}= before it: leave one out")
         found[key] = read_yaml(text)  # of a key that is given twice, the last value
     return found
 
