@@ -74,7 +74,7 @@ def _of_one_problem(
     problems = problem.sort(items, [problem.identity(meta) for meta in metas])
     known, chosen = max(problems, key=lambda one: (None in one[1], len(one[1])))
     for other, members in problems:
-        for run in members if members is not chosen else ():
+        for run in filter(None, members if members is not chosen else ()):
             differs = f"{problem.words(other, [known])}, the others {problem.words(known, [other])}"
             say(f"left out of {path.name}, not comparable: {run.directory} ({differs})")
     taken = [run for run in chosen if run is not None]

@@ -128,10 +128,11 @@ def _construct(config: Config, params: Any, changed: dict[str, Any], where: str)
 
 def _check_class(constructor: Any, what: str) -> None:
     """Refuse what makes no optimizer that a closure can be given."""
-    if not isinstance(constructor, type) or not callable(getattr(constructor, "step", None)):
+    step = getattr(constructor, "step", None)
+    if not isinstance(constructor, type) or not callable(step):
         raise UserError(f"{what} is no class of optimizers: it has no step")
     try:
-        inspect.signature(constructor.step).bind(None, None)
+        inspect.signature(step).bind(None, None)
     except TypeError:
         raise UserError(
             f"{what}: its step takes no closure; write step(self, closure=None)"
