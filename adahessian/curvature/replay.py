@@ -83,6 +83,10 @@ class Earlier:
         self.is_smooth = self._remaining > 0 and not look
         self._remaining -= 1
 
+    def always_record(self) -> None:
+        """Take nothing that was learned for granted at the next refresh."""
+        self._remaining = 0
+
     def hear(self, *, but: int = 0) -> bool:
         """Warn of what has been found; return whether another h may help.
 
@@ -258,7 +262,9 @@ class Replay:
             with self.rewound():
                 self._evaluate()
         self._earlier.learn(self.gates, self._before.modules, self._params)
-        if not self.gates.met_pieces:
+        if not kinds[0]:  # a loss without its graph: nothing would tell it from another
+            self._earlier.always_record()
+        elif not self.gates.met_pieces:
             self._earlier.smooth.add(kinds)
         return value
 

@@ -163,6 +163,22 @@ def test_a_function_without_a_second_derivative_that_comes_later_is_refused(opti
         train(lambda y: Kernel.apply(y).mean(), begins=2, **options)
 
 
+@pytest.mark.parametrize("returned", [torch.Tensor.detach, torch.Tensor.item, lambda _: None])
+def test_a_loss_that_is_not_shown_is_always_recorded(returned):
+    net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    optimizer = AdaHessian(net.parameters(), curvature="finite_difference")
+    for _ in range(3):
+
+        def closure():
+            optimizer.zero_grad()
+            value = net(X).square().mean()
+            value.backward()
+            return returned(value)
+
+        optimizer.step(closure)
+        assert not optimizer._earlier.is_smooth
+
+
 def test_nothing_is_known_at_first():
     earlier = Earlier()
     assert not earlier.smooth and not earlier.looked_at
