@@ -14,6 +14,12 @@ def num_batches(problem: dict[str, Any]) -> int:
     return len(problem.get("batches", [None]))
 
 
+def is_of_another_rule(case: dict[str, Any]) -> bool:
+    """Whether a case asks for another average of the curvature, or another correction of it."""
+    rule = {"second_moment": "rms", "bias_correction": "refreshes"}
+    return any(case["options"].get(name, usual) != usual for name, usual in rule.items())
+
+
 def loss(case: dict[str, Any], params: list[Any], batch: int, xp: Any, **options: Any) -> Any:
     """Return the part of the loss that a micro-batch contributes; the parts add up.
 

@@ -9,14 +9,14 @@ import optax
 
 from adahessian.conformance.check import Step
 from adahessian.conformance.layouts import declared_axes
-from adahessian.conformance.problems import loss, num_batches
+from adahessian.conformance.problems import is_of_another_rule, loss, num_batches
 from adahessian.jax.functional import value_grad_and_hessian
 from adahessian.jax.transform import ScaleByAdaHessianState, adahessian, needs_hessian
 
 
 def port(case: dict[str, Any]) -> Step:
     """Return ours: gradients and H·z by JAX, at its own parameters and along its own probes."""
-    if case["format"] > 1:
+    if is_of_another_rule(case):
         raise NotImplementedError("other rules than AdaHessian's")
     options, optimizer = case["options"], _optimizer(case)
 
@@ -72,6 +72,7 @@ def _optimizer(case: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
             block_axes=[declared_axes(param["axes"], block_size) for param in params],
             averaging=options["averaging"],
             update_interval=options["update_interval"],
+            update_clip=options.get("update_clip"),
         )
 
     optimizer = of(options)

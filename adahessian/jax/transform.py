@@ -42,6 +42,7 @@ def adahessian(
     block_axes: BlockAxes = None,
     averaging: str = "abs",
     update_interval: int = 1,
+    update_clip: float | None = None,
     wait: bool = False,
     weight_decay_mask: Any | Callable[[optax.Params], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -55,7 +56,7 @@ def adahessian(
         d = mean over samples and block of |hessian|   the curvature           (Eq. 8 to 10)
         v ← β₂ v + (1 − β₂) d²                        exp_hessian_diag_sq     (Eq. 11)
         m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ʳ)         r: refreshes of d so far
-        θ ← θ − lr · (m̂ / (v̂^(hessian_power / 2) + eps) + weight_decay · θ)
+        θ ← θ − lr · (clip(m̂ / (v̂^(hessian_power / 2) + eps), update_clip) + weight_decay · θ)
 
     as in :class:`adahessian.AdaHessian` (torch). Example::
 
@@ -88,6 +89,9 @@ def adahessian(
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         update_interval: steps between refreshes of the curvature, from the first step on; the
             steps between ignore ``hessian``. :func:`needs_hessian` says which.
+        update_clip: bound of each element of m̂ / denominator, as Sophia-H's
+            (arXiv:2305.14342); None, as in the paper, for none. An element then moves by at most
+            learning rate · update_clip, besides the weight decay.
         wait: elements without any curvature so far do not move, except by weight decay. For
             curvature of a part of the batch (:func:`part_of_batch`), which torch's optimizer knows
             by itself.
@@ -115,6 +119,7 @@ def adahessian(
             block_axes=block_axes,
             averaging=averaging,
             update_interval=update_interval,
+            update_clip=update_clip,
             wait=wait,
         ),
         optax.add_decayed_weights(weight_decay, weight_decay_mask),
@@ -132,13 +137,14 @@ def scale_by_adahessian(
     block_axes: BlockAxes = None,
     averaging: str = "abs",
     update_interval: int = 1,
+    update_clip: float | None = None,
     wait: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Divide the gradient's running average by the curvature's; see :func:`adahessian`.
 
     The updates have the dtype of the gradients and point uphill.
     """
-    _check_options(b1, b2, eps, hessian_power, averaging, update_interval)
+    _check_options(b1, b2, eps, hessian_power, averaging, update_interval, update_clip)
     check_block_size(block_size)
 
     def update(updates, state, params=None, *, hessian=None, **extra_args):
@@ -176,6 +182,8 @@ def scale_by_adahessian(
             v = v.astype(exp_hessian_diag_sqs[i].dtype)
             denom = _power(v / bias_correction2, hessian_power / 2) + eps
             direction = m / bias_correction1 / denom
+            if update_clip is not None:
+                direction = jnp.clip(direction, -update_clip, update_clip)
             if wait:
                 direction = jnp.where(v > 0, direction, 0)
             directions[i] = direction.astype(grad.dtype)
@@ -338,7 +346,7 @@ def _flatten_block_axes(
         ) from error
 
 
-def _check_options(b1, b2, eps, hessian_power, averaging, update_interval) -> None:
+def _check_options(b1, b2, eps, hessian_power, averaging, update_interval, update_clip) -> None:
     """Raise ValueError if an option is out of range; arrays (inject_hyperparams) pass unseen."""
 
     def require(name: str, value: Any, valid: Callable[[Any], bool], allowed: str) -> None:
@@ -349,6 +357,12 @@ def _check_options(b1, b2, eps, hessian_power, averaging, update_interval) -> No
         require(name, beta, lambda b: 0 <= b < 1, "in [0, 1)")
     require("eps", eps, lambda e: 0 <= e < float("inf"), "finite and at least 0")
     require("hessian_power", hessian_power, lambda k: 0 <= k <= 1, "in [0, 1]")
+    require(
+        "update_clip",
+        update_clip,
+        lambda c: c is None or 0 < c < float("inf"),
+        "None or finite and above 0",
+    )
     require("averaging", averaging, lambda a: a in ("abs", "signed"), "'abs' or 'signed'")
     require(
         "update_interval",

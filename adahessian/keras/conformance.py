@@ -12,7 +12,7 @@ from keras import ops
 
 from adahessian.conformance.check import Step
 from adahessian.conformance.layouts import declared_axes
-from adahessian.conformance.problems import loss, num_batches
+from adahessian.conformance.problems import is_of_another_rule, loss, num_batches
 from adahessian.keras.model import second_order
 from adahessian.keras.optimizer import AdaHessian
 
@@ -26,7 +26,7 @@ _NUMPY = {
 
 def port(case: dict[str, Any]) -> Step:
     """Return ours: the case's loss as a model, trained batch by batch as ``fit`` would."""
-    if case["format"] > 1:
+    if is_of_another_rule(case):
         raise NotImplementedError("other rules than AdaHessian's")
     if case["options"]["maximize"]:
         raise NotImplementedError("maximize")
@@ -91,6 +91,7 @@ def _optimizer(case: dict[str, Any]) -> AdaHessian:
         block_axes=lambda path, shape: axes[path.split("/")[-1]],
         averaging=options["averaging"],
         update_interval=options["update_interval"],
+        update_clip=options.get("update_clip"),
         num_samples=options["num_samples"],
         seed=options["seed"],
         weight_decay=options["weight_decay"] or None,

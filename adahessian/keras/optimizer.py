@@ -62,7 +62,7 @@ class AdaHessian(keras.optimizers.Optimizer):
         d = mean over samples and block of |z · Hz|   the curvature           (Eq. 8 to 10)
         v ← β₂ v + (1 − β₂) d²                       exp_hessian_diag_sq     (Eq. 11)
         m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ʳ)        r: refreshes of d so far
-        θ ← θ − lr · m̂ / (v̂^(hessian_power / 2) + epsilon)
+        θ ← θ − lr · clip(m̂ / (v̂^(hessian_power / 2) + epsilon), update_clip)
 
     as in :class:`adahessian.AdaHessian` (torch), on each backend. Example::
 
@@ -94,6 +94,9 @@ class AdaHessian(keras.optimizers.Optimizer):
             off-diagonal noise of the probe cancels (the paper's Eq. 10).
         update_interval: steps between refreshes of the curvature, from the first step on. With
             gradient accumulation a step is an update, not a batch.
+        update_clip: bound of each element of m̂ / denominator, as Sophia-H's (arXiv:2305.14342);
+            None, as in the paper, for none. An element then moves by at most learning rate ·
+            update_clip, besides the weight decay.
         num_samples: probes per refresh.
         seed: of the probes, 0 to 2⁶³ − 1.
         **kwargs: of every Keras optimizer: ``weight_decay``, ``clipnorm``, ``global_clipnorm``,
@@ -121,6 +124,7 @@ class AdaHessian(keras.optimizers.Optimizer):
         block_axes: BlockAxes | None = None,
         averaging: str = "abs",
         update_interval: int = 1,
+        update_clip: float | None = None,
         num_samples: int = 1,
         seed: int = 0,
         **kwargs: Any,
@@ -138,6 +142,7 @@ class AdaHessian(keras.optimizers.Optimizer):
             "block_axes": block_axes,
             "averaging": averaging,
             "update_interval": update_interval,
+            "update_clip": update_clip,
             "num_samples": num_samples,
             "seed": seed,
         }
@@ -294,6 +299,8 @@ class AdaHessian(keras.optimizers.Optimizer):
         power = self.hessian_power / 2
         denominator = ops.sqrt(denominator) if power == 0.5 else ops.power(denominator, power)
         direction = m / _bias_correction(self.beta_1, step, dtype) / (denominator + self.epsilon)
+        if self.update_clip is not None:
+            direction = ops.clip(direction, -self.update_clip, self.update_clip)
         change = ops.cast(learning_rate, dtype) * direction
         self.assign_sub(variable, ops.cast(change, variable.dtype))
 

@@ -27,6 +27,9 @@ def check_options(options: dict[str, Any]) -> None:
         "block_axes", axes is None or callable(axes), "None or a function (path, shape) -> axes"
     )
     require("averaging", options["averaging"] in ("abs", "signed"), "'abs' or 'signed'")
+    clip = options["update_clip"]
+    valid = clip is None or _is_number(clip) and 0 < clip < math.inf
+    require("update_clip", valid, "None or finite and above 0")
     for name in ("update_interval", "num_samples"):
         number = options[name]
         require(name, _is_int(number) and number >= 1, "an int of at least 1")

@@ -31,6 +31,7 @@ OPTIONS = [
     {"block_size": 4, "averaging": "signed", "num_samples": 2},
     {"block_size": "kernel", "averaging": "abs", "num_samples": 3, "update_interval": 2},
     {"block_size": "row", "averaging": "signed", "hessian_power": 0.0, "eps": 0.1},
+    {"update_clip": 0.5, "weight_decay": 0.1},
 ]
 
 

@@ -136,6 +136,7 @@ def test_weight_decay_and_its_mask():
         ({"averaging": "mean"}, "averaging must be 'abs' or 'signed'"),
         ({"update_interval": 0}, "update_interval must be an int of at least 1"),
         ({"update_interval": 2.0}, "update_interval must be an int"),
+        ({"update_clip": 0.0}, "update_clip must be None or finite and above 0, got 0.0"),
         ({"block_size": "conv"}, "block_size must be"),
     ],
 )

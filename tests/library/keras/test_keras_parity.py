@@ -30,6 +30,7 @@ OPTIONS = [
     {"averaging": "abs", "num_samples": 3, "seed": 2**50 + 1},
     {"block_size": "row", "averaging": "signed", "hessian_power": 0.0, "epsilon": 0.1},
     {"global_clipnorm": 0.05, "update_interval": 2},
+    {"update_clip": 0.5, "weight_decay": 0.1},
 ]
 STEPS = 7
 RATE = 0.15

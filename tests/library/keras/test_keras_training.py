@@ -84,6 +84,7 @@ def test_options_survive_their_config():
         ("block_axes", (0, 1), "function"),
         ("averaging", "mean", "'abs' or 'signed'"),
         ("update_interval", 0, "at least 1"),
+        ("update_clip", 0, "above 0"),
         ("num_samples", True, "at least 1"),
         ("seed", 2**63, "2\\*\\*63"),
     ],
