@@ -7,10 +7,10 @@ from torch import Tensor
 
 from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.double_backward import DoubleBackward
+from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import HessianProducts
-from adahessian.curvature.replay import Earlier
 
 CURVATURES = ("double_backward", "finite_difference")  # the values of the option `curvature`
 

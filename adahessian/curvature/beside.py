@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
+from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.module_calls import before_each_call
-from adahessian.curvature.replay import Earlier
 from adahessian.curvature.snapshot import Snapshot
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from adahessian.curvature.double_backward import DoubleBackward
+from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
-from adahessian.curvature.replay import Earlier
 from adahessian.replicas import local
 
 

@@ -21,10 +21,11 @@ from adahessian.curvature.check import (
 )
 from adahessian.curvature.closures import gradients, not_repeatable
 from adahessian.curvature.diagnosis import likely_cause
+from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
-from adahessian.curvature.replay import Earlier, Replay
+from adahessian.curvature.replay import Replay
 from adahessian.curvature.trace import Trace
 from adahessian.replicas import local, mesh_groups, over_all
 

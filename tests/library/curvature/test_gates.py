@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from adahessian.curvature import gates
 from adahessian.curvature.constants import Storages
 from adahessian.curvature.double_backward import double_backward
+from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.finite_difference import FiniteDifference
-from adahessian.curvature.replay import Earlier
 from adahessian.curvature.second_derivatives import SecondDerivatives
 from adahessian.probes import rademacher_like
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from adahessian import AdaHessian
-from adahessian.curvature.replay import Earlier
+from adahessian.curvature.earlier import Earlier
 
 LATER = {
     "a kink": lambda y: F.relu(y).square().mean(),

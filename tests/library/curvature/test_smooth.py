@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from adahessian import AdaHessian
 from adahessian.curvature import DoubleBackward, FiniteDifference, Probes
 from adahessian.curvature.beside import filling_gradients
-from adahessian.curvature.replay import Earlier
+from adahessian.curvature.earlier import Earlier
 
 
 class Smooth(nn.Module):
