@@ -16,6 +16,7 @@ from experiments.tasks.task import Task
 from experiments.training import measures
 from experiments.training.optimizers import Capabilities
 from experiments.training.position import add, read
+from experiments.training.weights import tensors
 
 
 def build_average(
@@ -88,7 +89,7 @@ def evaluated_weights(
     if not with_modes and not averaged:
         yield
         return
-    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = {name: tensor.clone() for name, tensor in tensors(model).items()}
     if with_modes:
         with_modes.eval()
     if averaged:
@@ -103,7 +104,7 @@ def evaluated_weights(
 
 def _copy(state: dict[str, Tensor], model: nn.Module) -> None:
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in tensors(model).items():
             tensor.copy_(state[name])
 
 
@@ -115,7 +116,8 @@ def evaluated_state(
         has_average = average is not None and bool(average.n_averaged > 0)
         return average.module.state_dict() if has_average else None
     with evaluated_weights(model, optimizer):
-        return {key: value.clone() for key, value in model.state_dict().items()}
+        copies = {key: value.clone() for key, value in tensors(model).items()}
+        return {**model.state_dict(), **copies}
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Weights to begin with: those of another run, or of a file."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,8 @@ from experiments.runs import checkpoint
 # Under which a state dict lies in the files of others.
 INSIDE = ("evaluated", "model", "state_dict", "model_state_dict")
 DIGEST = "initial weights"
+# What DistributedDataParallel and torch.compile put before the names.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def initialize(config: Config, model: nn.Module) -> str | None:
@@ -30,7 +33,7 @@ def initialize(config: Config, model: nn.Module) -> str | None:
     spec = config.init_from
     if spec is None:
         return None
-    found, own = _read(Path(spec.path).expanduser()), model.state_dict()
+    found, own = _read(Path(spec.path).expanduser()), tensors(model)
     for pattern in spec.skip:
         if not any(fnmatchcase(name, pattern) for name in own):
             raise UserError(f"init_from.skip: '{pattern}' matches no tensor of the model")
@@ -54,6 +57,11 @@ def initialize(config: Config, model: nn.Module) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state, by name; not what modules add of their own (extra state)."""
+    return {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
 def _shape(tensor: Tensor | None) -> Any:
     return "nothing" if tensor is None else tuple(tensor.shape)
 
@@ -71,8 +79,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"init_from.path: {path} cannot be read: {said}") from None
     while isinstance(state, Mapping):
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        if tensors:
-            return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        found = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        if found:
+            return {WRAPPERS.sub("", name): tensor for name, tensor in found.items()}
         state = next((state[key] for key in INSIDE if state.get(key)), None)
     raise UserError(f"init_from.path: {path} holds no state dict of a model")

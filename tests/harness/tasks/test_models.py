@@ -17,6 +17,7 @@ from experiments.models.convnet import ConvNet
 from experiments.runs.metrics import read_metrics
 from experiments.tasks import registry
 from experiments.training import optimizers
+from experiments.training.restore import restore
 
 CPU = torch.device("cpu")
 HERE = __name__
@@ -49,6 +50,16 @@ class Stubborn(nn.Module):
     def forward(self, x):
         logits = self.linear(x.flatten(1))
         return (logits, logits) if self.twice else logits
+
+
+class WithExtraState(Stubborn):
+    """Has more in its state dict than tensors."""
+
+    def get_extra_state(self):
+        return {"scale": 2.0}
+
+    def set_extra_state(self, state):
+        assert state == {"scale": 2.0}
 
 
 class Auxiliary(Stubborn):
@@ -241,7 +252,11 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
     assert_equal(result(again), result(second))
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda s: {"state_dict": {f"module.{k}": s[k] for k in s}}])
+def named(prefix):
+    return lambda state: {"state_dict": {f"{prefix}{name}": state[name] for name in state}}
+
+
+@pytest.mark.parametrize("wrap", [dict, named("module."), named("_orig_mod.module.")])
 def test_a_file_of_weights_in_the_forms_that_are_in_use(wrap, tmp_path):
     model = ConvNet(3, 10, 1)
     torch.save(wrap(model.state_dict()), tmp_path / "weights.pth")
@@ -250,6 +265,29 @@ def test_a_file_of_weights_in_the_forms_that_are_in_use(wrap, tmp_path):
     directory = train_here(tmp_path, config)
     found = torch.load(directory.path / "checkpoint.pt", weights_only=True)["model"]
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("average={decay: 0.9}",),
+        (
+            "optimizers.sgd.constructor=pytorch_optimizer.ScheduleFreeSGD",
+            "optimizers.sgd.max_grad_norm=null",
+            "schedule={name: constant}",
+        ),
+    ],
+    ids=["averaged", "schedule-free"],
+)
+def test_extra_state_in_a_models_state_dict(more, tmp_path):
+    settings = (f"model={{constructor: {HERE}.WithExtraState}}", "epochs=1", *more)
+    directory = train_here(tmp_path, small_config(*settings))
+    _, model, _ = restore(directory.path, "cpu")
+    saved = torch.load(directory.path / "checkpoint.pt", weights_only=True)
+    assert torch.equal(model.linear.weight, saved["evaluated"]["linear.weight"])
+    assert not torch.equal(model.linear.weight, saved["model"]["linear.weight"])
+    begun = train_here(tmp_path, small_config(*settings, f"init_from={{path: {directory.path}}}"))
+    assert begun.done
 
 
 def test_other_weights_are_another_identity(tmp_path):
