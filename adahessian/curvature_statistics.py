@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from adahessian.dtypes import widest
 from adahessian.options import SECOND_MOMENTS
 from adahessian.replicas import local, local_block_average
 from adahessian.spectrum.estimate import Estimate
@@ -193,8 +194,8 @@ class CurvatureStatistics:
     def _add(self, layout: "_Layout", samples: list[Tensor]) -> None:
         """Take in the samples of one refresh."""
         sums, previous = self._sums, self._previous
-        zero = torch.zeros((), dtype=torch.float64, device=layout.device)
-        squared = sum((torch.dot(s, s).double() for s in samples), zero)
+        zero = layout.zeros(1).squeeze()
+        squared = sum((torch.dot(s, s).to(zero) for s in samples), zero)
         # Without asking the device: what is not finite becomes zero and counts as zero.
         valid = squared.isfinite()
         mean = torch.stack(samples).mean(0) if len(samples) > 1 else samples[0]
@@ -204,7 +205,7 @@ class CurvatureStatistics:
         earlier = [previous[f"block_sums_{level}"] for level in range(len(block_sums))]
         squares = _dots(weighted, block_sums)
         traces = layout.traces(block_sums[-1], len(self._names))
-        one = valid.double().reshape(1)
+        one = valid.to(zero).reshape(1)
         pair = one * previous["valid"]
 
         sums["refreshes"] += one
@@ -229,7 +230,7 @@ class CurvatureStatistics:
         diagonal = of_window.pop("diagonal", None)
         if diagonal is not None:
             of_window["magnitudes"] = torch.stack(
-                [diagonal.abs().sum(dtype=torch.float64), diagonal.sum(dtype=torch.float64)]
+                [part.sum(dtype=widest(part.device)) for part in (diagonal.abs(), diagonal)]
             )
         numbers = iter(torch.cat(list(of_window.values())).tolist())  # one transfer from the device
         values = {key: [next(numbers) for _ in t] for key, t in of_window.items()}
@@ -306,7 +307,7 @@ class _Layout:
         self.weights[0] = torch.ones((), dtype=present.dtype, device=self.device)
 
     def zeros(self, size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.float64, device=self.device)
+        return torch.zeros(size, dtype=widest(self.device), device=self.device)
 
     def join(self, estimates: Sequence[Tensor]) -> Tensor:
         parts = []
@@ -324,12 +325,13 @@ class _Layout:
     def traces(self, largest_blocks: Tensor, num_layers: int) -> Tensor:
         """Return the sum over everything and over each layer."""
         by_layer = self.zeros(num_layers + 1)
-        by_layer.index_add_(0, self._layer_of_block, largest_blocks.double())
+        by_layer.index_add_(0, self._layer_of_block, largest_blocks.to(by_layer))
         return torch.cat([by_layer.sum().reshape(1), by_layer[:num_layers]])
 
 
 def _dots(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    return torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)]).double()
+    dots = torch.stack([torch.dot(a, b) for a, b in zip(left, right, strict=True)])
+    return dots.to(widest(dots.device))
 
 
 # ------------------------------------------------------------------------------- a single step

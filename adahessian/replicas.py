@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adahessian import _torch
 from adahessian.averaging import BlockSize, block_average
+from adahessian.dtypes import widest
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -135,9 +136,9 @@ def _groups_that_replicate(tensor: "DTensor") -> list[Any]:
 
 def _differ(tensors: Sequence[Tensor], process_group: Any) -> Tensor:
     """Return whether each of some tensors is not the same in all processes of a group."""
-    norms = torch.stack([t.double().norm() for t in tensors])
+    norms = torch.stack([t.to(widest(t.device)).norm() for t in tensors])
     # The position-dependent weights tell permuted values apart, which a norm does not.
-    weighted = [t.double().reshape(-1) for t in tensors]
+    weighted = [t.to(widest(t.device)).reshape(-1) for t in tensors]
     sums = torch.stack([(w * torch.arange(1, len(w) + 1, device=w.device)).sum() for w in weighted])
     seen = torch.stack([norms, sums])
     low, high = (over_all(seen.clone(), [process_group], kind) for kind in ("MIN", "MAX"))

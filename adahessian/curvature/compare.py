@@ -12,6 +12,7 @@ from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
+from adahessian.dtypes import widest
 from adahessian.replicas import local
 
 
@@ -73,7 +74,7 @@ def compare_products(
 
     def rms(tensors: Sequence[Tensor]) -> float:
         count = sum(t.numel() for t in tensors)
-        return (sum(float(t.double().square().sum()) for t in tensors) / count) ** 0.5
+        return (sum(float(_wide(t).square().sum()) for t in tensors) / count) ** 0.5
 
     network = rms([e for _, e in pairs])
     relative, flat = [], {}
@@ -81,5 +82,9 @@ def compare_products(
         if rms([e]) <= 1e-6 * network:
             flat[i] = rms([a - e]) / network if network else rms([a - e])
         relative.append(math.nan if i in flat else rms([a - e]) / rms([e]))
-    means = [sum(float(t.double().abs().sum()) for t in side) for side in zip(*pairs, strict=True)]
+    means = [sum(float(_wide(t).abs().sum()) for t in side) for side in zip(*pairs, strict=True)]
     return CurvatureError(relative, flat, means[0] / means[1] if means[1] else math.nan)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(widest(tensor.device))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.trace import Key, Trace, made_by
+from adahessian.dtypes import widest
 from adahessian.replicas import local
 
 _SUMS = 1024  # that stand for a tensor
@@ -312,7 +313,7 @@ def _numbers(trace: Trace) -> dict[Node, int]:
 
 
 def _dot(grad: Tensor, change: Tensor) -> float:
-    wide = torch.float64 if grad.device.type != "mps" else torch.float32
+    wide = widest(grad.device)
     pair = [local(t) for t in (grad, change)]
     if change.is_complex():
         pair = [torch.view_as_real(t.resolve_conj()) for t in pair]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from adahessian.dtypes import widest
 from adahessian.spectrum.estimate import Estimate
 from adahessian.spectrum.krylov import KrylovBasis
 from adahessian.spectrum.products import (
@@ -105,7 +106,7 @@ def block_traces(
             f"block_sizes add up to {sum(block_sizes)}, but the matrix has {matvec.size} rows"
         )
     samples = [
-        [float(part.sum(dtype=torch.float64)) for part in (z * az).split(list(block_sizes))]
+        [float(part.sum(dtype=widest(part.device))) for part in (z * az).split(list(block_sizes))]
         for z, az in _sampled_products(matvec, num_matvecs, seed, progress)
     ]
     return [Estimate(*_mean(column), num_matvecs) for column in zip(*samples, strict=True)]
@@ -173,4 +174,4 @@ def _mean(samples: Sequence[float]) -> tuple[float, float]:
 
 
 def _dot(a: Tensor, b: Tensor) -> float:
-    return float((a * b).sum(dtype=torch.float64))
+    return float((a * b).sum(dtype=widest(a.device)))

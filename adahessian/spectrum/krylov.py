@@ -154,5 +154,5 @@ class KrylovBasis:
         rest = torch.addmv(vector, known.T, first, alpha=-1)
         second = known @ rest
         rest.addmv_(known.T, second, alpha=-1)
-        coefficients = (first.double() + second.double()).cpu()
+        coefficients = torch.stack([first, second]).cpu().double().sum(0)
         return coefficients, rest, float(rest.norm())

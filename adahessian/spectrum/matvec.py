@@ -21,6 +21,7 @@ from adahessian.curvature import CURVATURES
 from adahessian.curvature.double_backward import double_backward
 from adahessian.curvature.second_derivatives import CustomFunctions, SecondDerivatives
 from adahessian.curvature.snapshot import RandomStates, set_random_states
+from adahessian.dtypes import widest
 from adahessian.replicas import is_sharded
 from adahessian.spectrum.evaluation import PreservedState, ShiftedEvaluation
 
@@ -187,7 +188,7 @@ class _BatchedMatvec:
         return product
 
     def _sum_over_processes(self, weight: float) -> float:
-        total = torch.tensor(weight, dtype=torch.float64, device=self.device)
+        total = torch.tensor(weight, dtype=widest(self.device), device=self.device)
         if self._group is not None:
             dist.all_reduce(total, group=self._group)
         if not total > 0:

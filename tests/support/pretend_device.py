@@ -1,14 +1,19 @@
 """A device that is none: its tensors lie on the host, and whatever would wait for it is counted.
 
 A tensor of it is a wrapper around one on the CPU, so that code takes the ways that it takes on a
-GPU. `use()` registers it with torch, for the whole process: tests use a process of their own.
+GPU. `in_use()` registers it with torch, for the whole process: tests `run` a process of their own.
 """
 
+import json
+import os
+import subprocess
+import sys
 import traceback
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,6 +33,7 @@ READS = {
     torch.ops.aten.unique_consecutive.default,
 }
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
+has_float64 = True  # Apple's GPUs have none
 waits: Counter = Counter()  # by the operation and the line that asked for it
 
 
@@ -97,6 +103,8 @@ def dispatch(operation, arguments, named):
     def wrap(value):
         if not isinstance(value, torch.Tensor) or (leaves and operation in COPIES):
             return value
+        if value.dtype == torch.float64 and not has_float64:
+            raise TypeError(f"the device has no float64: {operation}")
         return changed[id(value)] if id(value) in changed else Pretended(value)
 
     return tree_map(wrap, found)
@@ -199,6 +207,20 @@ def in_use():
     torch.accelerator.synchronize = lambda *_: waits.update(["synchronize"])
     with Factories():
         yield torch.device(DEVICE)
+
+
+def run(module):
+    """What a module that uses the device prints as JSON; skips where torch cannot have it."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch cannot register a device that is written in Python")
+    tests = Path(__file__).parents[1]
+    environment = {"PYTHONPATH": f"{tests.parent}:{tests}", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-m", module],
+        capture_output=True, text=True, cwd=tests.parent, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    return json.loads(found.stdout)
 
 
 def to_device(model):

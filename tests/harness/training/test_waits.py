@@ -1,28 +1,14 @@
 """No step waits for the device, but the first, those that are logged, and those that are saved."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from support import pretend_device
 from support.count_waits import ALONE, IN_THE_HARNESS, LOGGED, STEPS
-from support.harness import REPOSITORY
-from torch.utils import backend_registration
 
 
 @pytest.fixture(scope="module")
 def counted():
     """Of each training, what waited in each of its steps: on a device that is pretended."""
-    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch cannot register a device that is written in Python")
-    environment = {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "support.count_waits"]
-    found = subprocess.run(
-        words, capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **environment}
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    return json.loads(found.stdout)
+    return pretend_device.run("support.count_waits")
 
 
 def test_the_device_notices_what_waits(counted):
