@@ -58,7 +58,7 @@ class Decoding(Section):
 
     beam: Positive
     """Partial translations that are kept; 1: greedy."""
-    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    length_penalty: Annotated[float, Field(ge=0, le=10)]
     """A translation's log-probability is divided by its length to this power."""
     max_length: Positive
     """Most tokens of a translation."""

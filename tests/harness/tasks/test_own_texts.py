@@ -77,6 +77,16 @@ def test_languages_without_blanks_and_with_marks_for_vowels_are_kept(tmp_path):
     assert sum(examples.values()) == 99
 
 
+def test_texts_that_differ_in_their_vowels_alone_are_not_the_same(tmp_path):
+    """Marks, for Unicode: no letters."""
+    folder = write(tmp_path, PAIRS, all="".join(f"number {n} of *\n" for n in range(99)))
+    for ending, texts in (("fr", "लड़का लड़की"), ("pt-BR", "กา กี")):
+        with (folder / f"all.{ending}").open("a", encoding="utf-8") as file:
+            file.write(texts.replace(" ", "\n"))
+    meta = prepare(PAIRS, tmp_path).meta
+    assert sum(meta["examples"].values()) == 101 and not meta["dropped"]
+
+
 def test_other_files_are_other_data(tmp_path):
     folder = write(tmp_path, TEXT, train="a b", val="c", test="d")
     first = prepare(TEXT, tmp_path)

@@ -134,6 +134,33 @@ def test_what_is_damaged_is_named(small, tmp_path):
         prepare(CLDR, tmp_path)
 
 
+def read_all(folder):
+    corpus = prepared.Prepared(folder)
+    for language in CLDR.languages:
+        assert corpus.texts("test", language) and corpus.tokens("test", language)
+    return corpus.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, b"") for name in ("meta.json", "tokens.npz", "pieces.model", "test.de")),
+        ("meta.json", b"{}"),
+        ("tokens.npz", b"PK"),
+        ("pieces.model", b"none"),
+        ("pieces.model", None),
+        ("test.de", b"another line\n"),
+    ],
+)
+def test_whatever_is_damaged_is_one_line(name, content, small, tmp_path):
+    folder = prepare(CLDR, tmp_path).folder
+    assert read_all(folder)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot be read: .*; remove {folder}, it is") as caught:
+        read_all(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_pieces_have_the_special_ones_first_and_give_back_every_text():
     lines = ["Die Katze schläft im Haus.", "Der Hund schläft nicht.", "Im Haus ist es warm."] * 9
     model = train_pieces(lines, 60)
@@ -154,6 +181,15 @@ def test_words_are_sorted_by_frequency_and_the_others_are_unknown():
     assert vocabulary.encode(["c <unk> x a"]) == [[6, UNKNOWN, UNKNOWN, 5]]
     assert vocabulary.decode([BEGIN, 6, UNKNOWN, 5, END]) == "c <unk> a"
     assert Words(["Hall@@", "o", "da"]).decode([4, 5, 6]) == "Hallo da"
+
+
+def test_names_of_special_tokens_are_words_where_a_text_has_them():
+    """As `<pad>` one would be left out of the loss, and counted all the same."""
+    line = "<s> a <pad> </s> <unk>"
+    vocabulary = Words(count_words([line], None))
+    (numbers,) = vocabulary.encode([line])
+    assert sorted(numbers) == [UNKNOWN, 4, 5, 6, 7]
+    assert vocabulary.decode(numbers) == line
 
 
 def test_a_preparation_of_another_version_is_another_one(small, tmp_path, monkeypatch):
