@@ -42,6 +42,7 @@ from experiments.tasks.text.vocabulary import (
     join_pieces,
     read_vocabulary,
     train_pieces,
+    vocabulary_file,
 )
 from experiments.tasks.text.whole_folder import whole_folder
 
@@ -133,6 +134,11 @@ class Prepared:
             found = read_vocabulary(self.folder)
             _expect("pieces or words", found.size, self._size)
         return found
+
+    def vocabulary_digest(self) -> str:
+        """Equal where the same tokens mean the same."""
+        with _reading(self.folder):
+            return hashlib.sha256(vocabulary_file(self.folder).read_bytes()).hexdigest()
 
     def texts(self, split: str, language: str) -> list[str]:
         """The lines of a split."""

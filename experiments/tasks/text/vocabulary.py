@@ -131,6 +131,13 @@ def count_words(lines: Iterable[str], size: int | None) -> list[str]:
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary that lies in a folder."""
-    if (pieces := folder / Pieces.FILE).is_file():
-        return Pieces(pieces.read_bytes())
-    return Words((folder / Words.FILE).read_text(encoding="utf-8").split("\n")[:-1])
+    path = vocabulary_file(folder)
+    if path.name == Pieces.FILE:
+        return Pieces(path.read_bytes())
+    return Words(path.read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def vocabulary_file(folder: Path) -> Path:
+    """The file of the vocabulary that lies in a folder."""
+    pieces = folder / Pieces.FILE
+    return pieces if pieces.is_file() else folder / Words.FILE

@@ -6,7 +6,7 @@ import pytest
 from support.harness import REPOSITORY
 from support.training import train_here
 
-from experiments import translate
+from experiments import evaluate, translate
 from experiments.errors import UserError
 from experiments.plans.load import load, resolve
 from experiments.runs.metrics import read_metrics
@@ -157,6 +157,37 @@ def test_it_is_trained_on(name, recipe, tmp_path, monkeypatch, capsys):
     if name == "cldr":
         assert translate.main([str(directory.path), "the fr number 3"]) == 0
         assert capsys.readouterr().out.strip()
+
+
+def test_a_model_is_measured_on_other_texts_by_its_own_vocabulary(tmp_path, monkeypatch, capsys):
+    """With others in the place of its own it is not measured at all, prepared already or not."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    texts = {
+        split: "".join(f"the * number {n % 17} sees {n % 13} of {n % 11}\n" for n in range(count))
+        for split, count in (("train", 300), ("val", 30), ("test", 30))
+    }
+    folder = write(tmp_path, PAIRS, **texts)
+    run = str(train_here(tmp_path, config("cldr", folder)).path)
+
+    def measured(*words, code=0):
+        capsys.readouterr()
+        assert evaluate.main([run, *words]) == code
+        return capsys.readouterr().out if code == 0 else capsys.readouterr().err
+
+    own = measured()
+    (tmp_path / "elsewhere").mkdir()
+    other = write(tmp_path / "elsewhere", PAIRS, **texts | {"test": "number 3 of *\n" * 20})
+    assert own.splitlines()[:2] == measured("--data", str(other)).splitlines()[:2]
+    assert own != measured("--data", str(other))
+    write(tmp_path / "elsewhere", PAIRS, **texts | {"train": texts["train"].replace("sees", "y")})
+    assert "makes another vocabulary" in measured("--data", str(other), code=2)
+
+    write(tmp_path, PAIRS, **texts | {"train": texts["train"].replace("sees", "y")})
+    for _ in range(2):
+        assert translate.main([run, "the fr number 3"]) == 2
+        assert "was trained on other data" in capsys.readouterr().err
+    write(tmp_path / "elsewhere", PAIRS, **texts)
+    assert "texts of the run are not in" in measured("--data", str(other), code=2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adahessian"])
