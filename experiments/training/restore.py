@@ -71,8 +71,8 @@ def restore(
     known = state.get(KEY)
     if isinstance(known, Mapping):  # the weights that it began with are not looked at again
         known = {key: value for key, value in known.items() if key != weights.DIGEST}
-    found = describe_data(config, data_root()) if data is None else None
-    refuse_other(directory, known, found, EVALUATE)
+    if data is None:
+        refuse_other(directory, known, describe_data(config, data_root()), EVALUATE)
     with suppress(OSError, ValueError, AttributeError):  # what meta.json does not say is not known
         if own := own_code.differs(read_json(directory / "meta.json").get("sessions"), config):
             warnings.warn(f"{directory} was {own}", stacklevel=2)
@@ -82,8 +82,6 @@ def restore(
         task.check_other(config, data_root(), known)
     else:
         task = build_task(config, device, data_root())
-        if found is None:  # texts tell only once they are prepared
-            refuse_other(directory, known, describe_data(config, data_root()), EVALUATE)
     model = task.build_model()
     groups.freeze(config, model)
     try:

@@ -213,12 +213,14 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
 
 
 def find(recipe: Recipe, root: Path) -> Prepared | None:
-    """The corpus of a recipe where it is prepared already."""
+    """The corpus of a recipe, prepared where it has not been; None where that cannot be done.
+
+    Without preparing it nobody knows whether files that have changed hold other texts.
+    """
     try:
-        folder = recipe.folder(root)
+        return prepare(recipe, root)
     except (UserError, ModuleNotFoundError):
         return None
-    return Prepared(folder) if folder.is_dir() else None
 
 
 # -------------------------------------------------------------------------------------- preparing

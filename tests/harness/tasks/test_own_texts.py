@@ -11,6 +11,7 @@ from experiments.errors import UserError
 from experiments.plans.load import load, resolve
 from experiments.runs.metrics import read_metrics
 from experiments.tasks.text.prepared import Recipe, find, prepare
+from experiments.training import session
 
 TEXT = Recipe("novels", ("en",), "words", None, "novels")
 PAIRS = Recipe("tales", ("fr", "pt-BR"), "words", None, "tales")
@@ -167,6 +168,7 @@ def test_a_model_is_measured_on_other_texts_by_its_own_vocabulary(tmp_path, monk
         for split, count in (("train", 300), ("val", 30), ("test", 30))
     }
     folder = write(tmp_path, PAIRS, **texts)
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
     run = str(train_here(tmp_path, config("cldr", folder)).path)
 
     def measured(*words, code=0):
@@ -183,6 +185,8 @@ def test_a_model_is_measured_on_other_texts_by_its_own_vocabulary(tmp_path, monk
     assert "makes another vocabulary" in measured("--data", str(other), code=2)
 
     write(tmp_path, PAIRS, **texts | {"train": texts["train"].replace("sees", "y")})
+    with pytest.raises(UserError, match="was trained on other data"):  # done is not done on these
+        session.train_unless_done(config("cldr", folder))
     for _ in range(2):
         assert translate.main([run, "the fr number 3"]) == 2
         assert "was trained on other data" in capsys.readouterr().err
