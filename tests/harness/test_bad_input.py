@@ -57,6 +57,11 @@ def nothing_is_written(tmp_path, monkeypatch):
         (["schedule=cosine"], "write schedule={name: cosine, warmup_epochs: 5}, say"),
         (["optimizer.betas=0.9"], "unknown key 'betas', no argument of torch.optim.SGD"),
         (["optimizer.momentum=hello"], "momentum is 'hello': torch.optim.SGD takes a number here"),
+        (
+            ["optimizers.adam.betas=[0.9, 0.99, 0.999]"],
+            "betas is [0.9, 0.99, 0.999]: torch.optim.Adam takes a list here, as its default (0.9,",
+        ),
+        (["optimizers.adam.betas=['0.9', 0.99]"], "betas is ['0.9', 0.99]: torch"),
         (["optimizer.nesterov=1"], "nesterov is 1: torch.optim.SGD takes a truth value here"),
         (["epochs=[1"], "not valid YAML: line 1, column 3: expected ',' or ']'"),
         (["epochs={a: b: c}"], "not valid YAML: line 1, column"),
