@@ -93,6 +93,7 @@ def test_what_cannot_be_translated_is_refused(trained, home, tmp_path, capsys):
         ([directory], "no text: write it behind the run"),
         ([directory, "--file", str(tmp_path / "none")], "none cannot be read"),
         ([directory, "--file", str(tmp_path / "empty")], "no text: write it behind the run"),
+        ([directory, "kurz", "5 Tage " * 400], "text 2, '5 Tage 5 Tage 5 Tage 5 Tage 5 ...', has"),
         ([directory, "\udce4hnlich"], r"the text '\udce4hnlich' is not UTF-8"),
         ([directory, "--file", str(tmp_path / "latin")], "is not UTF-8"),
         ([str(digits.path), "hello"], "a run of image_classification: there is nothing to read"),

@@ -202,12 +202,21 @@ class Translation(TextTask):
         """The translations of texts, in their order; the model is in evaluation mode.
 
         That of a text without tokens is empty: a model would invent one.
+
+        Raises:
+            UserError: a text is longer than any that was trained on, and than memory may last.
         """
         numbers = self.vocabulary.encode(lines)
         lengths = numpy.array([len(line) for line in numbers], dtype=numpy.int64)
         flat = numpy.array([n for line in numbers for n in line], dtype=numpy.int32)
         sentences = Sentences(flat, lengths, self.device)
-        budget = max(self.config.dataset.max_tokens, int(lengths.max(initial=0)) + 1)
+        budget = self.config.dataset.max_tokens
+        if (longest := int(lengths.max(initial=0)) + 1) > budget:
+            text = int(lengths.argmax())
+            raise UserError(
+                f"text {text + 1}, '{lines[text][:30]}...', has {longest} tokens, and no training "
+                f"sentence had more than dataset.max_tokens = {budget}: split it into sentences"
+            )
         found, told = [""] * len(lines), lengths.nonzero()[0]
         for pack in (told[pack] for pack in make_packs(lengths[told, None] + 1, budget)):
             source = sentences.rows(pack, PAD, after=(END,))

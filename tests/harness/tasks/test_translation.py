@@ -216,6 +216,8 @@ def test_it_learns(home, tmp_path):
         (["micro_batches=3"], "micro_batches 3: a step has 2 packs"),
         (["model.heads=3"], "must be a multiple of twice the heads, 6"),
         (["model.dropout=1.0"], "model.dropout = 1.0"),
+        (["decoding.beam=9999"], "decoding.beam = 9999"),
+        (["decoding.max_length=10001"], "decoding.max_length = 10001"),
         (["decoding.length_penalty=500.0"], "decoding.length_penalty = 500.0"),
         (
             ["schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, plateau: "
