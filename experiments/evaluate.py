@@ -2,8 +2,9 @@
 
 Without RUN_DIR it takes the newest finished run below `RUNS_ROOT`. It prints the metrics of every
 split that the run evaluates, at the weights that it evaluates: the averaged ones where there are
-any. Data other than those that the run was trained on are refused, unless `--data` names them.
-Nothing is written.
+any. Data other than those that the run was trained on are refused, unless `--data` names them: in
+place of DATA_ROOT, or of a `dataset.root` that is absolute. Of texts the training set must be the
+run's, because it makes the vocabulary. Nothing is written.
 """
 
 import argparse

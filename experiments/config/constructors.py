@@ -88,6 +88,15 @@ def names(constructor: Callable[..., Any]) -> tuple[dict[str, bool], bool]:
     return found, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
+def own_name(path: str, name: str, where: str) -> dict[tuple[str, ...], str]:
+    """A section's `name`, to be offered to a constructor that cannot do without one.
+
+    `torchvision.models.get_model` is such a one; to others the name of a folder means nothing.
+    """
+    known, _ = names(load(path, f"{where}.constructor"))
+    return {("name",): name} if name and known.get("name") else {}
+
+
 def check(
     path: str, given: Mapping[str, Any], where: str, offered: tuple[tuple[str, ...], ...] = ()
 ) -> None:

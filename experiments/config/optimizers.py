@@ -99,7 +99,7 @@ class Optimizer(Section):
             if (
                 kind in _TYPES
                 and value is not None
-                and _kind(value) != kind
+                and not _is_like(value, default)
                 and _TYPES[kind] not in told
             ):
                 refuse(f"{key} is {value!r}: {self.constructor} takes a {kind} here, as its "
@@ -171,6 +171,21 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float):
         return "number"
     return "list" if isinstance(value, tuple | list) else "other"
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of a default's kind; a list has as many items, each of its kind.
+
+    torch's own optimizers take the first two of three `betas` without a word.
+    """
+    if _kind(value) != _kind(default):
+        return False
+    if _kind(default) != "list" or not default:
+        return True
+    pairs = zip(value, default, strict=False)
+    return len(value) == len(default) and all(
+        one is None or _kind(other) not in _TYPES or _is_like(one, other) for one, other in pairs
+    )
 
 
 def tuples(value: Any) -> Any:

@@ -130,7 +130,7 @@ def load_one(path: str | Path, optimizer: str | None, overrides: Mapping[str, An
     names = list(dict.fromkeys(names))
     for key in overrides:
         first, _, rest = key.partition(".")
-        row = rest.partition(".")[0]
+        row, _ = _first(rest, names)
         new = row not in names and f"optimizers.{row}.constructor" not in overrides
         if names and first == "optimizers" and "." in rest and new:
             raise UserError(f"'{key}': no optimizer '{row}'; {nearest(row, names)}")
@@ -152,16 +152,27 @@ def _overridden(document: dict, path: str, value: Any) -> dict:
 
     by an anchor of YAML the same section can stand at several places.
     """
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
     changed = section = dict(document)
-    for part in parents:
+    part, rest = _first(path, section)
+    while rest:
         inner = section.get(part, {})
         if not isinstance(inner, dict):
             raise UserError(f"override '{path}={value}': '{part}' has no keys inside")
         section[part] = dict(inner)
         section = section[part]
-    section[last] = value
+        part, rest = _first(rest, section)
+    section[part] = value
     return changed
+
+
+def _first(path: str, keys: Iterable[Any]) -> tuple[Any, str]:
+    """The first part of a key path, and the rest: of known keys, which may hold dots, the longest.
+
+    An optimizer's name is such a key (`adam.v2`).
+    """
+    known = [str(key) for key in keys if f"{path}.".startswith(f"{key}.")]
+    part = max([*known, path.partition(".")[0]], key=len)
+    return int(part) if part.isdigit() else part, path[len(part) + 1 :]
 
 
 def resolve(config: Config, optimizer: str, seed: int) -> Config:

@@ -267,12 +267,13 @@ def find(name: str, dataset: str | None, root: Path | None = None) -> Request:
         raise UserError(f"no table '{name}', neither a file nor below configs/tables/; "
                         + nearest(name, names()))  # fmt: skip
     table: PaperTable = validate(PaperTable, read_document(path), path)
-    on_text = path.with_name(f"{path.stem}{TEXT}.yaml")
+    on_text, known_datasets = path.with_name(f"{path.stem}{TEXT}.yaml"), [*table.datasets]
     if dataset is not None and dataset not in table.datasets and on_text.is_file():
         other: PaperTable = validate(PaperTable, read_document(on_text), on_text)
+        known_datasets += other.datasets
         if dataset in other.datasets:
             path, table = on_text, other
     dataset = dataset or table.paper_dataset or next(iter(table.datasets))
     if dataset not in table.datasets:
-        raise UserError(f"{name} on '{dataset}'? {nearest(dataset, table.datasets)}")
+        raise UserError(f"{name} on '{dataset}'? {nearest(dataset, known_datasets)}")
     return Request(path, table, dataset, root or runs_root())

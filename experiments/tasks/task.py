@@ -114,6 +114,19 @@ class Task(ABC):
         """
         return None
 
+    def check_other(self, config: Config, data_root: Path, known: Any) -> None:
+        """Refuse to measure a run's model on these data, where they are not the run's.
+
+        Args:
+            config: of the run; that of this task may name another place.
+            data_root: where the data of the run are, if they are anywhere.
+            known: what `describe_data` said of them; None where nobody knows.
+
+        Raises:
+            UserError: the model cannot be measured on them.
+        """
+        return None
+
     def micro_batches(self, batch: Batch) -> Sequence[tuple[Batch, float]]:
         """The parts of a batch that are in memory one at a time: `config.micro_batches` of them.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from experiments.config.experiment import Config
 from experiments.errors import UserError
 from experiments.plans.load import load
 from experiments.runs import checkpoint, own_code
@@ -56,7 +57,8 @@ def restore(
     Args:
         directory: of the run.
         device_name: where the model goes, as in a configuration.
-        data: in place of DATA_ROOT; they may be others than those of the run.
+        data: in place of DATA_ROOT, or of a `dataset.root` that is absolute; they may be others
+            than those of the run.
 
     Raises:
         UserError: there is no checkpoint that can be read and fits, no data, or other data in
@@ -66,16 +68,20 @@ def restore(
     state = checkpoint.look(directory)
     if state is None:
         raise UserError(f"{directory} has no checkpoint that can be read")
+    known = state.get(KEY)
+    if isinstance(known, Mapping):  # the weights that it began with are not looked at again
+        known = {key: value for key, value in known.items() if key != weights.DIGEST}
     if data is None:
-        known = state.get(KEY)
-        if isinstance(known, Mapping):  # the weights that it began with are not looked at again
-            known = {key: value for key, value in known.items() if key != weights.DIGEST}
         refuse_other(directory, known, describe_data(config, data_root()), EVALUATE)
     with suppress(OSError, ValueError, AttributeError):  # what meta.json does not say is not known
         if own := own_code.differs(read_json(directory / "meta.json").get("sessions"), config):
             warnings.warn(f"{directory} was {own}", stacklevel=2)
     device = build_device(config.model_copy(update={"device": device_name}))
-    task = build_task(config, device, data or data_root())
+    if data is not None:
+        task = build_task(_elsewhere(config, data), device, data)
+        task.check_other(config, data_root(), known)
+    else:
+        task = build_task(config, device, data_root())
     model = task.build_model()
     groups.freeze(config, model)
     try:
@@ -84,3 +90,12 @@ def restore(
         raise UserError(f"the checkpoint in {directory} does not fit its config: {error}") from None
     position = state["position"]
     return task, model, position["epoch"] + position["step"] // task.steps_per_epoch
+
+
+def _elsewhere(config: Config, data: Path) -> Config:
+    """A configuration whose data lie in a folder, also where it names a place of its own."""
+    dataset = config.dataset
+    if not Path(getattr(dataset, "root", None) or "").expanduser().is_absolute():
+        return config
+    moved = dataset.model_copy(update={"root": str(data.absolute())})
+    return config.model_copy(update={"dataset": moved})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.config.experiment import Config
 from experiments.errors import UserError
 from experiments.runs import checkpoint
+from experiments.runtime.paths import expanded
 
 # Under which a state dict lies in the files of others.
 INSIDE = ("evaluated", "model", "state_dict", "model_state_dict")
@@ -33,7 +34,7 @@ def initialize(config: Config, model: nn.Module) -> str | None:
     spec = config.init_from
     if spec is None:
         return None
-    found, own = _read(Path(spec.path).expanduser()), tensors(model)
+    found, own = _read(expanded(spec.path, "init_from.path")), tensors(model)
     for pattern in spec.skip:
         if not any(fnmatchcase(name, pattern) for name in own):
             raise UserError(f"init_from.skip: '{pattern}' matches no tensor of the model")

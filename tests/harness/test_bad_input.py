@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.plans.load import load, load_one
 from experiments.plans.select import select
 from experiments.plans.settings import split_words
+from experiments.runtime.paths import data_root, runs_root
 from experiments.training import loop, optimizers
 
 SWEEP = REPOSITORY / "configs" / "sweeps" / "digits-lr.yaml"
@@ -56,6 +57,11 @@ def nothing_is_written(tmp_path, monkeypatch):
         (["schedule=cosine"], "write schedule={name: cosine, warmup_epochs: 5}, say"),
         (["optimizer.betas=0.9"], "unknown key 'betas', no argument of torch.optim.SGD"),
         (["optimizer.momentum=hello"], "momentum is 'hello': torch.optim.SGD takes a number here"),
+        (
+            ["optimizers.adam.betas=[0.9, 0.99, 0.999]"],
+            "betas is [0.9, 0.99, 0.999]: torch.optim.Adam takes a list here, as its default (0.9,",
+        ),
+        (["optimizers.adam.betas=['0.9', 0.99]"], "betas is ['0.9', 0.99]: torch"),
         (["optimizer.nesterov=1"], "nesterov is 1: torch.optim.SGD takes a truth value here"),
         (["epochs=[1"], "not valid YAML: line 1, column 3: expected ',' or ']'"),
         (["epochs={a: b: c}"], "not valid YAML: line 1, column"),
@@ -82,6 +88,27 @@ def nothing_is_written(tmp_path, monkeypatch):
 def test_a_mistake_is_one_line_that_says_what_to_write(words, message, capsys):
     words = [str(DIGITS), *words, "optimizer=sgd", "model.depth=8", "--dry-run"]
     assert message in refused(*words, capsys=capsys)
+
+
+def test_a_home_that_no_shell_has_read(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, root in (("RUNS_ROOT", runs_root), ("DATA_ROOT", data_root)):
+        monkeypatch.setenv(variable, "~/there")
+        assert root() == tmp_path / "there"
+        monkeypatch.setenv(variable, "~nobody-of-this-name/there")
+        with pytest.raises(UserError, match=rf"{variable} = ~nobody.*: nobody here is called so"):
+            root()
+    assert "RUNS_ROOT = ~nobody" in refused(DIGITS, "optimizer=sgd", capsys=capsys)
+
+
+def test_a_name_with_a_dot_is_overridden_as_any_other(tmp_path):
+    text = DIGITS.read_text(encoding="utf-8").replace("  sgd:\n", "  sgd.v2:\n    # a row\n", 1)
+    (tmp_path / "dots.yaml").write_text(text, encoding="utf-8")
+    for key in ("optimizer.lr", "optimizers.sgd.v2.lr"):
+        config = load_one(tmp_path / "dots.yaml", "sgd.v2", {key: 0.05})
+        assert config.optimizer.lr == 0.05
+    with pytest.raises(UserError, match="no optimizer 'sgd'; did you mean 'sgd.v2'"):
+        load_one(tmp_path / "dots.yaml", "sgd.v2", {"optimizers.sgd.v3.lr": 0.05})
 
 
 def test_quotes_that_a_shell_has_left(capsys):

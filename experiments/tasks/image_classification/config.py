@@ -15,6 +15,7 @@ from experiments.config.experiment import (
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, refuse
 from experiments.errors import nearest
+from experiments.runtime.paths import expanded
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -74,7 +75,7 @@ class Dataset(DatasetSection):
 
     def folder(self, data_root: Path) -> Path:
         """Where a folder of images lies."""
-        return data_root / Path(self.root or self.name).expanduser()
+        return data_root / expanded(self.root or self.name, "dataset.root")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -167,7 +168,10 @@ class ConstructedModel(ConstructedSection):
     constructor: str
     """Dotted path, such as `torchvision.models.resnet18` or `timm.create_model`."""
     name: Literal[""] | FolderName = ""
-    """Second folder of a run's path; empty: `model_name`, or else the path's last part."""
+    """Second folder of a run's path; empty: `model_name`, or else the path's last part.
+
+    It is also the constructor's argument `name` where that needs one (torchvision's `get_model`).
+    """
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from experiments.config import constructors
 from experiments.errors import UserError
+from experiments.runtime.paths import expanded
 from experiments.tasks.image_classification import datasets
 from experiments.tasks.image_classification.config import Dataset
 from experiments.tasks.image_classification.datasets import Images
@@ -32,7 +33,7 @@ def load(settings: Dataset, data_root: Path, download: bool = True) -> tuple[Ima
     Raises:
         UserError: they are neither on disk nor to be had, or are no images of one size.
     """
-    root = data_root.absolute() / Path(settings.root or "").expanduser()
+    root = data_root.absolute() / expanded(settings.root or "", "dataset.root")
     return _load(settings.source, json.dumps(settings.arguments), root, download)
 
 

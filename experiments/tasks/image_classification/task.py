@@ -153,21 +153,47 @@ class ImageClassification(Task):
             constructed.check(config.dataset)
         spec = config.model
         if isinstance(spec, ConstructedModel):
-            offered = (CLASSES, CHANNELS)
+            own = constructors.own_name(spec.constructor, spec.name, "model")
+            offered = (CLASSES, CHANNELS, *own)
             constructors.check(spec.constructor, spec.arguments, "model", offered)
 
     def build_model(self) -> nn.Module:
         spec, classes = self.config.model, self.data.num_classes
         if isinstance(spec, ConstructedModel):
-            return self._construct(spec)
+            model = self._construct(spec)
+        else:
+            try:
+                model = MODELS[spec.name](spec.depth, classes, self.in_channels)
+            except ValueError as error:
+                raise UserError(f"model {spec.label}: {error}") from None
+        model = self.place(model)
+        self._check_smallest(model)
+        return model
+
+    def _check_smallest(self, model: nn.Module) -> None:
+        """Refuse a network that cannot be trained on one image, where a batch leaves it no more.
+
+        Behind a layer that has shrunk an image to a point, batch normalization has one value then.
+        It sees the images of all processes.
+        """
+        size, parts = self.config.batch_size, self.config.micro_batches
+        last = self.data.train_size - (self.steps_per_epoch - 1) * size
+        if last // parts > 1:
+            return
+        image = next(iter(self.training_batches(0, 0))).rows(slice(1), 1)
         try:
-            model = MODELS[spec.name](spec.depth, classes, self.in_channels)
+            with unchanged(model):
+                self._outputs(model.train(), image)
         except ValueError as error:
-            raise UserError(f"model {spec.label}: {error}") from None
-        return self.place(model)
+            raise UserError(
+                f"batch_size = {size}: the last batch of an epoch, of {last} images in {parts} "
+                f"parts, leaves model {self.config.model.label} a single one, on which it cannot "
+                f"be trained: {error}"
+            ) from error
 
     def _construct(self, spec: ConstructedModel) -> nn.Module:
         offered: dict[tuple[str, ...], Any] = {CLASSES: self.data.num_classes}
+        offered |= constructors.own_name(spec.constructor, spec.name, "model")
         known, _ = names(load(spec.constructor, "model.constructor"))
         if self.in_channels != 3 or set(known) & set(CHANNELS):
             offered[("in_chans", *CHANNELS)] = self.in_channels  # timm's name where any will do
@@ -176,7 +202,7 @@ class ImageClassification(Task):
             raise UserError(f"model.constructor '{spec.constructor}' returned no torch.nn.Module")
         model = model.to(self.device, self.dtype).eval()
         self._check_logits(model)  # a lazy module has its sizes from this batch
-        return self.place(model.train())
+        return model.train()
 
     def _check_logits(self, model: nn.Module) -> None:
         """Refuse a network whose logits are of another shape, or that cannot take the images."""

@@ -79,6 +79,8 @@ class KneserNey:
         lower: numpy.ndarray,
     ) -> numpy.ndarray:
         """The probabilities of n-grams' last tokens, from those of the next lower order."""
+        if not len(grams):  # a training set of fewer tokens
+            return lower
         once, twice = (counts == 1).sum(), (counts == 2).sum()
         discount = once / (once + 2 * twice) if once else 0.0
         histories, starts = numpy.unique(grams // self.size, return_index=True)
@@ -102,9 +104,10 @@ class KneserNey:
 def _grams(tokens: numpy.ndarray, order: int, size: int) -> numpy.ndarray:
     """Each run of `order` tokens as a number, the first token the most significant."""
     tokens = tokens.astype(numpy.int64)
-    found = numpy.zeros(len(tokens) - order + 1, numpy.int64)
+    count = max(len(tokens) - order + 1, 0)
+    found = numpy.zeros(count, numpy.int64)
     for place in range(order):
-        found = found * size + tokens[place : len(tokens) - order + 1 + place]
+        found = found * size + tokens[place : count + place]
     return found
 
 

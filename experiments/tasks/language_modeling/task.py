@@ -53,6 +53,10 @@ class LanguageModeling(TextTask):
             split: torch.from_numpy(stream(*self.corpus.tokens(split, LANGUAGE))).to(device)
             for split in ("train", *self.evaluation_splits)
         }
+        for split in self.evaluation_splits:
+            if len(self.streams[split]) < 2:
+                raise UserError(f"the {split} set of {config.dataset.name} is a single blank line: "
+                                "there is nothing to predict")  # fmt: skip
         text = self.streams["train"]
         self.sequences = (len(text) - 1) // config.dataset.length
         if not self.sequences:
@@ -139,10 +143,10 @@ class LanguageModeling(TextTask):
         adaptive = bool(self.config.model.adaptive_cutoffs)
         with self.autocast():
             hidden = model(batch.tokens[:, :-1])
-            output = model.log_likelihood(hidden, targets) if adaptive else model.logits(hidden)
+            output = hidden if adaptive else model.logits(hidden)
         output = output.float() if self.config.autocast else output
-        if adaptive:
-            loss = -output.sum()
+        if adaptive:  # beyond autocast: torch's adaptive softmax mixes the types there, and raises
+            loss = -model.log_likelihood(output, targets).sum()
             return loss, loss.detach()
         loss = self.token_losses(output, targets)
         return loss, self.surprise(output, targets, loss) if measured else loss.detach()

@@ -28,7 +28,7 @@ def make_packs(lengths: numpy.ndarray, max_tokens: int) -> list[numpy.ndarray]:
         UserError: a sentence alone is longer.
     """
     longest = lengths.max(1)
-    if longest.max() > max_tokens:
+    if longest.max(initial=0) > max_tokens:
         raise UserError(f"dataset.max_tokens = {max_tokens}: a sentence has {longest.max()} tokens")
     order = numpy.lexsort(lengths.T[::-1])
     packs, pack, width = [], [], 0
@@ -41,7 +41,8 @@ def make_packs(lengths: numpy.ndarray, max_tokens: int) -> list[numpy.ndarray]:
             width = int(longest[pack].max(initial=0))
         pack.append(sentence)
         width = max(width, size)
-    packs.append(pack)
+    if pack:
+        packs.append(pack)
     return [_mix(numpy.array(pack)) for pack in packs]
 
 

@@ -23,6 +23,7 @@ BLOCK = 512  # rows of a similarity matrix in memory at a time
 _PLACEHOLDER = re.compile(r"%[\w(#.+-]|\{[^}]*\}|<[^>]*>|&\w+;|\$\w|https?://|\\[nt]|__\w+")
 # Behind three letters: abbreviations (z. B., e.g.) are shorter.
 _END_OF_SENTENCE = re.compile(r"(?<=\w{3}[.!?])\s+(?=[A-ZÄÖÜ„“\"(])")
+_VARIATIONS = {chr(code) for code in range(0xFE00, 0xFE10)}  # how a sign is drawn
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
 
 
@@ -67,8 +68,16 @@ def _aligned(example: Example, cut: Callable[[str], list[str]]) -> list[Example]
 
 
 def key(text: str) -> str:
-    """What two texts have in common that count as the same: letters and digits, in lower case."""
-    return "".join(char for char in normalize(text).casefold() if char.isalnum())
+    """What two texts have in common that count as the same: letters and digits, in lower case.
+
+    Marks that stay apart from their letters, as most vowels of Indian languages and of Thai, count.
+    """
+    return "".join(char for char in normalize(text).casefold() if _counts(char))
+
+
+def _counts(char: str) -> bool:
+    is_mark = unicodedata.category(char) in ("Mn", "Mc") and char not in _VARIATIONS
+    return char.isalnum() or is_mark
 
 
 def clean(

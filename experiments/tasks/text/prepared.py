@@ -17,8 +17,8 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -42,10 +42,11 @@ from experiments.tasks.text.vocabulary import (
     join_pieces,
     read_vocabulary,
     train_pieces,
+    vocabulary_file,
 )
 from experiments.tasks.text.whole_folder import whole_folder
 
-PIPELINE = 1  # changes with the steps of the pipeline, so that nobody reads what older ones left
+PIPELINE = 2  # changes with the steps of the pipeline, so that nobody reads what older ones left
 _HERE = "experiments.tasks.text.sources"
 SOURCES = {
     "cldr": f"{_HERE}.cldr",
@@ -122,25 +123,50 @@ class Prepared:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta: dict[str, Any] = json.loads(_read(folder / "meta.json"))
+        with _reading(path := folder / "meta.json"):
+            self.meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            self._size, self._counts = self.meta["vocabulary"]["size"], self.meta["examples"]
+            self.sha256: str = self.meta["sha256"]
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return read_vocabulary(self.folder)
+        with _reading(self.folder):
+            found = read_vocabulary(self.folder)
+            _expect("pieces or words", found.size, self._size)
+        return found
+
+    def vocabulary_digest(self) -> str:
+        """Equal where the same tokens mean the same."""
+        with _reading(self.folder):
+            return hashlib.sha256(vocabulary_file(self.folder).read_bytes()).hexdigest()
 
     def texts(self, split: str, language: str) -> list[str]:
         """The lines of a split."""
-        return _read(self.folder / f"{split}.{language}").split("\n")[:-1]
+        with _reading(path := self.folder / f"{split}.{language}"):
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+            _expect("lines", len(lines), self._counts[split])
+        return lines
 
     def plain(self, text: str) -> str:
         """A line of `texts` as people write it: words that are split into pieces are joined."""
         return text if isinstance(self.vocabulary, Pieces) else join_pieces(text)
 
+    def as_its_own(self, texts: Iterable[str]) -> list[str]:
+        """Texts from elsewhere, written as those of the corpus are.
+
+        Blanks around and between words are one. Where the corpus is normalized, to judge by its
+        validation set, they are, too: no text of another form was trained on.
+        """
+        known = self.texts("val", self.meta["languages"][0])
+        is_normalized = all(line == pipeline.normalize(line) for line in known)
+        return [pipeline.normalize(t) if is_normalized else " ".join(t.split()) for t in texts]
+
     def remember(self, name: str, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What `compute` returns, computed once where it can be kept beside the texts."""
         path = self.folder / f"{name}.json"
-        if path.is_file():
-            return json.loads(_read(path))
+        with suppress(OSError, ValueError):  # it is not there, or damaged
+            if isinstance(known := json.loads(path.read_text(encoding="utf-8")), dict):
+                return known
         found = compute()
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
         with suppress(OSError):  # somebody else's folder: computed again next time
@@ -150,8 +176,11 @@ class Prepared:
 
     def tokens(self, split: str, language: str) -> tuple[numpy.ndarray, numpy.ndarray]:
         """All numbers of a split one after the other, int32, and how many each line has, int64."""
-        with numpy.load(self.folder / "tokens.npz") as arrays:
-            return arrays[f"{split}.{language}"], arrays[f"{split}.{language}.lengths"]
+        path = self.folder / "tokens.npz"
+        with _reading(path), numpy.load(path) as arrays:
+            flat, lengths = arrays[f"{split}.{language}"], arrays[f"{split}.{language}.lengths"]
+            _expect("lines", len(lengths), self._counts[split])
+        return flat, lengths
 
 
 def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
@@ -172,7 +201,7 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
         with whole_folder(folder) as partial:
             _write(recipe, recipe.source.read(root, recipe.languages), partial)
     prepared = Prepared(folder)
-    found = prepared.meta["sha256"]
+    found = prepared.sha256
     if sha256 is not None and not found.startswith(sha256):
         versions = ", ".join(f"{name} {v}" for name, v in prepared.meta["versions"].items())
         raise UserError(
@@ -184,12 +213,14 @@ def prepare(recipe: Recipe, root: Path, sha256: str | None = None) -> Prepared:
 
 
 def find(recipe: Recipe, root: Path) -> Prepared | None:
-    """The corpus of a recipe where it is prepared already."""
+    """The corpus of a recipe, prepared where it has not been; None where that cannot be done.
+
+    Without preparing it nobody knows whether files that have changed hold other texts.
+    """
     try:
-        folder = recipe.folder(root)
+        return prepare(recipe, root)
     except (UserError, ModuleNotFoundError):
         return None
-    return Prepared(folder) if folder.is_dir() else None
 
 
 # -------------------------------------------------------------------------------------- preparing
@@ -264,10 +295,23 @@ def _write_tokens(
     return counts
 
 
-def _read(path: Path) -> str:
+def _expect(what: str, found: int, known: int) -> None:
+    if found != known:
+        raise ValueError(f"it has {found} {what} and had {known}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Inside, a part of a prepared corpus is read.
+
+    Raises:
+        UserError: whatever is raised inside: each format has errors of its own for a damaged file.
+    """
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        yield
+    except Exception as error:
+        folder = path if path.is_dir() else path.parent
+        said = str(error).split("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path} cannot be read: {error}; remove {path.parent}, it is prepared anew"
+            f"{path} cannot be read: {said}; remove {folder}, it is prepared anew"
         ) from None

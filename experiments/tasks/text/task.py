@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from experiments.errors import UserError
 from experiments.models.text_transformer import Size
 from experiments.runtime import distributed
 from experiments.runtime.progress import say
@@ -19,6 +20,7 @@ from experiments.tasks.text.config import TextConfig
 from experiments.tasks.text.prepared import Prepared, Recipe, find, prepare
 from experiments.tasks.text.vocabulary import PAD
 
+DIGITS = 16  # of the texts' hash, in what a run says of its data
 LARGEST_EXPONENT = 700  # exp of more is no float
 
 
@@ -67,7 +69,22 @@ class TextTask(Task):
             return None
         counts = {f"{name} examples": count for name, count in found.meta["examples"].items()}
         return {**counts, "tokens": found.meta["vocabulary"]["size"],
-                "digest": found.meta["sha256"][:16]}  # fmt: skip
+                "digest": found.sha256[:DIGITS]}  # fmt: skip
+
+    def check_other(self, config: Any, data_root: Path, known: Any) -> None:
+        """A model knows its own vocabulary alone, which its training set has made."""
+        own = prepare(self.recipe(config), data_root)
+        if isinstance(known, Mapping) and known.get("digest") != own.sha256[:DIGITS]:
+            raise UserError(
+                f"the texts of the run are not in {data_root}, and tell its vocabulary: set "
+                f"DATA_ROOT to them (digest {known.get('digest')})"
+            )
+        if own.vocabulary_digest() != self.corpus.vocabulary_digest():
+            raise UserError(
+                f"the training set of {self.corpus.folder.parent} makes another vocabulary than "
+                "that of the run, whose model does not know it: take the run's training set, and "
+                "other texts to validate and to test"
+            )
 
     def set_steps(self, steps_per_pass: int, tokens: int) -> None:
         """Count the steps of a pass and of an epoch.

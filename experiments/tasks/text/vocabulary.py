@@ -88,6 +88,9 @@ def train_pieces(lines: Iterable[str], size: int) -> bytes:
 class Words:
     """What stands between blanks; words that were not in the training set are `UNKNOWN`.
 
+    So is what texts themselves have for a word that they leave out, `<unk>`. Other names of
+    `SPECIAL` are words like any other where a text has them.
+
     Args:
         words: by number, from the one behind `SPECIAL` on.
     """
@@ -96,7 +99,8 @@ class Words:
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = [*SPECIAL, *words]
-        self._numbers = {word: number for number, word in enumerate(self._words)}
+        behind = enumerate(words, len(SPECIAL))
+        self._numbers = {SPECIAL[UNKNOWN]: UNKNOWN, **{word: number for number, word in behind}}
         self.size = len(self._words)
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
@@ -120,14 +124,20 @@ def count_words(lines: Iterable[str], size: int | None) -> list[str]:
         size: of the vocabulary, `SPECIAL` included; None: all.
     """
     counts = Counter(word for line in lines for word in line.split())
-    for special in SPECIAL:
-        counts.pop(special, None)
+    counts.pop(SPECIAL[UNKNOWN], None)
     words = sorted(counts, key=lambda word: (-counts[word], word))
     return words if size is None else words[: size - len(SPECIAL)]
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary that lies in a folder."""
-    if (pieces := folder / Pieces.FILE).is_file():
-        return Pieces(pieces.read_bytes())
-    return Words((folder / Words.FILE).read_text(encoding="utf-8").split("\n")[:-1])
+    path = vocabulary_file(folder)
+    if path.name == Pieces.FILE:
+        return Pieces(path.read_bytes())
+    return Words(path.read_text(encoding="utf-8").split("\n")[:-1])
+
+
+def vocabulary_file(folder: Path) -> Path:
+    """The file of the vocabulary that lies in a folder."""
+    pieces = folder / Pieces.FILE
+    return pieces if pieces.is_file() else folder / Words.FILE

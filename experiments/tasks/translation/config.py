@@ -56,11 +56,11 @@ class Model(TransformerSection):
 class Decoding(Section):
     """How translations are made and compared."""
 
-    beam: Positive
+    beam: Annotated[int, Field(ge=1, le=1000)]
     """Partial translations that are kept; 1: greedy."""
-    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    length_penalty: Annotated[float, Field(ge=0, le=10)]
     """A translation's log-probability is divided by its length to this power."""
-    max_length: Positive
+    max_length: Annotated[int, Field(ge=1, le=10_000)]
     """Most tokens of a translation."""
     every_epochs: NotNegative
     """Epochs between measurements of BLEU; 0: at the end alone. It is always measured there."""

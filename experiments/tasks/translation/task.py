@@ -79,6 +79,12 @@ class Translation(TextTask):
                 f"sentences, too few for {distributed.world_size()} processes"
             )
         target = self.sides["train"][1]
+        if config.batch_size > len(self.packs["train"]):
+            raise UserError(
+                f"batch_size = {config.batch_size}: the training set has "
+                f"{len(self.packs['train'])} packs of dataset.max_tokens = "
+                f"{config.dataset.max_tokens}"
+            )
         self.set_steps(
             -(-len(self.packs["train"]) // config.batch_size),
             int(target.lengths.sum()) + len(target),
@@ -193,14 +199,26 @@ class Translation(TextTask):
         return [self.vocabulary.decode(output) for output in outputs]
 
     def translate(self, model: nn.Module, lines: Sequence[str]) -> list[str]:
-        """The translations of texts, in their order; the model is in evaluation mode."""
+        """The translations of texts, in their order; the model is in evaluation mode.
+
+        That of a text without tokens is empty: a model would invent one.
+
+        Raises:
+            UserError: a text is longer than any that was trained on, and than memory may last.
+        """
         numbers = self.vocabulary.encode(lines)
         lengths = numpy.array([len(line) for line in numbers], dtype=numpy.int64)
         flat = numpy.array([n for line in numbers for n in line], dtype=numpy.int32)
         sentences = Sentences(flat, lengths, self.device)
-        budget = max(self.config.dataset.max_tokens, int(lengths.max(initial=0)) + 1)
-        found = [""] * len(lines)
-        for pack in make_packs(lengths[:, None] + 1, budget):
+        budget = self.config.dataset.max_tokens
+        if (longest := int(lengths.max(initial=0)) + 1) > budget:
+            text = int(lengths.argmax())
+            raise UserError(
+                f"text {text + 1}, '{lines[text][:30]}...', has {longest} tokens, and no training "
+                f"sentence had more than dataset.max_tokens = {budget}: split it into sentences"
+            )
+        found, told = [""] * len(lines), lengths.nonzero()[0]
+        for pack in (told[pack] for pack in make_packs(lengths[told, None] + 1, budget)):
             source = sentences.rows(pack, PAD, after=(END,))
             for number, text in zip(pack, self.translate_tokens(model, source), strict=True):
                 found[number] = text

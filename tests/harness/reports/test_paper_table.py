@@ -164,6 +164,12 @@ def test_a_scaled_setting_is_a_multiple_of_the_configurations_own():
     assert signature(once.runs[0].config) == signature(plain.config)
 
 
+def test_an_unknown_data_set_is_refused_with_those_of_text_too():
+    for asked, said in (("cldrr", "did you mean 'cldr'"), ("kjv", "known: cifar10, .*, cldr")):
+        with pytest.raises(UserError, match=said):
+            plans_paper_tables.find("table6", asked)
+
+
 def test_scales_are_of_the_optimizers_own_settings():
     for scale in ({"epochs": 2}, {"optimizer.lr": 0}):
         with pytest.raises(ValueError, match="scale"):

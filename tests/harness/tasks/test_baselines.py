@@ -82,11 +82,25 @@ def test_a_text_without_any_pattern_has_a_perplexity_of_its_tokens():
         assert numpy.exp(surprise) == pytest.approx(20, rel=0.1)
 
 
+def test_a_training_set_of_two_tokens_has_few_patterns():
+    for surprise in KneserNey(numpy.array([3, 2]), 4).mean_surprise(numpy.array([3, 2])).values():
+        assert numpy.isfinite(surprise)
+
+
 def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     root = prepare_small(tmp_path, monkeypatch)
     corpus = prepare(Recipe("cldr", ("de", "en"), "pieces", 400), root)
     (corpus.folder / "x.json").mkdir()  # as good as read-only, for root as well
     assert corpus.remember("x", lambda: {"a": 1.5}) == {"a": 1.5}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_what_is_damaged_is_computed_again(content, tmp_path, monkeypatch):
+    root = prepare_small(tmp_path, monkeypatch)
+    corpus = prepare(Recipe("cldr", ("de", "en"), "pieces", 400), root)
+    (corpus.folder / "x.json").write_text(content)
+    assert corpus.remember("x", lambda: {"a": 1.5}) == {"a": 1.5}
+    assert corpus.remember("x", dict) == {"a": 1.5}
 
 
 def test_a_large_corpus_has_none(tmp_path, monkeypatch):

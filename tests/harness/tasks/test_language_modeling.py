@@ -12,6 +12,7 @@ from experiments.errors import UserError
 from experiments.plans.load import load
 from experiments.runs.metrics import read_json, read_metrics
 from experiments.tasks.language_modeling.task import stream
+from experiments.tasks.text.prepared import Prepared
 from experiments.tasks.text.vocabulary import END
 from experiments.training import loop
 
@@ -138,6 +139,32 @@ def test_cutoffs_beyond_the_vocabulary_are_refused(make):
     task = make("model.adaptive_cutoffs=[500]", "label_smoothing=0.0")
     with pytest.raises(UserError, match=r"model.adaptive_cutoffs = \[500\] for 130 tokens"):
         task.build_model()
+
+
+def test_an_adaptive_softmax_computes_beside_bfloat16(make):
+    overrides = (*NO_DROPOUT, "model.adaptive_cutoffs=[20]", "label_smoothing=0.0")
+    losses = []
+    for more in ((), ("autocast=bfloat16",)):
+        task = make(*overrides, *more)
+        torch.manual_seed(0)
+        model = task.build_model()
+        loss, _ = task.loss(model, next(task.training_batches(0, 0)))
+        loss.backward()
+        losses.append(loss)
+    assert losses[0] != losses[1] and losses[1].dtype == torch.float32
+    torch.testing.assert_close(*losses, rtol=0.02, atol=0)
+
+
+def test_a_split_in_which_nothing_is_predicted_is_refused(make, monkeypatch):
+    tokens = Prepared.tokens
+    nothing = numpy.zeros(0, numpy.int32), numpy.zeros(1, numpy.int64)
+    monkeypatch.setattr(
+        Prepared, "tokens",
+        lambda corpus, split, language: nothing if split == "test"
+        else tokens(corpus, split, language),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="the test set of kjv is a single blank line"):
+        make()
 
 
 def test_a_text_shorter_than_a_sequence_is_refused(make):

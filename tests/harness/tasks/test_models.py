@@ -108,6 +108,7 @@ def test_ours_by_name_and_by_constructor_are_the_same():
         "{constructor: torchvision.models.VisionTransformer, image_size: 8, patch_size: 2, "
         "num_layers: 1, num_heads: 2, hidden_dim: 16, mlp_dim: 16}",
         "{constructor: torchvision.models.shufflenet_v2_x0_5}",
+        "{constructor: torchvision.models.get_model, name: shufflenet_v2_x0_5}",
         "{constructor: timm.create_model, model_name: vit_tiny_patch16_224, img_size: 8, "
         "patch_size: 4, depth: 1}",
         f"{{constructor: {HERE}.Lazy}}",
@@ -123,8 +124,18 @@ def test_a_model_of_others_is_trained(model, tmp_path, monkeypatch):
     (row,) = read_metrics(directory.metrics_path)
     assert row["test/accuracy"] >= 0 and directory.done
     last = model.partition("constructor: ")[2].partition(",")[0].strip("}").rpartition(".")[2]
-    label = "vit_tiny_patch16_224" if "timm" in model else last
+    named = {"create_model": "vit_tiny_patch16_224", "get_model": "shufflenet_v2_x0_5"}
+    label = named.get(last, last)
     assert directory.path.parts[-3] == label == config.model.label
+
+
+def test_a_single_image_that_cannot_be_trained_on_is_refused_at_the_start():
+    model = "{constructor: torchvision.models.shufflenet_v2_x0_5}"  # an image becomes a point
+    for settings in (["batch_size=1296"], ["batch_size=500", "micro_batches=297"]):
+        with pytest.raises(UserError, match="a single one, on which it cannot be trained"):
+            build(model, "dataset.channels=3", *settings)
+    build(model, "dataset.channels=3", "batch_size=1295")
+    build("{name: convnet, depth: 2}", "batch_size=1296")
 
 
 def test_a_lazy_network_is_there_before_its_optimizer_and_draws_no_more_than_its_weights():

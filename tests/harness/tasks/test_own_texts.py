@@ -6,11 +6,12 @@ import pytest
 from support.harness import REPOSITORY
 from support.training import train_here
 
-from experiments import translate
+from experiments import evaluate, translate
 from experiments.errors import UserError
 from experiments.plans.load import load, resolve
 from experiments.runs.metrics import read_metrics
 from experiments.tasks.text.prepared import Recipe, find, prepare
+from experiments.training import session
 
 TEXT = Recipe("novels", ("en",), "words", None, "novels")
 PAIRS = Recipe("tales", ("fr", "pt-BR"), "words", None, "tales")
@@ -75,6 +76,16 @@ def test_languages_without_blanks_and_with_marks_for_vowels_are_kept(tmp_path):
         (folder / f"all.{ending}").write_text(text, encoding="utf-8")
     examples = prepare(PAIRS, tmp_path).meta["examples"]
     assert sum(examples.values()) == 99
+
+
+def test_texts_that_differ_in_their_vowels_alone_are_not_the_same(tmp_path):
+    """Marks, for Unicode: no letters."""
+    folder = write(tmp_path, PAIRS, all="".join(f"number {n} of *\n" for n in range(99)))
+    for ending, texts in (("fr", "लड़का लड़की"), ("pt-BR", "กา กี")):
+        with (folder / f"all.{ending}").open("a", encoding="utf-8") as file:
+            file.write(texts.replace(" ", "\n"))
+    meta = prepare(PAIRS, tmp_path).meta
+    assert sum(meta["examples"].values()) == 101 and not meta["dropped"]
 
 
 def test_other_files_are_other_data(tmp_path):
@@ -147,6 +158,40 @@ def test_it_is_trained_on(name, recipe, tmp_path, monkeypatch, capsys):
     if name == "cldr":
         assert translate.main([str(directory.path), "the fr number 3"]) == 0
         assert capsys.readouterr().out.strip()
+
+
+def test_a_model_is_measured_on_other_texts_by_its_own_vocabulary(tmp_path, monkeypatch, capsys):
+    """With others in the place of its own it is not measured at all, prepared already or not."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    texts = {
+        split: "".join(f"the * number {n % 17} sees {n % 13} of {n % 11}\n" for n in range(count))
+        for split, count in (("train", 300), ("val", 30), ("test", 30))
+    }
+    folder = write(tmp_path, PAIRS, **texts)
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    run = str(train_here(tmp_path, config("cldr", folder)).path)
+
+    def measured(*words, code=0):
+        capsys.readouterr()
+        assert evaluate.main([run, *words]) == code
+        return capsys.readouterr().out if code == 0 else capsys.readouterr().err
+
+    own = measured()
+    (tmp_path / "elsewhere").mkdir()
+    other = write(tmp_path / "elsewhere", PAIRS, **texts | {"test": "number 3 of *\n" * 20})
+    assert own.splitlines()[:2] == measured("--data", str(other)).splitlines()[:2]
+    assert own != measured("--data", str(other))
+    write(tmp_path / "elsewhere", PAIRS, **texts | {"train": texts["train"].replace("sees", "y")})
+    assert "makes another vocabulary" in measured("--data", str(other), code=2)
+
+    write(tmp_path, PAIRS, **texts | {"train": texts["train"].replace("sees", "y")})
+    with pytest.raises(UserError, match="was trained on other data"):  # done is not done on these
+        session.train_unless_done(config("cldr", folder))
+    for _ in range(2):
+        assert translate.main([run, "the fr number 3"]) == 2
+        assert "was trained on other data" in capsys.readouterr().err
+    write(tmp_path / "elsewhere", PAIRS, **texts)
+    assert "texts of the run are not in" in measured("--data", str(other), code=2)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adahessian"])

@@ -40,7 +40,6 @@ def content(folder):
 
 
 def test_a_corpus_is_prepared_once(small, tmp_path, monkeypatch):
-    assert find(CLDR, tmp_path) is None
     first = prepare(CLDR, tmp_path)
     monkeypatch.setattr(cldr, "read", None)  # calling it would fail
     again = prepare(CLDR, tmp_path)
@@ -123,7 +122,7 @@ def test_a_preparation_that_is_killed_leaves_nothing_that_is_read(small, tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=REPOSITORY)
     assert done.returncode == 9 and len(list((tmp_path / "cldr").iterdir())) == 1
-    assert find(CLDR, tmp_path) is None
+    assert not CLDR.folder(tmp_path).exists()
     assert prepare(CLDR, tmp_path)
 
 
@@ -132,6 +131,33 @@ def test_what_is_damaged_is_named(small, tmp_path):
     (folder / "meta.json").unlink()
     with pytest.raises(UserError, match=f"meta.json cannot be read.*remove {folder}"):
         prepare(CLDR, tmp_path)
+
+
+def read_all(folder):
+    corpus = prepared.Prepared(folder)
+    for language in CLDR.languages:
+        assert corpus.texts("test", language) and corpus.tokens("test", language)
+    return corpus.vocabulary
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, b"") for name in ("meta.json", "tokens.npz", "pieces.model", "test.de")),
+        ("meta.json", b"{}"),
+        ("tokens.npz", b"PK"),
+        ("pieces.model", b"none"),
+        ("pieces.model", None),
+        ("test.de", b"another line\n"),
+    ],
+)
+def test_whatever_is_damaged_is_one_line(name, content, small, tmp_path):
+    folder = prepare(CLDR, tmp_path).folder
+    assert read_all(folder)
+    (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"cannot be read: .*; remove {folder}, it is") as caught:
+        read_all(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_pieces_have_the_special_ones_first_and_give_back_every_text():
@@ -156,10 +182,19 @@ def test_words_are_sorted_by_frequency_and_the_others_are_unknown():
     assert Words(["Hall@@", "o", "da"]).decode([4, 5, 6]) == "Hallo da"
 
 
+def test_names_of_special_tokens_are_words_where_a_text_has_them():
+    """As `<pad>` one would be left out of the loss, and counted all the same."""
+    line = "<s> a <pad> </s> <unk>"
+    vocabulary = Words(count_words([line], None))
+    (numbers,) = vocabulary.encode([line])
+    assert sorted(numbers) == [UNKNOWN, 4, 5, 6, 7]
+    assert vocabulary.decode(numbers) == line
+
+
 def test_a_preparation_of_another_version_is_another_one(small, tmp_path, monkeypatch):
     before = prepare(CLDR, tmp_path).folder
     monkeypatch.setattr(cldr, "versions", lambda root: {"babel": "0.1"})
-    assert find(CLDR, tmp_path) is None
+    assert CLDR.folder(tmp_path) != before
     monkeypatch.undo()
     monkeypatch.setattr(prepared, "PIPELINE", 0)
     assert CLDR.folder(tmp_path) != before

@@ -21,6 +21,7 @@ from experiments.tasks.text.pipeline import (
 def test_normalized_texts_look_alike():
     assert normalize("  Cafe\u0301 \n\u00a0au\u00adlait ") == "Café aulait"
     assert key("Ein Café-Besuch, 3 €") == key("ein cafébesuch 3") == "eincafébesuch3"
+    assert key("❤\ufe0f!") == ""  # the sign for "in colour" is a mark, too
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,11 @@ def test_a_pack_with_fewer_sentences_than_processes_is_refused(make, monkeypatch
 # ------------------------------------------------------------------------------------------ runs
 
 
+def test_a_step_of_more_packs_than_there_are_is_refused(make):
+    with pytest.raises(UserError, match=r"batch_size = 9999: the training set has \d+ packs of"):
+        make("batch_size=9999")
+
+
 def test_a_run_measures_bleu_where_it_is_due(home, tmp_path):
     directory = train(home, tmp_path)
     rows = read_metrics(directory.metrics_path)
@@ -211,6 +216,9 @@ def test_it_learns(home, tmp_path):
         (["micro_batches=3"], "micro_batches 3: a step has 2 packs"),
         (["model.heads=3"], "must be a multiple of twice the heads, 6"),
         (["model.dropout=1.0"], "model.dropout = 1.0"),
+        (["decoding.beam=9999"], "decoding.beam = 9999"),
+        (["decoding.max_length=10001"], "decoding.max_length = 10001"),
+        (["decoding.length_penalty=500.0"], "decoding.length_penalty = 500.0"),
         (
             ["schedule={drops: [], factor: 0.5, stepped_at_epoch_start: false, plateau: "
              "{metric: val/bleu, patience: 0, threshold: 0.0}}"],

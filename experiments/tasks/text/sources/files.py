@@ -9,18 +9,33 @@ from experiments.tasks.text.pipeline import Example
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines; blanks around and between words are one, and empty lines stay.
+    """A file's lines, see `lines_of`.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    lines = text.split("\n")
+    return lines_of(content, path)
+
+
+def lines_of(content: bytes, name: Path | str) -> list[str]:
+    """The lines of a file's content; blanks around and between words are one, empty lines stay.
+
+    Args:
+        content: in UTF-8, with any ends of lines.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [" ".join(line.split()) for line in (lines if lines[-1] else lines[:-1])]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.runtime.paths import expanded
 from experiments.tasks.text.pipeline import SPLITS, Example, Rules
 from experiments.tasks.text.sources.files import read_parallel, stamp
 from experiments.tasks.text.sources.source import Raw
@@ -64,7 +65,7 @@ class OwnCorpus:
 
     def _files(self, root: Path) -> dict[str, list[Path]]:
         """The files by split, or by `all`, in the order of the languages."""
-        folder = root / Path(self.folder).expanduser()
+        folder = root / expanded(self.folder, "dataset.root")
         files = {
             name: [folder / f"{name}.{ending}" for ending in self.endings]
             for name in (*SPLITS, "all")
