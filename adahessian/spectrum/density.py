@@ -104,8 +104,8 @@ def smooth(
         num_points: of the grid, which extends 6 widths beyond the outermost nodes.
     """
     check_positive("num_points", num_points, least=2)
-    if width is not None and not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
+    if width is not None and not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, got {width}")
     nodes, weights = quadrature
     present = nodes[weights > 0]
     low, high = float(present.min()), float(present.max())
