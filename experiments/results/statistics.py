@@ -5,6 +5,7 @@ The unit is the seed: a run is one observation of its group.
 
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -182,9 +183,12 @@ def _interval(
     """The interval of two of so many groups that are compared at once."""
     if min(mine.n, theirs.n) < 2 or not mine.std + theirs.std:
         return None
-    parts = [sample.std**2 / sample.n for sample in (mine, theirs)]
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (mine.n - 1) + parts[1] ** 2 / (theirs.n - 1))
-    half = _quantile(level, groups, freedom) * math.sqrt(sum(parts))
+    # As shares of the variance: squares of a diverging perplexity are no numbers any more.
+    errors = [sample.std / math.sqrt(sample.n) for sample in (mine, theirs)]
+    error = math.hypot(*errors)
+    shares = [(one / error) ** 2 for one in errors]
+    freedom = 1 / sum(s**2 / (one.n - 1) for s, one in zip(shares, (mine, theirs), strict=True))
+    half = _quantile(level, groups, freedom) * error
     difference = mine.mean - theirs.mean
     return difference - half, difference + half
 
@@ -282,7 +286,8 @@ def late_limits(metric: Metric, runs: Iterable[Run]) -> tuple[float, float]:
     if metric.log and min(late) > 0:
         low, high = map(math.log, (min(late), max(late)))
         margin = high - low or 0.05
-        return math.exp(low - 0.03 * margin), math.exp(high + 0.15 * margin)
+        highest = math.log(sys.float_info.max)
+        return math.exp(low - 0.03 * margin), math.exp(min(high + 0.15 * margin, highest))
     low, high = min(late), max(late)
     margin = high - low or 0.05 * abs(low) or 1.0
     worse, better = 0.15 * margin, 0.03 * margin

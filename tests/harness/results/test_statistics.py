@@ -68,6 +68,15 @@ def test_without_spread_there_is_no_interval(b, certain):
     assert (other.interval is None) == (certain is None)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_squares_that_are_no_numbers_need_no_squares(scale):
+    groups = {"a": [20.0, 22.0], "b": [31.0, 30.5, 33.0], "c": [50.0, 41.0]}
+    scaled = {name: [scale * value for value in values] for name, values in groups.items()}
+    (_, plain), (_, found) = compare(table("min", **groups)), compare(table("min", **scaled))
+    for mine, other in zip(plain, found, strict=True):
+        assert other.interval == pytest.approx([scale * end for end in mine.interval], rel=1e-9)
+
+
 def test_one_group_alone_is_best():
     assert compare(table(a=[0.5])) == ("a", [])
 
