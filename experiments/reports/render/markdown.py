@@ -28,8 +28,8 @@ def _section(section: Section, folder: Path | None) -> list[str]:
 
 def _block(block: Block, folder: Path | None) -> str:
     match block:
-        case Text(kind="command"):
-            return f"    {block.plain}\n"
+        case Text(kind="command" | "lines"):  # as code: neither wrapped nor read as Markdown
+            return "".join(f"    {line}\n" for line in block.plain.splitlines())
         case Text():
             return "".join(map(_span, block.spans)) + "\n"
         case Grid():

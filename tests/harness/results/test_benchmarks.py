@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.plans import benchmarks
 from experiments.plans.select import is_benchmark, is_sweep, select
 from experiments.reports import benchmark_plots
+from experiments.reports import benchmarks as reports
 from experiments.results.benchmarks import read_benchmark
 from experiments.results.ranking import (
     best_of,
@@ -280,6 +281,14 @@ def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys)
     assert page.count("best of n trials") >= 1
     for more in (["--sweep", str(path)], ["--dataset", "digits"]):
         assert report.main(["--benchmark", str(path), *more]) != 0
+
+
+def test_the_file_of_all_trials_has_large_costs_in_full(tmp_path):
+    path, root = write(tmp_path, FILE.replace("2.5", "12345.678")), tmp_path / "runs"
+    train(path, root)
+    text = reports.trials(read_benchmark(path, root))
+    untuned = [one for one in csv.DictReader(text.splitlines()) if one["row"] == "untuned"]
+    assert [one["price"] for one in untuned] == ["3703703.4"] * 2
 
 
 # --- statistics -----------------------------------------------------------------------------------
