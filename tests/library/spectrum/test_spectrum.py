@@ -442,6 +442,15 @@ def test_bad_arguments(call, message):
         call(matvec(random_matrix(8)))
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sequence_that_ends_early_has_no_nodes_that_are_none(sign):
+    """The Krylov space of a matrix with two eigenvalues has two dimensions: no node is zero."""
+    quadrature = spectrum.lanczos_quadrature(matvec(sign * torch.tensor([3.0, 3, 3, 2, 2])), 5, 3)
+    assert quadrature.nodes.shape == quadrature.weights.shape == (3, 5)
+    assert sorted({abs(round(float(node), 4)) for node in quadrature.nodes.flatten()}) == [2, 3]
+    assert quadrature.weights.sum(1) == pytest.approx(1)
+
+
 def test_functions_that_are_no_symmetric_matrices():
     """All products are spent, and more would change nothing: that is to be said, too."""
     lopsided = torch.ones(20, 20, dtype=torch.float64).triu()
