@@ -147,7 +147,8 @@ class Family:
     def difference(self, mine: str, theirs: str) -> tuple[float, tuple[float, float] | None]:
         """The first group's mean minus the second's, and its interval.
 
-        The interval is None for a single seed on either side, or without any variance.
+        The interval is None for a single seed on either side, without any variance, or where a
+        value is not finite.
         """
         one, other = self._samples[mine], self._samples[theirs]
         return one.mean - other.mean, _interval(one, other, CONFIDENCE, self.size)
@@ -172,7 +173,8 @@ def welch(mine: Sample, theirs: Sample, level: float = CONFIDENCE) -> tuple[floa
     Source: B. L. Welch, Biometrika 34 (1947), with the degrees of freedom of Satterthwaite.
 
     Returns:
-        None for a single observation on either side, or without any variance.
+        None for a single observation on either side, without any variance, or where a value is not
+        finite.
     """
     return _interval(mine, theirs, level, 2)
 
@@ -181,7 +183,7 @@ def _interval(
     mine: Sample, theirs: Sample, level: float, groups: int
 ) -> tuple[float, float] | None:
     """The interval of two of so many groups that are compared at once."""
-    if min(mine.n, theirs.n) < 2 or not mine.std + theirs.std:
+    if min(mine.n, theirs.n) < 2 or not 0 < mine.std + theirs.std < math.inf:
         return None
     # As shares of the variance: squares of a diverging perplexity are no numbers any more.
     errors = [sample.std / math.sqrt(sample.n) for sample in (mine, theirs)]
