@@ -76,7 +76,7 @@ def top_eigenvalues(
 
     Warns:
         RuntimeWarning: not all pairs converged, ``converged`` says which; or the products did not
-            suffice to look for further copies.
+            suffice to look for larger eigenvalues or further copies.
     """
     tolerance, max_matvecs, capacity = _resolve(matvec, k, tolerance, max_matvecs, num_vectors)
     basis = KrylovBasis(matvec, capacity, on_host=on_host, seed=seed)
@@ -93,11 +93,16 @@ def top_eigenvalues(
         floor = 20 * torch.finfo(matvec.dtype).eps * float(values.abs().max())
         converged = residuals[:k] <= (tolerance * values[:k].abs()).clamp(min=floor)
         settled = len(converged) == k and bool(converged.all())
+        share = 1.0
         if settled and found is not None and len(values) > k:
-            # What the new sequence has found beyond the k must be more than a first impression: in
-            # a large matrix a random vector sees hardly more than the many small eigenvalues.
+            # What the new sequence has found beyond the k must be more than a first impression.
             settled = residuals[k] <= max(0.1 * float(values[:k].abs().min()), floor)
-            settled = settled and (not alive or length >= _telling_length(values, k, matvec.size))
+            # A copy is to be told from what is half as large.
+            if width := float(values[0] - values[-1]):
+                share = 0.5 * abs(float(values[k - 1])) / width
+        # In a large matrix a random vector sees hardly more than the many eigenvalues of the bulk,
+        # and can seem to be the eigenvector of one.
+        settled = settled and (not alive or length >= _telling_length(matvec.size, share))
         complete = basis.num_products == matvec.size
         finished = settled and not (copies and _changed(found, values[:k], tolerance))
         if complete or finished or report.done == max_matvecs:
@@ -122,9 +127,9 @@ def top_eigenvalues(
             stacklevel=2,
         )
     elif not (finished or complete):
+        unseen = "larger eigenvalues" if found is None else "further copies of these eigenvalues"
         warnings.warn(
-            f"after {report.done} products there may be further copies of these eigenvalues: allow "
-            "more by max_matvecs",
+            f"after {report.done} products there may be {unseen}: allow more by max_matvecs",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -157,15 +162,16 @@ def _resolve(
     return tolerance, max_matvecs, capacity
 
 
-def _telling_length(values: Tensor, k: int, size: int) -> int:
-    """Return how long a sequence must be to show an eigenvalue as large as the k-th, if there is.
+def _telling_length(size: int, share: float) -> int:
+    """Return how long a sequence must be to show an eigenvalue apart from the others, if there is.
 
-    After m products the largest Ritz value is off by more than ε of the spectrum's width with a
-    probability below 1.648 √size · exp(−√ε (2m − 1)) (Kuczyński and Woźniakowski 1992). Half of the
-    eigenvalue is near enough to be seen: such a Ritz value has a large residual until it is exact.
+    After m products the largest Ritz value is off by more than a share ε of the spectrum's width
+    with a probability below 1.648 √size · exp(−√ε (2m − 1)) (Kuczyński and Woźniakowski 1992): one
+    in a thousand. Such a Ritz value has a large residual until it is exact, and is waited for.
+
+    Args:
+        share: of the width, by which it is apart; 1: far from a narrow bulk.
     """
-    width = float(values[0] - values[-1])
-    share = 0.5 * abs(float(values[k - 1])) / width if width else 1.0
     steepness = math.sqrt(min(max(share, 0.01), 1.0))
     return math.ceil((math.log(1.648 * math.sqrt(size) / 1e-3) / steepness + 1) / 2)
 

@@ -160,9 +160,22 @@ def test_copies_in_a_large_matrix(size, bulk):
         pairs = spectrum.top_eigenvalues(matrix, 3, copies=True, seed=seed)
         assert pairs.eigenvalues == pytest.approx([5, 5, 5], rel=1e-5)
         assert pairs.num_matvecs < 60
-    with pytest.warns(RuntimeWarning, match=r"after \d products there may be further copies"):
+    with pytest.warns(RuntimeWarning, match=r"after \d products there may be (further|larger)"):
         most = 6 if bulk else 4
         spectrum.top_eigenvalues(matrix, 1, copies=True, tolerance=0.1, max_matvecs=most)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_large_eigenvalue_beyond_a_bulk_of_equal_ones(exact):
+    """A random vector is an eigenvector of the bulk, but for a thousandth of its length."""
+    size = 1_000_000
+    other = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    other /= other.norm()
+    matrix = SymmetricMatvec(lambda v: v + 2 * other * (other @ v), size, exact=exact)
+    pairs = spectrum.top_eigenvalues(matrix)
+    assert pairs.eigenvalues == pytest.approx([3], rel=1e-3) and pairs.num_matvecs < 12
+    with pytest.warns(RuntimeWarning, match="after 1 products there may be larger eigenvalues"):
+        spectrum.top_eigenvalues(matrix, tolerance=0.1, max_matvecs=1)
 
 
 def test_low_rank_plus_identity():
@@ -179,6 +192,7 @@ def test_low_rank_plus_identity():
 @pytest.mark.parametrize("kind", ["zero", "identity", "random"])
 def test_all_eigenvalues_of_tiny_matrices(kind, n):
     matrix = {"zero": torch.zeros(n, n), "identity": torch.eye(n)}.get(kind, random_matrix(n))
+    spectrum.top_eigenvalues(matvec(matrix), copies=True)
     pairs = spectrum.top_eigenvalues(matvec(matrix), n, tolerance=1e-6)
     truth = torch.linalg.eigvalsh(matrix.double()).flip(0)
     torch.testing.assert_close(pairs.eigenvalues, truth, rtol=1e-5, atol=1e-5)
