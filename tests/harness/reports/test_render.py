@@ -65,13 +65,13 @@ def test_lines_stay_lines_in_markdown():
 
 def test_markdown(section):
     assert markdown.render([section]) == (
-        "## The <title>\n"
-        "\n**best** of The <title>: `x < y`\n"
+        "## The \\<title>\n"
+        "\n**best** of The \\<title>: `x < y`\n"
         "\n### Grid & more\n"
         "\n| name | count | share |"
         "\n| --- | --- | --- |"
         "\n| a\\|b [bold] | 1,234 | 5 % & _x_ |"
-        "\n| <c> |  |  |\n"
+        "\n| \\<c> |  |  |\n"
         "\nn = 2\n"
         "\n    first\n    second\n"
         "\n![A picture](picture.png)\n"
