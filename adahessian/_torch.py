@@ -253,8 +253,11 @@ def is_view(tensor: Tensor) -> bool:
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place: autograd's own count."""
-    return tensor._version
+    """Return how often a tensor was changed in place: autograd's own count.
+
+    Of tensors made in inference mode nobody keeps one.
+    """
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def buffers(module: nn.Module) -> dict[str, Tensor | None]:

@@ -13,7 +13,8 @@ from adahessian.spectrum.products import Counter, Matvec, Progress, check_positi
 class Quadrature(NamedTuple):
     """Nodes and weights of a spectral density, (num_repeats, num_lanczos_steps) each, float64.
 
-    The weights of each row add up to one.
+    The weights of each row add up to one. A row whose sequence has ended early, with the Krylov
+    space, repeats its largest node without weight.
     """
 
     nodes: Tensor
@@ -53,8 +54,8 @@ def lanczos_quadrature(
     check_positive("num_repeats", num_repeats)
     steps = min(num_lanczos_steps, matvec.size)
     report = Counter(progress, steps * num_repeats)
-    nodes = torch.zeros(num_repeats, steps, dtype=torch.float64, device="cpu")
-    weights = torch.zeros_like(nodes)  # a sequence that ends early leaves zeros behind it
+    nodes = torch.empty(num_repeats, steps, dtype=torch.float64, device="cpu")
+    weights = torch.zeros_like(nodes)
     basis = KrylovBasis(matvec, steps, on_host=on_host, seed=seed)
     for repeat in range(num_repeats):
         basis.clear()
@@ -64,6 +65,7 @@ def lanczos_quadrature(
             alive = basis.extend()
             report()
         values, vectors = torch.linalg.eigh(basis.tridiagonal())
+        nodes[repeat] = values[-1]
         nodes[repeat, : len(values)] = values
         weights[repeat, : len(values)] = vectors[0] ** 2
     return Quadrature(nodes, weights)
@@ -104,8 +106,8 @@ def smooth(
         num_points: of the grid, which extends 6 widths beyond the outermost nodes.
     """
     check_positive("num_points", num_points, least=2)
-    if width is not None and not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
+    if width is not None and not 0 < width < math.inf:
+        raise ValueError(f"width must be positive and finite, got {width}")
     nodes, weights = quadrature
     present = nodes[weights > 0]
     low, high = float(present.min()), float(present.max())

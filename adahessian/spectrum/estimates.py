@@ -101,9 +101,10 @@ def block_traces(
         block_sizes: lengths of the consecutive blocks; they add up to the matrix's size.
         num_matvecs, seed, progress: as for :func:`trace`; at least 2 products.
     """
-    if sum(block_sizes) != matvec.size:
+    if sum(block_sizes) != matvec.size or min(block_sizes, default=0) < 0:
         raise ValueError(
-            f"block_sizes add up to {sum(block_sizes)}, but the matrix has {matvec.size} rows"
+            f"block_sizes, none below 0, must add up to the matrix's {matvec.size} rows, got "
+            f"{list(block_sizes)}"
         )
     samples = [
         [float(part.sum(dtype=widest(part.device))) for part in (z * az).split(list(block_sizes))]

@@ -109,7 +109,8 @@ class ShiftedEvaluation:
             return None, 0.0
         rms = norm / self._size**0.5
         step = STEP_SIZES[self._replay.precision(self._params)] / rms
-        if max(float(n) for n in torch._foreach_norm(pieces, torch.inf)) > 2 * rms:
+        filled = [piece for piece in pieces if piece.numel()]  # none has no largest element
+        if max(float(n) for n in torch._foreach_norm(filled, torch.inf)) > 2 * rms:
             step *= _STEP_ALONG_EIGENVECTORS
         # Through .data: what autograd has saved for other products need not be thrown away,
         # because afterwards the values are the same again.

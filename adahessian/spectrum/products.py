@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adahessian import probes
+from adahessian import _torch, probes
 
 Progress = Callable[[int, int], None]  # (products done, products at most)
 
@@ -50,6 +50,13 @@ class SymmetricMatvec:
     device: torch.device = torch.device("cpu")
     exact: bool = True
 
+    def __post_init__(self) -> None:
+        check_positive("size", self.size)
+        if not self.dtype.is_floating_point:
+            raise ValueError(
+                f"dtype must be one of real numbers, such as float32, got {self.dtype}"
+            )
+
     def __call__(self, vector: Tensor) -> Tensor:
         return self.function(vector)
 
@@ -64,9 +71,13 @@ def checked(matvec: Matvec, vector: Tensor) -> Tensor:
     """Return the product with a vector.
 
     Raises:
-        RuntimeError: it has another shape than the vector, or is not finite.
+        RuntimeError: it has another shape than the vector, or is not finite, or the vector itself
+            has been changed.
     """
+    version = _torch.version(vector)
     product = matvec(vector)
+    if _torch.version(vector) != version:
+        raise RuntimeError("the function of a matrix has changed the vector in place: return a new")
     if product.shape != vector.shape:
         raise RuntimeError(
             f"the product with a vector of shape {tuple(vector.shape)} has shape "

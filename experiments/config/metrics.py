@@ -4,6 +4,7 @@ A task declares its metrics once; a run's `meta.json` holds them. Status, tables
 and wandb read them from there and know nothing else about any metric.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -56,7 +57,9 @@ class Metric:
 
     def text(self, value: float) -> str:
         """A recorded value as it is shown, without its unit."""
-        return f"{self.scale * value:.{self.digits}f}"
+        shown = self.scale * value
+        # Of a perplexity that has diverged, hundreds of digits would say nothing.
+        return f"{shown:.3g}" if 1e15 <= abs(shown) < math.inf else f"{shown:.{self.digits}f}"
 
 
 LOSS = Metric("loss", "min")

@@ -175,9 +175,12 @@ def trials(benchmark: Benchmark, path: Path, choice: Choice | None = None) -> li
 
 def _check_target(metric: str, config: Config, path: Path) -> None:
     splits = ("train", *config.evaluation_splits)
-    if metric.partition("/")[0] not in splits:
-        measured = f"{config.task} measures {', '.join(splits)} here"
-        raise UserError(f"{path}: target.metric = {metric}: {measured}")
+    split, _, name = metric.partition("/")
+    names = [one.name for one in config.metrics]
+    for given, known in ((split, splits), (name, names)):
+        if given not in known:
+            measured = f"{config.task} measures {', '.join(known)} here"
+            raise UserError(f"{path}: target.metric = {metric}: {measured}")
 
 
 def brackets(benchmark: Benchmark, path: Path, choice: Choice | None = None) -> list[Bracket]:

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, refuse
 
 DIGITS = 4  # of a drawn number, so that it can be read and typed
+MOST = 64  # draws for each trial, after which a space counts as exhausted
 
 
 class Dimension(Section):
@@ -102,23 +103,30 @@ class Search(Section):
     def points(self) -> list[dict[str, Any]]:
         """The values of each trial by their keys, in the space's order; the same point once.
 
+        What is drawn again is replaced by what comes next, so that rivals have equally many trials.
         A space of choices alone may hold fewer than `trials`.
         """
+        draws = self.trials
+        while len(found := self._drawn(draws)) < self.trials and draws < MOST * self.trials:
+            draws *= 2
+        return found[: self.trials]
+
+    def _drawn(self, draws: int) -> list[dict[str, Any]]:
+        """The different points among so many."""
         import numpy
         from scipy.stats import qmc
 
         if self.method == "sobol":
             # Powers of two alone are balanced; a sequence's beginning is that of a longer one.
-            power = math.ceil(math.log2(self.trials))
+            power = math.ceil(math.log2(draws))
             sampler = qmc.Sobol(len(self.space), scramble=True, seed=self.seed)
-            unit = sampler.random_base2(power)[: self.trials]
+            unit = sampler.random_base2(power)[:draws]
         else:
-            unit = numpy.random.default_rng(self.seed).random((self.trials, len(self.space)))
-        drawn = [
-            {
-                key: dimension.value(u)
-                for (key, dimension), u in zip(self.space.items(), row, strict=True)
-            }
-            for row in unit.tolist()
-        ]
-        return [point for place, point in enumerate(drawn) if point not in drawn[:place]]
+            unit = numpy.random.default_rng(self.seed).random((draws, len(self.space)))
+        found: list[dict[str, Any]] = []
+        for row in unit.tolist():
+            values = zip(self.space.items(), row, strict=True)
+            point = {key: dimension.value(u) for (key, dimension), u in values}
+            if point not in found:
+                found.append(point)
+        return found

@@ -32,10 +32,14 @@ _formats: ContextVar[tuple[str, ...]] = ContextVar("_formats", default=())
 
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
     """Write the picture and forget the figure; the folder is made where it is missing."""
+    import numpy
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    for ending in _formats.get():
-        _save_vectors(figure, path.with_suffix(f".{ending}"))
+    # A logarithmic axis places ticks beyond its ends, where there may be no numbers any more.
+    with numpy.errstate(over="ignore"):
+        figure.savefig(path, dpi=dpi)
+        for ending in _formats.get():
+            _save_vectors(figure, path.with_suffix(f".{ending}"))
     pyplot().close(figure)
 
 

@@ -137,7 +137,7 @@ def trials(results: BenchmarkResults) -> str:
     for row, studies in results.scores.items():
         for study, of_study in sorted(studies.items()):
             for one in sorted(of_study, key=lambda score: score.trial.number):
-                costs = [f"{cost:.6g}" if math.isfinite(cost) else "" for cost in
+                costs = [f"{cost:.12g}" if math.isfinite(cost) else "" for cost in
                          (*(one.costs[measure] for measure in MEASURES), one.price)]  # fmt: skip
                 final = f"{one.final:.6g}" if math.isfinite(one.final) else ""
                 points = [one.trial.point.get(name, "") for name in names]

@@ -171,6 +171,8 @@ def _score(
     if reached:
         costs = costs_until(run, optimizer, reached[0]["epoch"], per_step)
     price = costs_until(run, optimizer, limit.epochs, per_step)[MEASURES[0]]
-    came_to_its_end = rows and one.state == "done" and not one.stopped
+    came_to_its_end = one.state == "done" and not one.stopped
+    if came_to_its_end and not rows:  # not measured, which is not the same as never reached
+        raise UserError(f"target.metric = {key}: {run.directory} has it in no epoch")
     final = rows[-1][key] if came_to_its_end else math.nan
     return Score(trial, one, costs, final, price, one.stopped)

@@ -39,7 +39,7 @@ class StepTime:
     def ratio_to(self, reference: "StepTime") -> float:
         """This step in steps of another group; nan unless both ran on one kind of machine."""
         same = self.machines == reference.machines and len(self.machines) == 1
-        return self.seconds / reference.seconds if same else math.nan
+        return self.seconds / reference.seconds if same and reference.seconds else math.nan
 
 
 def step_time(runs: Sequence[Run]) -> StepTime:

@@ -10,11 +10,12 @@ out. Other optimizers' are those that the training has counted (`train/gradients
 not one a step; a benchmark's row can state `gradients_per_step` instead.
 """
 
-import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
+
+import torch
 
 from adahessian import AdaHessian
 from experiments.config.optimizers import Optimizer
@@ -80,8 +81,11 @@ def gradients(optimizer: Optimizer, ends: Sequence[int]) -> Iterator[float]:
     """
     extra, begin = 0.0, 0
     last: dict[int, int] = {}  # by parameter group: the step of its last refresh
+    # Built, because a class of one's own can fix options that its constructor does not name.
+    param = torch.nn.Parameter(torch.zeros(1, 1))
+    (options,) = optimizer.load_constructor()([param], **optimizer.arguments()).param_groups
     for epoch, end in enumerate(ends):
-        price, intervals = _refresh(optimizer, epoch)
+        price, intervals = _refresh(optimizer, {**options, **optimizer.changed_options(epoch)})
         step = begin
         while step < end:
             due = {g: max(begin, last[g] + k) if g in last else begin
@@ -97,15 +101,13 @@ def _last(values: Iterable[float]) -> float:
     return [0.0, *values][-1]
 
 
-def _refresh(optimizer: Optimizer, epoch: int) -> tuple[float, list[int]]:
+def _refresh(optimizer: Optimizer, options: Mapping[str, Any]) -> tuple[float, list[int]]:
     """A refresh's price, and the interval of each parameter group.
 
     A refresh of one group costs as much as that of all.
     """
-    defaults = inspect.signature(optimizer.load_constructor()).parameters
-    given: dict[str, Any] = {**optimizer.arguments(), **optimizer.changed_options(epoch)}
     curvature, fraction, samples, interval = (
-        given.get(key, defaults[key].default)
+        options[key]
         for key in ("curvature", "curvature_fraction", "num_samples", "update_interval")
     )
     price = samples * (2 if curvature == "double_backward" else 1)

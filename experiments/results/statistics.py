@@ -5,6 +5,7 @@ The unit is the seed: a run is one observation of its group.
 
 import math
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -146,7 +147,8 @@ class Family:
     def difference(self, mine: str, theirs: str) -> tuple[float, tuple[float, float] | None]:
         """The first group's mean minus the second's, and its interval.
 
-        The interval is None for a single seed on either side, or without any variance.
+        The interval is None for a single seed on either side, without any variance, or where a
+        value is not finite.
         """
         one, other = self._samples[mine], self._samples[theirs]
         return one.mean - other.mean, _interval(one, other, CONFIDENCE, self.size)
@@ -171,7 +173,8 @@ def welch(mine: Sample, theirs: Sample, level: float = CONFIDENCE) -> tuple[floa
     Source: B. L. Welch, Biometrika 34 (1947), with the degrees of freedom of Satterthwaite.
 
     Returns:
-        None for a single observation on either side, or without any variance.
+        None for a single observation on either side, without any variance, or where a value is not
+        finite.
     """
     return _interval(mine, theirs, level, 2)
 
@@ -180,11 +183,14 @@ def _interval(
     mine: Sample, theirs: Sample, level: float, groups: int
 ) -> tuple[float, float] | None:
     """The interval of two of so many groups that are compared at once."""
-    if min(mine.n, theirs.n) < 2 or not mine.std + theirs.std:
+    if min(mine.n, theirs.n) < 2 or not 0 < mine.std + theirs.std < math.inf:
         return None
-    parts = [sample.std**2 / sample.n for sample in (mine, theirs)]
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (mine.n - 1) + parts[1] ** 2 / (theirs.n - 1))
-    half = _quantile(level, groups, freedom) * math.sqrt(sum(parts))
+    # As shares of the variance: squares of a diverging perplexity are no numbers any more.
+    errors = [sample.std / math.sqrt(sample.n) for sample in (mine, theirs)]
+    error = math.hypot(*errors)
+    shares = [(one / error) ** 2 for one in errors]
+    freedom = 1 / sum(s**2 / (one.n - 1) for s, one in zip(shares, (mine, theirs), strict=True))
+    half = _quantile(level, groups, freedom) * error
     difference = mine.mean - theirs.mean
     return difference - half, difference + half
 
@@ -282,7 +288,8 @@ def late_limits(metric: Metric, runs: Iterable[Run]) -> tuple[float, float]:
     if metric.log and min(late) > 0:
         low, high = map(math.log, (min(late), max(late)))
         margin = high - low or 0.05
-        return math.exp(low - 0.03 * margin), math.exp(high + 0.15 * margin)
+        highest = math.log(sys.float_info.max)
+        return math.exp(low - 0.03 * margin), math.exp(min(high + 0.15 * margin, highest))
     low, high = min(late), max(late)
     margin = high - low or 0.05 * abs(low) or 1.0
     worse, better = 0.15 * margin, 0.03 * margin

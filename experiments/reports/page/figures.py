@@ -12,6 +12,7 @@ which come from files, are escaped here.
 import html
 import math
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -308,7 +309,8 @@ def use_logarithmic_y(plot: Any) -> None:
         return
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     steps = (1, 2, 5) if high - low <= 3 else (1,)
-    ticks = [step * 10.0**decade for decade in range(low, high + 1) for step in steps]
+    shown = range(low, min(high, sys.float_info.max_10_exp) + 1, max(1, (high - low) // 10))
+    ticks = [step * 10.0**decade for decade in shown for step in steps]
     plot.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 

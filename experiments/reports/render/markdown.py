@@ -1,5 +1,6 @@
 """Sections as Markdown."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def render(sections: Sequence[Section], folder: Path | None = None) -> str:
 
 
 def _section(section: Section, folder: Path | None) -> list[str]:
-    texts = [f"## {section.title}\n"] if section.title else []
+    texts = [f"## {_escape(section.title)}\n"] if section.title else []
     for block, following in zip(section.blocks, [*section.blocks[1:], None], strict=True):
         text = _block(block, folder)
         # Commands that follow each other are one block of code.
@@ -28,15 +29,15 @@ def _section(section: Section, folder: Path | None) -> list[str]:
 
 def _block(block: Block, folder: Path | None) -> str:
     match block:
-        case Text(kind="command"):
-            return f"    {block.plain}\n"
+        case Text(kind="command" | "lines"):  # as code: neither wrapped nor read as Markdown
+            return "".join(f"    {line}\n" for line in block.plain.splitlines())
         case Text():
             return "".join(map(_span, block.spans)) + "\n"
         case Grid():
             return grid(block)
         case Figure(picture=picture) if picture:
             path = picture.relative_to(folder or picture.parent)
-            return f"![{block.title}]({path.as_posix()})\n"
+            return f"![{_escape(block.title)}]({path.as_posix()})\n"
     return ""
 
 
@@ -47,17 +48,22 @@ def _is_command(block: Block | None) -> bool:
 def _span(part: str) -> str:
     match part:
         case Strong():
-            return f"**{part}**"
+            return f"**{_escape(part)}**"
         case Code():
             return f"`{part}`"
-    return part
+    return _escape(part)
+
+
+def _escape(text: str) -> str:
+    """A text whose `<` begins no HTML, which would hide what follows."""
+    return re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)
 
 
 def grid(block: Grid) -> str:
     """A grid with its title and its note."""
     columns, *rows = block.texts()
     lines = [columns, ["---"] * len(columns), *rows]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    cells = [[_escape(cell).replace("|", "\\|") for cell in line] for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    title = f"### {block.title}\n\n" if block.title else ""
-    return f"{title}{table}\n" + (f"\n{block.note}\n" if block.note else "")
+    title = f"### {_escape(block.title)}\n\n" if block.title else ""
+    return f"{title}{table}\n" + (f"\n{_escape(block.note)}\n" if block.note else "")

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -28,6 +29,7 @@ def test_it_knows_how_it_is_shown():
     assert ACCURACY.title == "accuracy (%)" and ACCURACY.text(0.98765) == "98.77"
     assert LOSS.title == "loss" and LOSS.text(0.98765) == "0.9877"
     assert ACCURACY.sign == 1 and LOSS.sign == -1
+    assert BLEU.text(math.exp(700)) == "1.01e+304" and BLEU.text(math.inf) == "inf"
 
 
 def test_the_result_is_the_headline_on_the_split_that_the_run_names():

@@ -56,6 +56,18 @@ class TestPoints:
         found = points(method, 16, space=space)
         assert sorted(p["batch_size"] for p in found) == [32, 64]
 
+    def test_what_is_drawn_again_costs_no_trial(self, method):
+        space = {
+            "batch_size": {"choices": [32, 64, 96, 128]},
+            "optimizer.momentum": {"choices": [0.8, 0.9]},
+            "optimizer.lr": {"uniform": [0.1, 0.1001]},  # of four digits: two values
+        }
+        for seed in range(4):
+            found = points(method, 12, seed=seed, space=space)
+            assert len(found) == 12
+            assert found[:5] == points(method, 5, seed=seed, space=space)
+        assert len(points(method, 40, space=space)) == 16
+
 
 def test_sobol_covers_more_evenly_than_chance():
     space = {"a": {"uniform": [0, 1]}}

@@ -57,15 +57,21 @@ def test_the_terminal_loses_no_label(width, capsys):
     assert shown == "optimizern" + label.replace(" ", "")
 
 
+def test_lines_stay_lines_in_markdown():
+    """They name directories and errors, in which nothing is meant as Markdown."""
+    found = markdown.render([Section("", [Text("a/__b__: <c>\nd: *e*", "lines"), Text("after")])])
+    assert found == "    a/__b__: <c>\n    d: *e*\n\nafter\n"
+
+
 def test_markdown(section):
     assert markdown.render([section]) == (
-        "## The <title>\n"
-        "\n**best** of The <title>: `x < y`\n"
+        "## The \\<title>\n"
+        "\n**best** of The \\<title>: `x < y`\n"
         "\n### Grid & more\n"
         "\n| name | count | share |"
         "\n| --- | --- | --- |"
         "\n| a\\|b [bold] | 1,234 | 5 % & _x_ |"
-        "\n| <c> |  |  |\n"
+        "\n| \\<c> |  |  |\n"
         "\nn = 2\n"
         "\n    first\n    second\n"
         "\n![A picture](picture.png)\n"
@@ -78,7 +84,10 @@ def test_markdown_elsewhere_links_to_the_pictures_place(section, tmp_path):
 
 def test_latex(section):
     text = latex.render([section])
-    assert r"\caption{Grid \& more}" in text and r"a|b [bold] & 1,234 & 5 \% \& \_x\_ \\" in text
+    assert (
+        r"\caption{Grid \& more}" in text
+        and r"a\textbar{}b [bold] & 1,234 & 5 \% \& \_x\_ \\" in text
+    )
     assert r"\begin{tabular}{lrr}" in text and r"best of The \textless{}title\textgreater{}" in text
     assert "first" not in text and "picture" not in text
 

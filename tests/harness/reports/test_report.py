@@ -1,3 +1,4 @@
+import math
 import statistics
 
 import pytest
@@ -6,6 +7,7 @@ from support.harness import finish_run, small_config
 from experiments import report
 from experiments.reports.summary import grid, write_report
 from experiments.results.tables import read_results
+from experiments.tasks.text.config import PERPLEXITY
 
 
 def tables(root):
@@ -62,6 +64,22 @@ def test_the_command_writes_tables_and_pictures(tmp_path, capsys, monkeypatch):
     assert "| sgd | 2 | 91.50 ± 0.71 | 91.50 ± 0.71 | 10.0 | 1.00 |" in markdown
     (picture,) = (tmp_path / "report").glob("digits-resnet8-*.png")
     assert picture.stat().st_size > 20_000 and picture.name in markdown
+
+
+def test_one_that_has_all_but_diverged_does_not_keep_the_others_from_being_shown(
+    tmp_path, capsys, monkeypatch
+):
+    """A perplexity is at most exp(700), of which neither square nor margin is a number."""
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    for seed in (1, 2):
+        lost = [1e5, math.exp(700) / seed]
+        finish_run(tmp_path, small_config(seed=seed), lost, metric=PERPLEXITY)
+        config = small_config(optimizer="adam", seed=seed)
+        finish_run(tmp_path, config, [30.0, 20.0 + seed], metric=PERPLEXITY)
+    assert report.main([]) == 0
+    output = capsys.readouterr().out
+    assert "21.50 ± 0.71" in output and "7.61e+303 ± 3.59e+303" in output
+    assert "7.61e+303 ± 3.59e+303" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["--dataset", "cifar10"]])

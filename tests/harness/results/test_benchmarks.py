@@ -15,6 +15,7 @@ from experiments.errors import UserError
 from experiments.plans import benchmarks
 from experiments.plans.select import is_benchmark, is_sweep, select
 from experiments.reports import benchmark_plots
+from experiments.reports import benchmarks as reports
 from experiments.results.benchmarks import read_benchmark
 from experiments.results.ranking import (
     best_of,
@@ -99,6 +100,7 @@ def test_a_command_line_chooses_rows_and_studies_alone(tmp_path):
     [
         ("test/accuracy", "accuracy", "target.metric"),
         ("test/accuracy", "val/accuracy", "val/accuracy: image_classification measures"),
+        ("test/accuracy", "test/acuracy", "test/acuracy: image_classification measures loss, acc"),
         ("value: 0.6", "value: .nan", "target.value"),
         ("trials: 3", "trials: 0", "trials = 0"),
         ("momentum: 0.9", "momentun: 0.9", "did you mean 'momentum'?"),
@@ -227,6 +229,17 @@ def test_a_training_that_diverges_is_a_result_and_has_no_final(tmp_path):
     assert results.finals("sgd") == [0.7, 0.7]
 
 
+def test_a_target_that_no_epoch_has_measured_is_not_one_that_was_never_reached(tmp_path):
+    """A training epoch has no BLEU, for one, although the task has."""
+    path, root = write(tmp_path, FILE.replace("test/accuracy", "train/accuracy")), tmp_path / "runs"
+    train(path, root)
+    for file in root.rglob("metrics.jsonl"):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace("train/accuracy", "train/other"), encoding="utf-8")
+    with pytest.raises(UserError, match="train/accuracy: .* has it in no epoch"):
+        read_benchmark(path, root)
+
+
 def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys):
     path, root = write(tmp_path), tmp_path / "runs"
     train(path, root)
@@ -268,6 +281,14 @@ def test_the_report_shows_scores_rule_and_profile(tmp_path, monkeypatch, capsys)
     assert page.count("best of n trials") >= 1
     for more in (["--sweep", str(path)], ["--dataset", "digits"]):
         assert report.main(["--benchmark", str(path), *more]) != 0
+
+
+def test_the_file_of_all_trials_has_large_costs_in_full(tmp_path):
+    path, root = write(tmp_path, FILE.replace("2.5", "12345.678")), tmp_path / "runs"
+    train(path, root)
+    text = reports.trials(read_benchmark(path, root))
+    untuned = [one for one in csv.DictReader(text.splitlines()) if one["row"] == "untuned"]
+    assert [one["price"] for one in untuned] == ["3703703.4"] * 2
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -313,6 +334,8 @@ def test_p_values_are_the_enumeration():
     splits = [abs(sum(ranks[i] for i in four) - 18) for four in itertools.combinations(range(8), 4)]
     expected = sum(s >= observed - 1e-9 for s in splits) / len(splits)
     assert p_value(mine, theirs) == pytest.approx(expected)
+    low, high = range(9), range(9, 18)  # of 48,620 splits, all of them
+    assert p_value(low, high) == pytest.approx(2 / math.comb(18, 9), rel=1e-12)
 
 
 def test_few_studies_can_tell_nothing_and_it_is_said_how_many_could():

@@ -37,6 +37,24 @@ def test_a_mean_step_of_whole_intervals(options, price):
     assert gradients(row(**options), [10, 20]) == pytest.approx(20 * price)
 
 
+class Fixed(AdaHessian):
+    """One's own, whose constructor does not name what it fixes."""
+
+    def __init__(self, params, lr=0.1, weight_decay=0.0):
+        super().__init__(
+            params, lr, weight_decay=weight_decay, curvature="finite_difference", update_interval=4
+        )
+
+
+def test_a_class_of_ones_own_is_priced_by_the_options_that_it_has():
+    own = {
+        "constructor": f"{__name__}.Fixed", "lr": 0.1,
+        "weight_decay": 0.0, "weight_decay_divided_by_lr": False,
+    }  # fmt: skip
+    own = {"optimizers.adahessian": own}
+    assert gradients(load(DIGITS, own).optimizers["adahessian"], [8, 16]) == 16 + 4
+
+
 def test_the_first_step_always_refreshes():
     assert gradients(row(update_interval=10), [1]) == 3
     assert gradients(row(update_interval=10), [10]) == 12

@@ -10,7 +10,16 @@ from support.nightly import NIGHTLY
 from experiments.config.metrics import ACCURACY, LOSS
 from experiments.plans.load import load, resolve
 from experiments.results.published import paper_figures
-from experiments.results.statistics import compare, curve, mean_and_std, mean_interval, summarize
+from experiments.results.statistics import (
+    Sample,
+    compare,
+    curve,
+    judgement,
+    mean_and_std,
+    mean_interval,
+    summarize,
+    welch,
+)
 from experiments.results.tables import ComparisonTable, read_results
 from experiments.runs.reading import Run
 
@@ -66,6 +75,22 @@ def test_where_less_is_better_the_least_is_best():
 def test_without_spread_there_is_no_interval(b, certain):
     _, (other,) = compare(table(a=[0.9, 0.9], b=b))
     assert (other.interval is None) == (certain is None)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_squares_that_are_no_numbers_need_no_squares(scale):
+    groups = {"a": [20.0, 22.0], "b": [31.0, 30.5, 33.0], "c": [50.0, 41.0]}
+    scaled = {name: [scale * value for value in values] for name, values in groups.items()}
+    (_, plain), (_, found) = compare(table("min", **groups)), compare(table("min", **scaled))
+    for mine, other in zip(plain, found, strict=True):
+        assert other.interval == pytest.approx([scale * end for end in mine.interval], rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_is_not_finite_is_judged_by_no_interval(value):
+    """Every comparison with nan is false, and the last of them would have said: below."""
+    interval = welch(Sample.of([20.0, value]), Sample.of([20.0, 21.0]))
+    assert interval is None and judgement(interval, 0.1) == "no interval"
 
 
 def test_one_group_alone_is_best():

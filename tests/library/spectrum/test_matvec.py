@@ -217,6 +217,19 @@ def test_vectors_that_leave_tensors_out_are_no_lost_steps():
     assert torch.isfinite(operator(v)).all()
 
 
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_an_empty_parameter_has_no_rows(curvature):
+    model = network()
+    params = [p for p in model.parameters() if p.requires_grad]
+    empty = nn.Parameter(torch.zeros(0, 3, dtype=torch.float64))
+    v = torch.randn(sum(p.numel() for p in params), dtype=torch.float64)
+    found, expected = (
+        Hessian(loss_of(model), p, batches(8), curvature=curvature)(v)
+        for p in ([empty, *params], params)
+    )
+    assert torch.equal(found, expected)
+
+
 # --- others ---------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,46 @@ def test_multiple_and_clustered_eigenvalues():
     assert float(once.eigenvalues[1]) < 2.1, "one sequence shows each distinct eigenvalue once"
 
 
+@pytest.mark.parametrize("bulk", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize("size", [500, 20_000])
+def test_copies_in_a_large_matrix(size, bulk):
+    """A random vector has hardly a part in a copy, and seems to be an eigenvector of the bulk."""
+    g = torch.Generator().manual_seed(0)
+    values = bulk * torch.randn(size, dtype=torch.float64, generator=g)
+    values[:5] = torch.tensor([5, 5, 5, 4, 4], dtype=torch.float64)
+    mirrors = [torch.randn(size, dtype=torch.float64, generator=g) for _ in range(2)]
+
+    def product(v):
+        for mirror in mirrors:
+            v = v - 2 * mirror * (mirror @ v) / (mirror @ mirror)
+        v = values * v
+        for mirror in reversed(mirrors):
+            v = v - 2 * mirror * (mirror @ v) / (mirror @ mirror)
+        return v
+
+    matrix = SymmetricMatvec(product, size, torch.float64)
+    for seed in range(5):
+        pairs = spectrum.top_eigenvalues(matrix, 3, copies=True, seed=seed)
+        assert pairs.eigenvalues == pytest.approx([5, 5, 5], rel=1e-5)
+        assert pairs.num_matvecs < 60
+    with pytest.warns(RuntimeWarning, match=r"after \d products there may be (further|larger)"):
+        most = 6 if bulk else 4
+        spectrum.top_eigenvalues(matrix, 1, copies=True, tolerance=0.1, max_matvecs=most)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_large_eigenvalue_beyond_a_bulk_of_equal_ones(exact):
+    """A random vector is an eigenvector of the bulk, but for a thousandth of its length."""
+    size = 1_000_000
+    other = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    other /= other.norm()
+    matrix = SymmetricMatvec(lambda v: v + 2 * other * (other @ v), size, exact=exact)
+    pairs = spectrum.top_eigenvalues(matrix)
+    assert pairs.eigenvalues == pytest.approx([3], rel=1e-3) and pairs.num_matvecs < 12
+    with pytest.warns(RuntimeWarning, match="after 1 products there may be larger eigenvalues"):
+        spectrum.top_eigenvalues(matrix, tolerance=0.1, max_matvecs=1)
+
+
 def test_low_rank_plus_identity():
     """The Krylov space ends after rank + 1 products; going on needs a new vector."""
     values = torch.ones(60, dtype=torch.float64)
@@ -152,6 +192,7 @@ def test_low_rank_plus_identity():
 @pytest.mark.parametrize("kind", ["zero", "identity", "random"])
 def test_all_eigenvalues_of_tiny_matrices(kind, n):
     matrix = {"zero": torch.zeros(n, n), "identity": torch.eye(n)}.get(kind, random_matrix(n))
+    spectrum.top_eigenvalues(matvec(matrix), copies=True)
     pairs = spectrum.top_eigenvalues(matvec(matrix), n, tolerance=1e-6)
     truth = torch.linalg.eigvalsh(matrix.double()).flip(0)
     torch.testing.assert_close(pairs.eigenvalues, truth, rtol=1e-5, atol=1e-5)
@@ -400,15 +441,41 @@ def test_products_that_are_not_finite(call):
         (lambda m: spectrum.trace(m, 3), "num_matvecs must be a whole number, 4 or more, got 3"),
         (lambda m: spectrum.trace(m, relative_error=-1), "relative_error must be positive"),
         (lambda m: spectrum.diagonal(m, 1), "num_matvecs must be a whole number, 2 or more"),
-        (lambda m: spectrum.block_traces(m, [3, 4]), "add up to 7, but the matrix has 8 rows"),
+        (lambda m: spectrum.block_traces(m, [3, 4]), r"to the matrix's 8 rows, got \[3, 4\]"),
+        (lambda m: spectrum.block_traces(m, [-1, 9]), "block_sizes, none below 0"),
+        (lambda m: SymmetricMatvec(m, 0), "size must be a whole number, 1 or more, got 0"),
+        (lambda m: SymmetricMatvec(m, 8, torch.complex64), "real numbers, .* got torch.complex64"),
         (lambda m: spectrum.lanczos_quadrature(m, 0), "num_lanczos_steps must be"),
         (lambda m: spectrum.spectral_density(m, 5, 0), "num_repeats must be"),
-        (lambda m: spectrum.spectral_density(m, width=0), "width must be positive, got 0"),
+        (lambda m: spectrum.spectral_density(m, width=0), "must be positive and finite, got 0"),
+        (lambda m: spectrum.spectral_density(m, width=math.inf), "finite, got inf"),
     ],
 )
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(matvec(random_matrix(8)))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sequence_that_ends_early_has_no_nodes_that_are_none(sign):
+    """The Krylov space of a matrix with two eigenvalues has two dimensions: no node is zero."""
+    quadrature = spectrum.lanczos_quadrature(matvec(sign * torch.tensor([3.0, 3, 3, 2, 2])), 5, 3)
+    assert quadrature.nodes.shape == quadrature.weights.shape == (3, 5)
+    assert sorted({abs(round(float(node), 4)) for node in quadrature.nodes.flatten()}) == [2, 3]
+    assert quadrature.weights.sum(1) == pytest.approx(1)
+
+
+def test_functions_that_are_no_symmetric_matrices():
+    """All products are spent, and more would change nothing: that is to be said, too."""
+    lopsided = torch.ones(20, 20, dtype=torch.float64).triu()
+    with pytest.warns(RuntimeWarning, match="not exact or not symmetric"):
+        spectrum.top_eigenvalues(matvec(lopsided))
+    in_place = SymmetricMatvec(lambda v: v.mul_(torch.arange(1.0, 6)), 5)
+    for call in (spectrum.top_eigenvalues, spectrum.trace, spectrum.frobenius_norm):
+        with pytest.raises(RuntimeError, match="has changed the vector in place"):
+            call(in_place)
+    with torch.inference_mode():
+        assert spectrum.trace(SymmetricMatvec(lambda v: 2 * v, 5), 8).value == pytest.approx(10)
 
 
 def test_no_warning_when_the_matrix_is_exhausted():
