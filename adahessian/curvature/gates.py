@@ -52,6 +52,7 @@ from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, Detached
 from adahessian.curvature.ragged import is_ragged, on_values
+from adahessian.curvature.searches import Searches
 from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.shifts import Shifts, is_of_the_graph
 from adahessian.curvature.torch_calls import in_torchs_words, name_of, writes, written_by
@@ -85,6 +86,7 @@ class Gates(TorchFunctionMode):
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.kernels: Kernels | None = None  # what takes the place of most gates
+        self.searches = Searches()
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
         self.written = Storages()  # what the recorded evaluation has changed in place
@@ -98,13 +100,17 @@ class Gates(TorchFunctionMode):
         self._behind_the_graph = Storages()  # values of the graph that were handed out without it
         self._passes = 0
 
-    def record_kernels(self) -> None:
-        """Record anew, and below autograd: there are pieces that no gate can reach."""
+    def record_anew(self, *, kernels: bool) -> None:
+        """Record from the beginning.
+
+        Args:
+            kernels: below autograd, too: there are pieces that no gate can reach.
+        """
         self._tape.clear()
         self._own_passes.clear()
         self._next = None
         self._begin()
-        self.kernels = Kernels()
+        self.kernels = Kernels(self.searches) if kernels else None
 
     def active(self) -> contextlib.ExitStack:
         """Return a context in which an evaluation is recorded or replayed."""
@@ -172,6 +178,9 @@ class Gates(TorchFunctionMode):
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.searches.is_running:
+            with self._below_gates():
+                return func(*args, **kwargs)
         gate = GATES.get(func)
         if func in HINGES:
             with self:
@@ -206,6 +215,7 @@ class Gates(TorchFunctionMode):
                     self._tape.append((name_of(func), out.clone(), layouts))
                 else:
                     value, layouts = self._recorded(func)
+                    self.searches.note(value, out)
                     out = layouts.lay_out_outputs(value.clone())
         return out
 

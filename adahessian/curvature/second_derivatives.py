@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.batch_norm import batch_norm
-from adahessian.curvature.constants import Constants, tensors_in
+from adahessian.curvature.constants import Constants, requires_grad, tensors_in
 from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.torch_calls import name_of
 
@@ -205,6 +206,10 @@ def _held_by(context: Any) -> Iterator[Tensor]:
     return tensors_in((context.saved_tensors, vars(context)))
 
 
+def _is_among(t: Tensor, args: tuple) -> bool:
+    return any(t is given for given in tensors_in(args))
+
+
 def _have_graph(grads: Sequence[Tensor | None]) -> bool:
     return any(g is not None and g.requires_grad for g in grads)
 
@@ -222,7 +227,12 @@ class SecondDerivatives(TorchFunctionMode):
     def __init__(self, *, look: bool = False) -> None:
         super().__init__()
         self._look = look
-        self.computed = Constants(is_moved=lambda leaf: True)
+        self._views: dict[int, ref[Tensor]] = {}
+        self.computed = Constants(is_moved=lambda leaf: not self._is_taken_within(leaf))
+
+    def _is_taken_within(self, t: Tensor) -> bool:
+        found = self._views.get(id(t))
+        return found is not None and found() is t
 
     def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
         kwargs = kwargs or {}
@@ -236,4 +246,8 @@ class SecondDerivatives(TorchFunctionMode):
             written = list(tensors_in(args[0])) if func is Tensor.__setitem__ else None
             if name.removesuffix("_") not in _STEPS:
                 self.computed.note(name, out, args, kwargs, written)
+            # A view that is taken there requires a gradient, and is a leaf: it counts as constant.
+            views = [t for t in tensors_in(out) if requires_grad(t) and not _is_among(t, args)]
+            self._views |= {id(t): ref(t) for t in views}
+            self.computed.mark(views)
         return out

@@ -56,6 +56,20 @@ class WrittenTo(Function):
         return slope * grad
 
 
+class AView(Function):
+    """Within forward autograd takes a view of an input for a leaf of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.view(-1))
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x.view_as(grad) * grad
+
+
 class SetUp(Function):
     """It gives what it saves as a second output."""
 
@@ -79,6 +93,7 @@ DOUBTFUL = {
     "an attribute": lambda y: Attribute.apply(y).mean(),
     "within": lambda y: (Attribute.apply(y).sin() * y).mean(),
     "written to": lambda y: WrittenTo.apply(y).mean(),
+    "a view": lambda y: AView.apply(y).mean(),
     "an output": lambda y: SetUp.apply(y)[0].mean(),
 }
 
