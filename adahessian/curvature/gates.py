@@ -25,7 +25,9 @@ constant, although it was computed from the parameters, is kept as it was
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -63,6 +65,8 @@ from adahessian.replicas import local
 _ATTRIBUTES = frozenset(
     "__get__ __set__ dim size stride numel is_floating_point is_complex".split()
 )
+# Attributes, too, but functions of the values.
+_TRANSPOSED = frozenset(getattr_static(Tensor, name) for name in ("T", "mT", "H", "mH"))
 _ONCE = "not to be repeated"
 _WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
@@ -149,7 +153,8 @@ class Gates(TorchFunctionMode):
         is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
         if self._constants and makes_a_leaf(func):
             (self._constants.note_input if _torch.in_backward() else self._hold_still)(args[0])
-        if name in _ATTRIBUTES and not is_write:
+        is_attribute = name in _ATTRIBUTES and getattr(func, "__self__", None) not in _TRANSPOSED
+        if is_attribute and not is_write:
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
@@ -339,10 +344,11 @@ class Gates(TorchFunctionMode):
         self._constants.mark([leaf])
 
     def _number(self, func: Callable, number: Any) -> Any:
-        """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
+        """Return numbers that Python gets of a tensor, as they were in the recorded evaluation."""
         if self._next is not None:
-            return self._recorded(func)[0]
-        self._tape.append((name_of(func), number, Layouts()))
+            return copy.deepcopy(self._recorded(func)[0])
+        # An array shares the tensor's memory, and a list can be written to.
+        self._tape.append((name_of(func), copy.deepcopy(number), Layouts()))
         return number
 
     def _record(self, gate, func, args, kwargs) -> Any:
