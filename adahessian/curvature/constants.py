@@ -33,9 +33,8 @@ _EACH_BY_ITSELF = frozenset(
 _DATA = getattr_static(Tensor, "data")
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand numbers to Python.
-NUMBERS = frozenset(
-    "item __float__ __int__ __index__ __bool__ tolist __complex__ numpy __array__".split()
-)
+ARRAYS = frozenset("numpy __array__ tolist".split())
+NUMBERS = ARRAYS | frozenset("item __float__ __int__ __index__ __bool__ __complex__".split())
 
 
 class Storages:
