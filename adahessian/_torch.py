@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ __all__ = [
     "parameters",
     "pytree",
     "run_backward",
+    "run_backward_within",
     "sequence_number",
     "sharding_policy",
     "sparse_values",
@@ -103,6 +105,23 @@ def in_function() -> bool:
         return True
     node = torch._C._current_autograd_node() if in_backward() else None
     return node is not None and hasattr(node, "_forward_cls") and "Checkpoint" not in node.name()
+
+
+def run_backward_within(node: Node, context: AbstractContextManager[Any]) -> None:
+    """Let a custom function's backward method run within a context, the next time that it runs.
+
+    Autograd calls a method of the node that nothing documents, and hooks on both sides of it would
+    leave a context open where it raises.
+    """
+    this = ref(node)  # or the node, and with it its graph, would hold itself
+
+    def apply(*grads: Any) -> Any:
+        node: Any = this()
+        del node.apply
+        with context:
+            return node.apply(*grads)
+
+    vars(node)["apply"] = apply
 
 
 def derivative_in_backward() -> str:

@@ -2,9 +2,9 @@
 
 ``detach`` is one way to such a value, and has a gate. Others are whatever is computed under
 ``torch.no_grad`` (targets of the network itself, samples of a distribution, a power iteration),
-``.data``, ``autograd.grad`` without a graph, and Python numbers (``loss.item()``). A second
-evaluation at other parameters would compute other values. So values that came of a parameter in
-such a way are marked, and where one meets the graph again, its recorded value is used.
+``.data``, ``autograd.grad`` without a graph, and what Python and NumPy get (``loss.item()``). A
+second evaluation at other parameters would compute other values. So values that came of a parameter
+in such a way are marked, and where one meets the graph again, its recorded value is used.
 
 Private to :mod:`adahessian.curvature.gates`.
 """
@@ -32,8 +32,9 @@ _EACH_BY_ITSELF = frozenset(
 )
 _DATA = getattr_static(Tensor, "data")
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
-# They hand a number to Python.
-NUMBERS = frozenset("item __float__ __int__ __index__ __bool__ tolist __complex__".split())
+# They hand numbers to Python.
+ARRAYS = frozenset("numpy __array__ tolist".split())
+NUMBERS = ARRAYS | frozenset("item __float__ __int__ __index__ __bool__ __complex__".split())
 
 
 class Storages:

@@ -288,7 +288,8 @@ class _BeforeBackward(SecondDerivatives):
                 inputs = list(tensors_in(given.get("inputs")))
                 self._without_graph(inputs or leaves_below(tensors))
             if given.get("create_graph"):
-                self.custom.append(CustomFunctions(tensors, self.computed))
+                computed = self.computed if self._look else None
+                self.custom.append(CustomFunctions(tensors, computed))
                 if is_backward:
                     self.graph_was_asked_for = True
                     self.last = tensors

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adahessian.curvature.attributes import Places
 from adahessian.curvature.gates import Gates
+from adahessian.curvature.searches import Searches
 from adahessian.curvature.snapshot import modules_around
 from adahessian.curvature.verdict import Verdict
 
@@ -35,6 +36,7 @@ class Earlier:
         verdicts: of the last refreshes, where they have not been told.
         has_compared: whether the processes are known to ask for the same products.
         has_hidden_pieces: whether there are some that only the kernels below autograd show.
+        searches: the forward methods of custom functions that are not to be frozen.
         looked_at: the losses in which such pieces were looked for, by their operations.
         smooth: those that met no gate.
     """
@@ -52,6 +54,7 @@ class Earlier:
         self.wrappers: dict[DistributedDataParallel, None] = {}
         self.verdicts: deque[Verdict] = deque()
         self.has_hidden_pieces = self.has_compared = False
+        self.searches = Searches()
         self.looked_at: set[Kinds] = set()
         self.smooth: set[Kinds] = set()
         self._remaining = 0

@@ -280,10 +280,12 @@ class FiniteDifference:
             if not look and lost.is_cpu:  # a device is not waited for
                 self._refuse_lost(list(z), lost, abs(h))
             with slope if look else _NOTHING:
-                value, grads = self.replay.again(within)
+                value, grads = self.replay.again(within, look=look or self._check)
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(values, first_values)
+        if (look or self._check) and self.replay.learn_searches():
+            return self._evaluate_at(z, h, look=look, within=within)
         # Views are those of a communication buffer, which a further evaluation overwrites.
         grads = {
             p: grads[p].clone() if _torch.is_view(grads[p]) else grads[p] for p in z if p in grads

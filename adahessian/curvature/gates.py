@@ -25,7 +25,9 @@ constant, although it was computed from the parameters, is kept as it was
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
+from inspect import getattr_static
 from typing import Any
 
 import torch
@@ -52,6 +54,7 @@ from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, Detached
 from adahessian.curvature.ragged import is_ragged, on_values
+from adahessian.curvature.searches import Searches
 from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.shifts import Shifts, is_of_the_graph
 from adahessian.curvature.torch_calls import in_torchs_words, name_of, writes, written_by
@@ -62,6 +65,8 @@ from adahessian.replicas import local
 _ATTRIBUTES = frozenset(
     "__get__ __set__ dim size stride numel is_floating_point is_complex".split()
 )
+# Attributes, too, but functions of the values.
+_TRANSPOSED = frozenset(getattr_static(Tensor, name) for name in ("T", "mT", "H", "mH"))
 _ONCE = "not to be repeated"
 _WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
@@ -85,6 +90,7 @@ class Gates(TorchFunctionMode):
         self._tape: list[tuple[str, Any, Layouts]] = []
         self._next: int | None = None  # position on the tape; None while recording
         self.kernels: Kernels | None = None  # what takes the place of most gates
+        self.searches = Searches()
         self.backward_scale: float | None = None  # of the loss; None until a backward is seen
         self.losses: list[Tensor] = []  # what its backward passes start from
         self.written = Storages()  # what the recorded evaluation has changed in place
@@ -98,13 +104,17 @@ class Gates(TorchFunctionMode):
         self._behind_the_graph = Storages()  # values of the graph that were handed out without it
         self._passes = 0
 
-    def record_kernels(self) -> None:
-        """Record anew, and below autograd: there are pieces that no gate can reach."""
+    def record_anew(self, *, kernels: bool) -> None:
+        """Record from the beginning.
+
+        Args:
+            kernels: below autograd, too: there are pieces that no gate can reach.
+        """
         self._tape.clear()
         self._own_passes.clear()
         self._next = None
         self._begin()
-        self.kernels = Kernels()
+        self.kernels = Kernels(self.searches) if kernels else None
 
     def active(self) -> contextlib.ExitStack:
         """Return a context in which an evaluation is recorded or replayed."""
@@ -143,7 +153,8 @@ class Gates(TorchFunctionMode):
         is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
         if self._constants and makes_a_leaf(func):
             (self._constants.note_input if _torch.in_backward() else self._hold_still)(args[0])
-        if name in _ATTRIBUTES and not is_write:
+        is_attribute = name in _ATTRIBUTES and getattr(func, "__self__", None) not in _TRANSPOSED
+        if is_attribute and not is_write:
             out = func(*args, **kwargs)
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
@@ -172,6 +183,9 @@ class Gates(TorchFunctionMode):
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if self.searches.is_running:
+            with self._below_gates():
+                return func(*args, **kwargs)
         gate = GATES.get(func)
         if func in HINGES:
             with self:
@@ -206,6 +220,7 @@ class Gates(TorchFunctionMode):
                     self._tape.append((name_of(func), out.clone(), layouts))
                 else:
                     value, layouts = self._recorded(func)
+                    self.searches.note(value, out)
                     out = layouts.lay_out_outputs(value.clone())
         return out
 
@@ -329,10 +344,11 @@ class Gates(TorchFunctionMode):
         self._constants.mark([leaf])
 
     def _number(self, func: Callable, number: Any) -> Any:
-        """Return a number that Python gets of a tensor, as it was in the recorded evaluation."""
+        """Return numbers that Python gets of a tensor, as they were in the recorded evaluation."""
         if self._next is not None:
-            return self._recorded(func)[0]
-        self._tape.append((name_of(func), number, Layouts()))
+            return copy.deepcopy(self._recorded(func)[0])
+        # An array shares the tensor's memory, and a list can be written to.
+        self._tape.append((name_of(func), copy.deepcopy(number), Layouts()))
         return number
 
     def _record(self, gate, func, args, kwargs) -> Any:

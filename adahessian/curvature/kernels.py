@@ -25,6 +25,7 @@ from adahessian.curvature.closures import not_repeatable
 from adahessian.curvature.kernel_pieces import PIECES
 from adahessian.curvature.kernel_reductions import AtZero
 from adahessian.curvature.layouts import laid_out_as
+from adahessian.curvature.searches import Searches
 
 # Their derivatives have another formula where an element is zero.
 _SMOOTH = ("Prod", "Cumprod", "Sinc", "Special", "Pow")
@@ -67,10 +68,15 @@ def hidden_piece(name: str, given: dict[str, Any], out: Any, harmless: bool) -> 
 
 
 class Kernels(_torch.TorchDispatchMode):
-    """Records the pieces of ATen operators in one evaluation, and replays them in further ones."""
+    """Records the pieces of ATen operators in one evaluation, and replays them in further ones.
 
-    def __init__(self) -> None:
+    Args:
+        searches: take in what comparisons become.
+    """
+
+    def __init__(self, searches: Searches) -> None:
         super().__init__()
+        self._searches = searches
         # Each device has a thread of its own in a backward pass, and its own order.
         self._tapes: dict[torch.device, list[tuple[str, Any]]] = {}
         self._next: dict[torch.device, int] | None = None  # None while recording
@@ -131,7 +137,9 @@ class Kernels(_torch.TorchDispatchMode):
         if self._next is None:
             self._tape(out).append((name, out.clone()))
             return out
-        return _put(out, self._recorded(name, out).clone(), name.endswith("_"))
+        recorded = self._recorded(name, out)
+        self._searches.note(recorded, out)
+        return _put(out, recorded.clone(), name.endswith("_"))
 
     def _tape(self, out: Any) -> list[tuple[str, Any]]:
         return self._tapes.setdefault(_device(out), [])

@@ -69,8 +69,9 @@ class Replay:
         if earlier is None:
             self._earlier.modules = []
         self.is_smooth = self._earlier.is_smooth
+        self.gates.searches = self._earlier.searches
         if self._earlier.has_hidden_pieces:
-            self.gates.record_kernels()
+            self.gates.record_anew(kernels=True)
         self._given = self.gates.params = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -168,15 +169,29 @@ class Replay:
         self._earlier.looked_at.add(kinds)
         if kinks.found:
             self._earlier.has_hidden_pieces = True
-            self.gates.record_kernels()
-            with self.rewound():
-                self._evaluate()
+            self._record_anew()
         self._earlier.learn(self.gates, self._before.modules, self._params)
         if not kinds[0]:  # a loss without its graph: nothing would tell it from another
             self._earlier.always_record()
         elif not self.gates.met_pieces:
             self._earlier.smooth.add(kinds)
         return value
+
+    def _record_anew(self) -> None:
+        """Record the same evaluation in the way that is now known to be needed."""
+        self.gates.record_anew(kernels=self._earlier.has_hidden_pieces)
+        with self.rewound():
+            self._evaluate()
+
+    def learn_searches(self) -> bool:
+        """Record anew if the last repetition froze a search; return whether it did.
+
+        The parameters are those of the recorded evaluation.
+        """
+        if not self._agree(self._earlier.searches.settle()):
+            return False
+        self._record_anew()
+        return True
 
     def modules(self) -> list[nn.Module]:
         """Return the modules around the parameters, or those that the function has called."""
@@ -209,12 +224,13 @@ class Replay:
         self._before = self._after = self._snapshot()
 
     def again(
-        self, within: contextlib.AbstractContextManager = _NOTHING
+        self, within: contextlib.AbstractContextManager = _NOTHING, *, look: bool = False
     ) -> tuple[Any, dict[Tensor, Tensor]]:
         """Evaluate the closure once more, at the values that the parameters have now.
 
         Args:
             within: a context for the closure, which finds the gates active.
+            look: for what :meth:`learn_searches` is to learn.
 
         Returns:
             What the closure returned, and the gradients that it left, by parameter.
@@ -222,6 +238,7 @@ class Replay:
         Raises:
             RuntimeError: it was another computation than the recorded one.
         """
+        self._earlier.searches.looks = look
         with self.rewound():
             value = self._evaluate_again(within)
             if self._after is self._before:  # nothing was recorded: this is the first evaluation

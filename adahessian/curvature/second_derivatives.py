@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
 from adahessian.curvature.batch_norm import batch_norm
-from adahessian.curvature.constants import Constants, tensors_in
+from adahessian.curvature.constants import (
+    ARRAYS,
+    Constants,
+    meets_the_graph,
+    requires_grad,
+    tensors_in,
+)
 from adahessian.curvature.graph import nodes_below
 from adahessian.curvature.torch_calls import name_of
 
@@ -118,8 +125,10 @@ if hasattr(F, "linear_cross_entropy"):  # newer than torch 2.11
     _STAND_INS[F.linear_cross_entropy] = _linear_cross_entropy
 
 
-_USES_COMPUTED = (
-    "uses a value that its forward method has computed. Double backward takes it for a constant, "
+_USES_COMPUTED = "uses a value that its forward method has computed"
+_LEAVES = "takes a value out of the graph (detach, no_grad, NumPy)"
+_IS_A_CONSTANT = (
+    "Double backward takes it for a constant, "
     "so where it moves with the parameters a part of the second derivative is missing: "
     "optimizer.curvature_error(closure) tells how much, and curvature='finite_difference' has it"
 )
@@ -134,11 +143,13 @@ class CustomFunctions:
     torch means to refuse one that is ``once_differentiable`` itself, when the second derivative
     comes to it. But it cuts it out of the graph, so that ``autograd.grad`` never does: what is
     behind it counts as constant, and so it does behind one whose backward builds no graph. Where a
-    backward uses what its forward has computed, that value counts as constant.
+    backward uses what its forward has computed, or what it takes out of the graph by itself, that
+    value counts as constant.
 
     Args:
         tensors: the loss, before that pass.
-        computed: see :class:`SecondDerivatives`.
+        computed: see :class:`SecondDerivatives`. None to look for functions without a second
+            derivative alone.
     """
 
     def __init__(self, tensors: Iterable[Tensor], computed: Constants | None = None) -> None:
@@ -152,12 +163,16 @@ class CustomFunctions:
                 self._fault = f"{name} is once_differentiable"
                 continue
             uses_computed = bool(computed) and any(map(computed.holds, _held_by(node)))
-            node.register_hook(partial(self._look, name, uses_computed))
+            leaving = _Leaving()
+            if computed is not None:
+                _torch.run_backward_within(node, leaving)
+            node.register_hook(partial(self._look, name, uses_computed, leaving))
 
     def _look(
         self,
         name: str,
         uses_computed: bool,
+        leaving: "_Leaving",
         grads: Sequence[Tensor | None],
         incoming: Sequence[Tensor | None],
     ) -> None:
@@ -166,8 +181,9 @@ class CustomFunctions:
             if found and _have_graph(incoming) and not _have_graph(grads):
                 self._fault = f"the backward method of {name} builds no graph"
             # Where that is a custom function too, its author has thought of second derivatives.
-            elif uses_computed and not any(hasattr(g.grad_fn, "_forward_cls") for g in found):
-                self._doubt = name
+            elif not any(hasattr(g.grad_fn, "_forward_cls") for g in found):
+                if uses_computed or leaving.found or any(map(leaving.holds, found)):
+                    self._doubt = f"{name} {_USES_COMPUTED if uses_computed else _LEAVES}"
 
     def fault(self, grads: Iterable[Tensor | None]) -> str:
         """Return which function has no second derivative, and why; "" for none.
@@ -188,7 +204,38 @@ class CustomFunctions:
         if fault := self.fault(grads):
             raise RuntimeError(f"{fault}: {NO_SECOND_DERIVATIVE}")
         if self._doubt:
-            warnings.warn(f"the backward method of {self._doubt} {_USES_COMPUTED}", stacklevel=3)
+            said = f"the backward method of {self._doubt}. {_IS_A_CONSTANT}"
+            warnings.warn(said, stacklevel=3)
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees whether a backward method goes on with a value that it has taken out of the graph.
+
+    Attributes:
+        found: it does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants = Constants(is_moved=lambda leaf: True)
+        self.found = False
+
+    def holds(self, t: Tensor) -> bool:
+        """Whether a tensor was computed of such a value alone."""
+        return self._constants.holds(t)
+
+    def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
+        kwargs = kwargs or {}
+        name, constants = name_of(func), self._constants
+        if name in ARRAYS and constants.depend(args, kwargs):
+            self.found = True
+        if constants and meets_the_graph(func, args, kwargs):
+            self.found |= any(map(constants.holds, tensors_in((args, kwargs))))
+        out = func(*args, **kwargs)
+        # Within another function's forward all is without a graph, and that one is looked at.
+        if name.removesuffix("_") not in _STEPS and not _torch.in_function_forward():
+            constants.note(name, out, args, kwargs)
+        return out
 
 
 def _is_once(backward: Any) -> bool:
@@ -203,6 +250,10 @@ def _is_once(backward: Any) -> bool:
 def _held_by(context: Any) -> Iterator[Tensor]:
     """Yield what a custom function has saved for its backward, in either way."""
     return tensors_in((context.saved_tensors, vars(context)))
+
+
+def _is_among(t: Tensor, args: tuple) -> bool:
+    return any(t is given for given in tensors_in(args))
 
 
 def _have_graph(grads: Sequence[Tensor | None]) -> bool:
@@ -222,7 +273,12 @@ class SecondDerivatives(TorchFunctionMode):
     def __init__(self, *, look: bool = False) -> None:
         super().__init__()
         self._look = look
-        self.computed = Constants(is_moved=lambda leaf: True)
+        self._views: dict[int, ref[Tensor]] = {}
+        self.computed = Constants(is_moved=lambda leaf: not self._is_taken_within(leaf))
+
+    def _is_taken_within(self, t: Tensor) -> bool:
+        found = self._views.get(id(t))
+        return found is not None and found() is t
 
     def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
         kwargs = kwargs or {}
@@ -236,4 +292,8 @@ class SecondDerivatives(TorchFunctionMode):
             written = list(tensors_in(args[0])) if func is Tensor.__setitem__ else None
             if name.removesuffix("_") not in _STEPS:
                 self.computed.note(name, out, args, kwargs, written)
+            # A view that is taken there requires a gradient, and is a leaf: it counts as constant.
+            views = [t for t in tensors_in(out) if requires_grad(t) and not _is_among(t, args)]
+            self._views |= {id(t): ref(t) for t in views}
+            self.computed.mark(views)
         return out

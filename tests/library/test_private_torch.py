@@ -3,8 +3,10 @@
 Runs on the oldest and the newest torch that we support.
 """
 
+import contextlib
 import re
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,43 @@ PRIVATE = re.compile(
     r"torch\._C|torch\._(?!foreach_)\w+|torch(\.\w+)*\._\w+ import|torch[\w.]* import .*\b_\w+"
     r"|\._(is_view|version|schema)\b|(?<!self)\._buffers\b"
 )
+
+
+def test_a_backward_method_runs_within_a_context_once():
+    seen = []
+
+    @contextlib.contextmanager
+    def context():
+        seen.append("in")
+        try:
+            yield
+        finally:
+            seen.append("out")
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, *grads):
+            seen.append("backward")
+            if len(seen) == 2:
+                raise ValueError("once")
+            return grads[0] * 2
+
+    x = torch.ones(2, requires_grad=True)
+    y = Double.apply(x)
+    assert y.grad_fn is not None
+    alive = weakref.ref(y.grad_fn)
+    _torch.run_backward_within(y.grad_fn, context())
+    with pytest.raises(ValueError, match="once"):
+        y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    assert seen == ["in", "backward", "out", "backward"] and (x.grad == 2).all()
+    _torch.run_backward_within(y.grad_fn, context())
+    del y
+    assert alive() is None  # it does not hold itself
 
 
 def test_nothing_else_touches_a_private_name():

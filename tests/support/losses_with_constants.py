@@ -231,6 +231,11 @@ def trained_within(net):
     return (STATES @ net[0].weight.T - STATES @ copy.T).pow(4).mean() + net(STATES).exp().mean()
 
 
+def used_by_its_transpose(net):
+    copy = nn.Parameter(net[0].weight.data.clone())
+    return (STATES @ net[0].weight.T - STATES @ copy.T / 2).pow(4).mean() + net(STATES).exp().mean()
+
+
 # Within torch.func's transforms a tensor does not say whether it requires a gradient.
 
 
@@ -325,8 +330,8 @@ LOSSES = [
     q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
     weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,
     a_parameter_made_in_the_closure, a_layer_that_copies, a_layer_of_another_precision,
-    a_buffer_set_to_values_of_the_graph,
-    trained_within, detached_in_vmap, targets_in_vmap, written_unseen_in_vmap, dropped_in_vmap,
+    a_buffer_set_to_values_of_the_graph, trained_within, used_by_its_transpose,
+    detached_in_vmap, targets_in_vmap, written_unseen_in_vmap, dropped_in_vmap,
     a_nested_vmap, a_weighted_residual, a_directional_derivative, a_constant_that_leaves_vmap,
     a_kink_in_vmap, a_sparse_constant, a_sparse_matrix_written_unseen,
 ]  # fmt: skip

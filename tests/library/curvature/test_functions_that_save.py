@@ -11,7 +11,10 @@ from torch.nn import functional as F
 from adahessian import AdaHessian
 
 Y = F.one_hot(torch.arange(16) % 3, 3).double()
-SAYS = r"the backward method of \w+ uses a value that its forward method has computed"
+SAYS = (
+    r"the backward method of \w+ "
+    r"(uses a value that its forward method has computed|takes a value out of the graph)"
+)
 
 
 class FusedCrossEntropy(Function):
@@ -56,6 +59,48 @@ class WrittenTo(Function):
         return slope * grad
 
 
+class AView(Function):
+    """Within forward autograd takes a view of an input for a leaf of its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.view(-1))
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x.view_as(grad) * grad
+
+
+class WithoutAGraph(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        with torch.no_grad():
+            slope = 2 * x
+        return slope * grad
+
+
+class ByDetach(WithoutAGraph):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * x.detach() * 2
+
+
+class ByNumPy(WithoutAGraph):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * torch.from_numpy(2 * x.detach().cpu().numpy()).to(grad)
+
+
 class SetUp(Function):
     """It gives what it saves as a second output."""
 
@@ -79,6 +124,10 @@ DOUBTFUL = {
     "an attribute": lambda y: Attribute.apply(y).mean(),
     "within": lambda y: (Attribute.apply(y).sin() * y).mean(),
     "written to": lambda y: WrittenTo.apply(y).mean(),
+    "a view": lambda y: AView.apply(y).mean(),
+    "no_grad": lambda y: WithoutAGraph.apply(y).mean(),
+    "detach": lambda y: ByDetach.apply(y).mean(),
+    "NumPy": lambda y: (ByNumPy.apply(y) * y).mean(),
     "an output": lambda y: SetUp.apply(y)[0].mean(),
 }
 
@@ -127,9 +176,23 @@ class OfItsOwnBackward(Function):
         return by * slope, by * grad * 6 * x, None
 
 
+class Masked(WithoutAGraph):
+    """What its backward takes out of the graph moves with nothing."""
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        mask = (x.detach() > 0).to(grad)
+        with torch.no_grad():
+            mask = mask * torch.ones_like(x) * torch.sign(x).abs()
+        x = x.detach().requires_grad_() if not x.requires_grad else x
+        return 2 * x * grad * (mask + (1 - mask))
+
+
 WEIGHT = torch.full((3,), 2.0, dtype=torch.float64)
 FINE = {
     "pieces": lambda y: Rounded.apply(y, WEIGHT).mean(),
+    "a mask": lambda y: Masked.apply(y).mean(),
     "its own": lambda y: OfItsOwn.apply(y).square().mean(),
     "torch's": lambda y: F.hardsigmoid(F.batch_norm(y, None, None, training=True)).square().mean(),
 }
@@ -209,3 +272,20 @@ def test_the_comparison_tells_how_much():
 
     with pytest.warns(UserWarning, match=SAYS):
         assert optimizer.curvature_error(closure).largest > 0.1
+
+
+def test_it_is_warned_of_once():
+    p = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    optimizer = AdaHessian([p])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (WithoutAGraph.apply(p) * p).sum()
+        loss.backward(create_graph=optimizer.needs_graph)
+        return loss
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            optimizer.step(closure)
+    assert sum("out of the graph" in str(w.message) for w in caught) == 1

@@ -334,6 +334,18 @@ def weights_by_numpy():
 
 
 @case
+def targets_by_numpy():
+    net, x = nn.Linear(6, 3), randn(4, 6)
+
+    def loss():
+        with torch.no_grad():
+            target = torch.from_numpy(net(x).numpy() ** 2)
+        return (net(x) - target).square().mean()
+
+    return net, loss
+
+
+@case
 def balanced_gradients():
     net, x = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 2)]), randn(4, 6)
 
