@@ -272,7 +272,7 @@ def watched(meanwhile, way):
 
     if way == "spectrum":
         hessian = Hessian(loss, model, curvature="finite_difference")
-        return [top_eigenvalues(hessian, 1).eigenvalues]
+        return [top_eigenvalues(hessian, 1, tolerance=0.1).eigenvalues]
     curvature, fraction = way
     optimizer = AdaHessian(model.parameters(), curvature=curvature, curvature_fraction=fraction)
     optimizer.curvature_closure = loss
