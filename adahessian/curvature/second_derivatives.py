@@ -252,6 +252,11 @@ def _held_by(context: Any) -> Iterator[Tensor]:
     return tensors_in((context.saved_tensors, vars(context)))
 
 
+def _is_another(views: dict[int, ref[Tensor]], leaf: Tensor) -> bool:
+    found = views.get(id(leaf))
+    return found is None or found() is not leaf
+
+
 def _is_among(t: Tensor, args: tuple) -> bool:
     return any(t is given for given in tensors_in(args))
 
@@ -273,12 +278,9 @@ class SecondDerivatives(TorchFunctionMode):
     def __init__(self, *, look: bool = False) -> None:
         super().__init__()
         self._look = look
+        # A view that a forward method takes requires a gradient, and is a leaf.
         self._views: dict[int, ref[Tensor]] = {}
-        self.computed = Constants(is_moved=lambda leaf: not self._is_taken_within(leaf))
-
-    def _is_taken_within(self, t: Tensor) -> bool:
-        found = self._views.get(id(t))
-        return found is not None and found() is t
+        self.computed = Constants(is_moved=partial(_is_another, self._views))
 
     def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
         kwargs = kwargs or {}
@@ -292,7 +294,6 @@ class SecondDerivatives(TorchFunctionMode):
             written = list(tensors_in(args[0])) if func is Tensor.__setitem__ else None
             if name.removesuffix("_") not in _STEPS:
                 self.computed.note(name, out, args, kwargs, written)
-            # A view that is taken there requires a gradient, and is a leaf: it counts as constant.
             views = [t for t in tensors_in(out) if requires_grad(t) and not _is_among(t, args)]
             self._views |= {id(t): ref(t) for t in views}
             self.computed.mark(views)
