@@ -15,6 +15,7 @@ gradients, buffers of modules, and the global random states of torch, Python and
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -58,3 +59,19 @@ def not_repeatable(found: str) -> RuntimeError:
         "curvature='finite_difference' needs a closure that computes the same function of the "
         "parameters each time: one fixed batch, drawn outside of it."
     )
+
+
+def held_weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls an object's method, as long as there is the object.
+
+    Two objects that held each other would live, with the tensors of a record, until Python's
+    collector finds them.
+    """
+    found = WeakMethod(method)
+
+    def call(*args: Any) -> Any:
+        alive = found()
+        assert alive is not None
+        return alive(*args)
+
+    return call

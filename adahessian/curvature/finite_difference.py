@@ -19,7 +19,7 @@ from adahessian.curvature.check import (
     best_trial,
     unexplained,
 )
-from adahessian.curvature.closures import gradients, not_repeatable
+from adahessian.curvature.closures import gradients, held_weakly, not_repeatable
 from adahessian.curvature.diagnosis import likely_cause
 from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.gates import Gates
@@ -91,7 +91,8 @@ class FiniteDifference:
         self._params = params
         self._check = check
         self.step_size = step_size
-        self.replay = Replay(closure, params, gates, earlier, self._see_wrapper, alone=central)
+        see = held_weakly(self._see_wrapper)
+        self.replay = Replay(closure, params, gates, earlier, see, alone=central)
         self._central = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
         self._groups = mesh_groups(params)  # each process has a part of the parameters

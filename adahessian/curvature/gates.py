@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from adahessian import _torch
-from adahessian.curvature.closures import not_repeatable
+from adahessian.curvature.closures import held_weakly, not_repeatable
 from adahessian.curvature.constants import (
     NUMBERS,
     Constants,
@@ -100,7 +100,7 @@ class Gates(TorchFunctionMode):
 
     def _begin(self) -> None:
         self.losses = []
-        self._constants = Constants(self._is_moved)
+        self._constants = Constants(held_weakly(self._is_moved))
         self._behind_the_graph = Storages()  # values of the graph that were handed out without it
         self._passes = 0
 

@@ -265,6 +265,32 @@ class Hold(torch.autograd.Function):
         return Hold.apply(grad)  # a token in the graph of the gradient too
 
 
+@pytest.mark.parametrize("options", [{}, {"check_interval": 1}], ids=str)
+def test_no_record_survives_a_step(options):
+    """Of a finite difference, nor the graph of its loss: they have the size of the activations."""
+    initial, loss = conv_problem()
+    params = leaves(initial)
+    optimizer = AdaHessian(params, curvature="finite_difference", **options)
+
+    def held_loss(*params):
+        return loss(*(Hold.apply(p).relu() for p in params))
+
+    for _ in range(2):
+        take_step(optimizer, params, held_loss)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        take_step(optimizer, params, held_loss)
+        assert not Token.alive
+        gc.collect()
+        assert not [found for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 @pytest.mark.parametrize("interval", [1, 4])
 def test_no_graph_survives_a_step(interval):
     """Regression: INS, DAV, TIMM, LES, ZIJ, KOZ keep the gradients' graph, which refers back to
