@@ -47,6 +47,8 @@ class Dataset(DatasetSection):
     """A folder of `train/<class>/` and `val/<class>/` (or `test/`), below DATA_ROOT or absolute."""
     validation_size: NotNegative
     """Images taken from the training set, equally many per class; 0: no split `val`."""
+    train_size: NotNegative = 0
+    """Images to train on, equally many per class and always the same, of those left; 0: all."""
     crop_padding: NotNegative
     """Zeros around an image before a random crop of its size; 0: no crop."""
     flip: bool
@@ -56,7 +58,10 @@ class Dataset(DatasetSection):
     std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
     """Standard deviation per channel of pixels in [0, 1], by which they are divided; as `mean`."""
     image_size: NotNegative = 0
-    """In folders: size to which random crops of any size and shape are resized."""
+    """In memory: images are resized to squares of this size; 0: as they are.
+
+    In folders: size to which random crops of any size and shape are resized.
+    """
     resize_size: NotNegative = 0
     """In folders: size of the shorter side before the centre is cut out for evaluation."""
     channels: Literal[0, 3] = 0
@@ -100,8 +105,8 @@ class Dataset(DatasetSection):
     def _check_sizes(self) -> "Dataset":
         what = self.name if self.name == "imagenet" else "a folder"
         if not self.in_folder:
-            if self.image_size or self.resize_size:
-                refuse(f"image_size and resize_size are for folders: {self.name} keeps its size")
+            if self.resize_size:
+                refuse(f"resize_size is for folders: {self.name} has images of one size")
         elif not 0 < self.image_size <= self.resize_size:
             refuse(
                 f"image_size {self.image_size}, resize_size {self.resize_size}: {what} needs "

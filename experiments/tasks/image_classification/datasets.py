@@ -7,17 +7,19 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from experiments.errors import UserError
 from experiments.runtime.network import can_connect, first_hop
+from experiments.tasks.image_classification.config import Dataset
 
 STALL_SECONDS = 30
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -54,6 +56,12 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         return Images(self.pixels.to(device), self.labels.to(device), self.white)
+
+    def resized(self, size: int) -> "Images":
+        """The same images as squares: interpolated, and averaged where they get smaller."""
+        small = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+        pixels = [small(part.float()).round().byte() for part in self.pixels.split(1024)]
+        return Images(torch.cat(pixels), self.labels, self.white)
 
 
 def split_by_class(labels: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -94,6 +102,27 @@ def hold_out(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
             f"class {rare}, as it takes the same number of each of {int((there > 0).sum())} "
             f"classes. At most {_most_held_out(there)} leaves some of each"
         )
+    return rest, held_out
+
+
+def divide(labels: Tensor, settings: Dataset) -> tuple[Tensor, Tensor]:
+    """Indices of the images to train on and of the validation set.
+
+    Raises:
+        UserError: there are not so many, or a class would have none.
+    """
+    rest, held_out = torch.arange(len(labels)), torch.arange(0)
+    if settings.validation_size:
+        rest, held_out = hold_out(labels, settings.validation_size)
+    if size := settings.train_size:
+        classes = len(labels.unique())
+        if not classes <= size <= len(rest):
+            raise UserError(
+                f"dataset.train_size = {size}: must be from {classes}, an image of each class, to "
+                f"{len(rest)}, the images that are left to train on; 0 takes all"
+            )
+        _, chosen = split_by_class(labels[rest], size, seed=2)
+        rest = rest[chosen]
     return rest, held_out
 
 

@@ -29,7 +29,7 @@ from experiments.errors import UserError
 from experiments.runtime import distributed, stopping
 from experiments.tasks.image_classification.augmentation import Transform, with_partners
 from experiments.tasks.image_classification.config import ImageClassificationConfig
-from experiments.tasks.image_classification.datasets import hold_out
+from experiments.tasks.image_classification.datasets import divide
 from experiments.tasks.image_classification.listing import Listing, read_both
 from experiments.tasks.randomness import draw_seed, generator, seeded
 
@@ -64,16 +64,15 @@ class ImagesInFolder:
         root = config.dataset.folder(Path(data_root))
         train, test = _read_together(root)
         self.num_classes = len(train.classes)
-        self.splits = {"test": test}
-        if size := config.dataset.validation_size:
-            rest, held_out = hold_out(train.labels, size)
-            self.splits = {"val": train[held_out], "test": test}
-            train = train[rest]
-        self.train, self.train_size = train, len(train)
+        rest, held_out = divide(train.labels, config.dataset)
+        self.splits = {"val": train[held_out]} if len(held_out) else {}
+        self.splits["test"] = test
+        self.train = train[rest]
+        self.train_size = len(self.train)
         self._requests = _Requests()
         workers = choose_workers() if config.workers is None else config.workers
         self._loader = DataLoader(
-            ImageReader({"train": train, **self.splits}, config),
+            ImageReader({"train": self.train, **self.splits}, config),
             sampler=self._requests,
             batch_size=None,  # what the sampler asks for is a whole batch
             num_workers=workers,

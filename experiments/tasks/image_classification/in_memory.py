@@ -15,7 +15,7 @@ from experiments.runtime import distributed
 from experiments.tasks.image_classification import constructed
 from experiments.tasks.image_classification.augmentation import Transform, with_partners
 from experiments.tasks.image_classification.config import ImageClassificationConfig
-from experiments.tasks.image_classification.datasets import hold_out, load
+from experiments.tasks.image_classification.datasets import divide, load
 from experiments.tasks.randomness import generator
 
 EVALUATION_BATCH_SIZE = 500
@@ -42,13 +42,14 @@ class ImagesInMemory:
             train, test = constructed.load(config.dataset, root)
         else:
             train, test = load(config.dataset.name, root)
+        if size := config.dataset.image_size:
+            train, test = train.resized(size), test.resized(size)
         self.num_classes = int(train.labels.max()) + 1
         self.in_channels, self.white = train.pixels.shape[1], train.white
-        splits = {"test": test}
-        if size := config.dataset.validation_size:
-            rest, held_out = hold_out(train.labels, size)
-            splits = {"val": train[held_out], "test": test}
-            train = train[rest]
+        rest, held_out = divide(train.labels, config.dataset)
+        splits = {"val": train[held_out]} if len(held_out) else {}
+        splits["test"] = test
+        train = train[rest]
         self.train_size = len(train)
         self.train = train.to(device)
         self.splits = {name: images.to(device) for name, images in splits.items()}

@@ -78,7 +78,7 @@ def test_the_imagenet_files_hold_what_their_headers_say():
         ("model.depth=21", "depth 21: a CIFAR ResNet has 6n+2 layers"),
         ("schedule.drops=[0.5, 80]", "schedule.drops.1 = 80: Input should be less than 1"),
         ("model.name=imagenet-resnet", "depth 20: an ImageNet ResNet has 18, 34 or 50 layers"),
-        ("dataset.image_size=32", "image_size and resize_size are for folders: digits keeps"),
+        ("dataset.resize_size=32", "resize_size is for folders: digits has images of one size"),
         ("dataset.name=imagenet", "image_size 0, resize_size 0: imagenet needs both"),
         ("micro_batches=0", "micro_batches = 0: Input should be greater than or equal to 1"),
         ("autocast=float16", "autocast = 'float16': Input should be 'bfloat16'"),

@@ -37,6 +37,42 @@ def test_split_by_class_takes_each_example_once():
     assert sorted(labels[held_out].bincount().tolist()) == [2, 3, 3]
 
 
+def images(*overrides):
+    config = resolve(load(REPOSITORY / "configs/digits/resnet20.yaml", overrides), "sgd", seed=1)
+    return ImageClassification(config, CPU, "").data
+
+
+def test_a_part_of_the_training_images_is_always_the_same_and_has_all_classes():
+    sizes = ("dataset.train_size=95", "dataset.validation_size=50")
+    part, again = images(*sizes, "batch_size=95"), images(*sizes, "batch_size=7")
+    whole = images(sizes[1])
+    assert part.train_size == 95 and set(part.train.labels.bincount().tolist()) == {9, 10}
+    assert torch.equal(part.train.pixels, again.train.pixels)
+    assert torch.equal(part.splits["val"].pixels, whole.splits["val"].pixels)
+    assert torch.equal(part.splits["test"].pixels, whole.splits["test"].pixels)
+    rows = {tuple(row) for row in whole.train.pixels.flatten(1).tolist()}
+    assert {tuple(row) for row in part.train.pixels.flatten(1).tolist()} <= rows
+
+
+@pytest.mark.parametrize(("size", "most"), [(9, 1247), (1248, 1247)])
+def test_a_part_that_cannot_be_taken_is_refused(size, most):
+    message = f"dataset.train_size = {size}: must be from 10, an image of each class, to {most}"
+    with pytest.raises(UserError, match=message):
+        images(f"dataset.train_size={size}", "dataset.validation_size=50")
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_images_in_memory_are_resized(size):
+    data, old = images(f"dataset.image_size={size}"), images()
+    for new, before in ((data.train, old.train), (data.splits["test"], old.splits["test"])):
+        assert new.pixels.shape == (len(before), 1, size, size)
+        assert new.pixels.dtype == torch.uint8 and torch.equal(new.labels, before.labels)
+        error = new.pixels.float().mean((1, 2, 3)) - before.pixels.float().mean((1, 2, 3))
+        assert error.abs().max() < 1.5  # of 16
+    x, _ = next(data.training_batches(1, 0))
+    assert x.shape[-2:] == (size, size)
+
+
 def test_the_digits_are_scikit_learns(tmp_path):
     from sklearn.datasets import load_digits
 
