@@ -313,15 +313,12 @@ class PartOfBatch(Refresh):
         with Beside(self._params, self._earlier, look=self._is_first) as beside:
             try:
                 pieces = [
-                    list(self._piece(partial(closure, start, stop), params, reduction.scale))
-                    for start, stop in zip(bounds, bounds[1:], strict=False)
+                    list(self._piece(partial(closure, *piece), params, beside, reduction))
+                    for piece in itertools.pairwise(bounds)
                 ]
             except NoPart as error:
                 missing = error
-        group = reduction.process_group or beside.process_group()
-        groups = [] if group is None else [group]
-        if any_of(missing is not None, groups, self._params[0].device):
-            raise missing or NoPart("another process has no part of this batch")
+        group = self._agree(missing, beside, reduction)
         self._compare_processes(group, beside.wrappers)
         for samples in zip(*pieces, strict=True):
             Reduction(reduction.scale, group).apply_([s for sample in samples for s in sample])
@@ -339,15 +336,22 @@ class PartOfBatch(Refresh):
             yield sample
 
     def _piece(
-        self, loss_function: Callable[[], Tensor], params: Sequence[Tensor], scale: Tensor | None
+        self,
+        loss_function: Callable[[], Tensor],
+        params: Sequence[Tensor],
+        beside: Beside,
+        reduction: Reduction,
     ) -> Iterator[list[Tensor]]:
         """Yield z · Hz of the loss of a piece of the batch, for each probe."""
         exact = self._options.curvature == "double_backward"
         for p in self._params:
             p.grad = None
+        loss = filling_gradients(
+            loss_function, self._params, create_graph=exact, scale=reduction.scale
+        )
         products = hessian_products(
             self._options.curvature,
-            filling_gradients(loss_function, self._params, create_graph=exact, scale=scale),
+            loss,
             self._params,
             self._probes,
             check=self._is_first,
@@ -355,11 +359,27 @@ class PartOfBatch(Refresh):
             central=True,
             accuracy=self._accuracy,
         )
-        products.evaluate()
+        missing = None
+        try:
+            products.evaluate()
+        except NoPart as error:
+            if not self._accuracy.due:
+                raise
+            missing = error
+        if self._accuracy.due:  # others would wait in the check for a process without a part
+            self._agree(missing, beside, reduction)
         if exact and not any(p.grad is not None and p.grad.requires_grad for p in params):
             yield from ([torch.zeros_like(p) for p in params] for _ in self._probes)
         else:
             yield from self._estimates(products, params)
+
+    def _agree(self, missing: NoPart | None, beside: Beside, reduction: Reduction) -> Any:
+        """Return the process group; raise NoPart in all of its processes where one has no part."""
+        group = reduction.process_group or beside.process_group(missing)
+        groups = [] if group is None else [group]
+        if any_of(missing is not None, groups, self._params[0].device):
+            raise missing or NoPart("another process has no part of this batch")
+        return group
 
     def _remember(
         self, members: Sequence[Member], samples: list[list[Tensor]], noises: list[list[Tensor]]

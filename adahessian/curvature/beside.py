@@ -123,13 +123,22 @@ class Beside:
             p.grad = grad
         self._before.restore()
 
-    def process_group(self) -> Any:
+    def process_group(self, missing: NoPart | None = None) -> Any:
         """Return that of the DistributedDataParallel module that ran, or None for one process.
+
+        Args:
+            missing: why there is no part. Its closure need not have come to the module: then the
+                group is that of the last part.
 
         Raises:
             RuntimeError: there are several processes, and nothing says which share the model; or
                 some may have run out of data.
         """
+        if missing is not None and not self.wrappers:
+            if self._earlier.part_wrappers is None:
+                raise missing
+            self.wrappers = self._earlier.part_wrappers
+        self._earlier.part_wrappers = self.wrappers
         if any(map(_torch.is_within_join, self.wrappers)):
             raise RuntimeError(
                 "within DistributedDataParallel's Join a process that has run out of data does not "

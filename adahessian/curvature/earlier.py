@@ -33,6 +33,7 @@ class Earlier:
         places: their attributes that it has changed; None before the first.
         autocast_dtype, called, dtypes: see :class:`Gates`.
         wrappers: the DistributedDataParallel modules that the last recorded evaluation called.
+        part_wrappers: those of the last part of a batch; None before the first.
         verdicts: of the last refreshes, where they have not been told.
         has_compared: whether the processes are known to ask for the same products.
         has_hidden_pieces: whether there are some that only the kernels below autograd show.
@@ -52,6 +53,7 @@ class Earlier:
         self.called: set[str] = set()
         self.dtypes: set[torch.dtype] = set()
         self.wrappers: dict[DistributedDataParallel, None] = {}
+        self.part_wrappers: dict[DistributedDataParallel, None] | None = None
         self.verdicts: deque[Verdict] = deque()
         self.has_hidden_pieces = self.has_compared = False
         self.searches = Searches()

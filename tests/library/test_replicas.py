@@ -114,8 +114,12 @@ def test_part_of_the_batch_under_fsdp_is_refused(results):
     assert all("does not work with fully_shard" in result["part, fsdp"] for result in results)
 
 
-def test_a_part_that_one_process_lacks_postpones_the_refresh_of_all(results):
-    assert all(result["part, one lacks it"] == [0, 1, 1, 3] for result in results)
+@pytest.mark.parametrize("how", ["", ", ddp"])
+@pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
+def test_a_part_that_one_process_lacks_postpones_the_refresh_of_all(results, curvature, how):
+    """Also where a check is due, in which the processes exchange what they find."""
+    case = f"part, one lacks it, {curvature}{how}"
+    assert all(result[case] == [0, 1, 1, 3] for result in results)
 
 
 def test_double_backward_under_ddp_names_the_ways_out(results):

@@ -475,25 +475,32 @@ def part_under_fsdp(rank, world):
         return str(error)
 
 
-def part_that_one_process_lacks(rank, world):
-    """As where a shard of an epoch's last batch is empty."""
-    model, refreshed = network(), []
-    optimizer = AdaHessian(model.parameters(), process_group=dist.group.WORLD, **PART)
-    x, y = (t.chunk(world)[rank] for t in data())
-    for step in range(4):
+def part_that_one_process_lacks(curvature, with_ddp):
+    """As where a shard of an epoch's last batch is empty; every refresh checks itself."""
 
-        def part(start, stop, step=step):
-            if step == 2 and rank == world - 1:
-                return None
-            rows = slice(round(start * len(x)), round(stop * len(x)))
-            return nn.functional.cross_entropy(model(x[rows]), y[rows])
+    def case(rank, world):
+        module, refreshed = network(), []
+        group = None if with_ddp else dist.group.WORLD
+        model = nn.parallel.DistributedDataParallel(module) if with_ddp else module
+        options = {**PART, "curvature": curvature, "check_interval": 1, "process_group": group}
+        optimizer = AdaHessian(module.parameters(), **options)
+        x, y = (t.chunk(world)[rank] for t in data())
+        for step in range(4):
 
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step(curvature_closure=part)
-        refreshed.append(optimizer.param_groups[0]["last_refresh"])
-    optimizer.check_replicas()
-    return refreshed
+            def part(start, stop, step=step):
+                if step == 2 and rank == world - 1:
+                    return None
+                rows = slice(round(start * len(x)), round(stop * len(x)))
+                return nn.functional.cross_entropy(model(x[rows]), y[rows])
+
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step(curvature_closure=part)
+            refreshed.append(optimizer.param_groups[0]["last_refresh"])
+        optimizer.check_replicas()
+        return refreshed
+
+    return case
 
 
 def sharded(options):
@@ -560,7 +567,11 @@ OUT = ""  # where to write, of the process
 CASES = {
     **{name: checkpoint(name) for name in CHECKPOINTS},
     "part, fsdp": part_under_fsdp,
-    "part, one lacks it": part_that_one_process_lacks,
+    **{
+        f"part, one lacks it, {curvature}{how}": part_that_one_process_lacks(curvature, bool(how))
+        for curvature in ("double_backward", "finite_difference")
+        for how in ("", ", ddp")
+    },
     "double backward": bare("double_backward"),
     "double backward, signed": bare("double_backward", averaging="signed", num_samples=2),
     "double backward, clipped": bare("double_backward", max_grad_norm=0.05),
