@@ -115,26 +115,26 @@ def top_eigenvalues(
         if settled or not alive:  # not alive: in this space there is nothing more to find
             basis.start_anew()
             length = 0
-    if not (len(converged) == k and converged.all()):
-        relative = [float(f"{r:.2g}") for r in residuals[:k] / values[:k].abs()]
-        advice = "allow more by max_matvecs, or a larger tolerance"
-        if complete:
-            advice = "more would change nothing, the products are not exact or not symmetric"
-        warnings.warn(
-            f"after {report.done} products the relative residuals are {relative}, above the "
-            f"tolerance {tolerance}: {advice}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    elif not (finished or complete):
-        unseen = "larger eigenvalues" if found is None else "further copies of these eigenvalues"
-        warnings.warn(
-            f"after {report.done} products there may be {unseen}: allow more by max_matvecs",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     vectors = basis.combine(coefficients[:, :k]) if eigenvectors else None
-    return Eigenpairs(values[:k], residuals[:k], converged, vectors, report.done)
+    pairs = Eigenpairs(values[:k], residuals[:k], converged, vectors, report.done)
+    unsure = ""
+    if not (len(converged) == k and converged.all()):
+        unsure = _unconverged(pairs, tolerance, complete)
+    elif not (finished or complete):
+        what = "larger eigenvalues" if found is None else "further copies of these eigenvalues"
+        unsure = f"there may be {what}: allow more by max_matvecs"
+    if unsure:
+        warnings.warn(f"after {report.done} products {unsure}", RuntimeWarning, stacklevel=2)
+    return pairs
+
+
+def _unconverged(pairs: Eigenpairs, tolerance: float, complete: bool) -> str:
+    """What to say of pairs that are not all good to a tolerance; complete: all there is to know."""
+    relative = [float(f"{r:.2g}") for r in pairs.residuals / pairs.eigenvalues.abs()]
+    advice = "allow more by max_matvecs, or a larger tolerance"
+    if complete:
+        advice = "more would change nothing, the products are not exact or not symmetric"
+    return f"the relative residuals are {relative}, above the tolerance {tolerance}: {advice}"
 
 
 def _resolve(
