@@ -3,8 +3,8 @@
 Prints one table per protocol (see `experiments.results.tables`), writes them as `report/report.md`
 with a picture each below `RUNS_ROOT`, and everything as one page, `RUNS_ROOT/report.html`. Of a
 sweep it says which combination is best, and the state of every run, those never begun included;
-of a benchmark the scores. `--watch` writes nothing: it serves the page on this machine, and makes
-it anew as runs go on.
+of a benchmark the scores, and of several profiles over all of them. `--watch` writes nothing: it
+serves the page on this machine, and makes it anew as runs go on.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from experiments.plots.canvas import as_vectors
 from experiments.reports import live, page
 from experiments.reports.summary import (
     write_benchmark_report,
+    write_profiles,
     write_report,
     write_sweep_report,
 )
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="only this model, such as resnet20")
     parser.add_argument("--sweep", metavar="NAME", help="only the runs of this sweep (or its file)")
     parser.add_argument("--benchmark", metavar="NAME", help="only this benchmark (or its file)")
+    parser.add_argument(
+        "--profiles", metavar="TABLE", nargs="+", type=Path,
+        help="performance profiles over several benchmarks' report/benchmark-NAME.csv, alone",
+    )  # fmt: skip
     parser.add_argument("--committed", action="store_true", help="also the runs in results/")
     parser.add_argument("--vector", action="store_true", help="pictures also as PDF and SVG")
     parser.add_argument("--watch", action="store_true", help="serve the page while runs go on")
@@ -50,6 +55,12 @@ def _report(parsed: argparse.Namespace) -> None:
     root = runs_root()
     if parsed.port is not None and not (parsed.watch and 0 <= parsed.port < 2**16):
         raise UserError(f"--port {parsed.port}: a number up to 65535, beside --watch")
+    if parsed.profiles:
+        others = ("dataset", "model", "sweep", "benchmark", "committed", "watch")
+        if given := [f"--{name}" for name in others if getattr(parsed, name)]:
+            raise UserError(f"--profiles is a report of its own: leave out {', '.join(given)}")
+        write_profiles(parsed.profiles, root / "report")
+        return
     own = "--sweep" if parsed.sweep else "--benchmark" if parsed.benchmark else ""
     if own and (parsed.dataset or parsed.model or parsed.committed):
         raise UserError(

@@ -1,13 +1,14 @@
 """What is drawn of a benchmark, in numbers: performance profiles and tuning curves."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.plots import benchmarks as plots
 from experiments.plots.benchmarks import LinesByRow
 from experiments.results.benchmarks import BenchmarkResults
 from experiments.results.prices import MEASURES
-from experiments.results.ranking import best_of, profile
+from experiments.results.ranking import best_of, profile_over
 
 WIDEST = 16.0  # largest factor of a profile
 
@@ -36,14 +37,14 @@ def lines(results: BenchmarkResults) -> list[LinesByRow]:
     return found
 
 
-def profiles(scores: dict[str, list[float]]) -> LinesByRow:
+def profiles(*workloads: Mapping[str, Sequence[float]]) -> LinesByRow:
     """The share of studies within each factor of the best row, from 1 to where nothing changes."""
-    best = [min(column) for column in zip(*scores.values(), strict=True)]
     ratios = sorted(
-        value / b
-        for values in scores.values()
-        for value, b in zip(values, best, strict=True)
-        if math.isfinite(value) and b > 0
+        value / best
+        for scores in workloads
+        for column in zip(*scores.values(), strict=True)
+        for value in column
+        if math.isfinite(value) and (best := min(column)) > 0
     )
     last = min(WIDEST, max(2.0, 1.1 * max(ratios, default=1.0)))
     places = sorted({1.0, *(ratio for ratio in ratios if ratio <= last), last})
@@ -54,7 +55,7 @@ def profiles(scores: dict[str, list[float]]) -> LinesByRow:
         "the share of studies in which a row's gradient equivalents to target are within a factor "
         "of the best row's",
         places,
-        profile(scores, [place * (1 + 1e-12) for place in places]),
+        profile_over(workloads, [place * (1 + 1e-12) for place in places]),
         {},
         steps=True,
         log_x=True,

@@ -4,13 +4,14 @@ import csv
 import io
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.reports import benchmark_plots
 from experiments.reports.sections import Cell, Figure, Grid, Section, Text
 from experiments.results.benchmarks import BenchmarkResults
 from experiments.results.prices import MEASURES
-from experiments.results.ranking import LEVEL, median_interval, profile, studies_needed, wins
+from experiments.results.ranking import LEVEL, median_interval, profile_over, studies_needed, wins
 
 FACTORS = (1.0, 1.25, 1.5, 2.0, 4.0)
 
@@ -23,7 +24,8 @@ def section(results: BenchmarkResults, picture: Path | None) -> Section:
     """
     blocks: list = [Text(fixed(results)), scores(results)]
     if not results.missing:
-        blocks += [matrix(results), Text(rule(results), "note"), profiles(results)]
+        scores_by_row = {row: results.studies(row, MEASURES[0]) for row in results.benchmark.rows}
+        blocks += [matrix(results), Text(rule(results), "note"), profiles(scores_by_row)]
     else:
         count = f"{len(results.missing)} of {len(results.members)} trainings are missing, so"
         words = "no winner is named yet. This trains them (CLUSTER=slurm: on a cluster):"
@@ -146,11 +148,12 @@ def trials(results: BenchmarkResults) -> str:
     return table.getvalue()
 
 
-def profiles(results: BenchmarkResults) -> Grid:
+def profiles(*workloads: Mapping[str, Sequence[float]]) -> Grid:
     """The share of studies within a factor of the best row."""
-    values = {row: results.studies(row, MEASURES[0]) for row in results.benchmark.rows}
-    shares = profile(values, FACTORS)
-    rows = [[row, *(f"{share:.0%}" for share in shares[row])] for row in values]
+    shares = profile_over(workloads, FACTORS)
+    rows = [[row, *(f"{share:.0%}" for share in of_row)] for row, of_row in shares.items()]
     columns = ["optimizer", *(f"within {factor:g} ×" for factor in FACTORS)]
-    return Grid("Performance profile, gradient equivalents", columns, rows,
-                "Share of studies in which a row is within this factor of the best")  # fmt: skip
+    note = "Share of studies in which a row is within this factor of the best"
+    if len(workloads) > 1:
+        note += "; each workload counts the same"
+    return Grid("Performance profile, gradient equivalents", columns, rows, note)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.plots.curves import draw_training
-from experiments.reports import benchmark_plots, benchmarks, page, sweep_plots, sweeps
+from experiments.reports import benchmark_plots, benchmarks, page, sweep_plots, sweeps, workloads
 from experiments.reports.render import latex, markdown, terminal
 from experiments.reports.sections import Figure, Grid, Section, number
 from experiments.results.benchmarks import BenchmarkResults
@@ -42,6 +42,18 @@ def write_benchmark_report(results: BenchmarkResults, folder: Path) -> None:
     write_whole(folder / f"{name}.tex", latex.render([shown]))
     write_whole(folder / f"{name}.csv", benchmarks.trials(results))
     _write(results, [shown], [written], page.SECTIONS_OF_A_BENCHMARK, folder)
+
+
+def write_profiles(tables: Sequence[Path], folder: Path) -> None:
+    """Print performance profiles over several benchmarks; write them, as LaTeX too."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    shown, written = workloads.section(tables, folder / "profiles.png")
+    console = terminal.make_console()
+    terminal.show(shown, console)
+    write_whole(folder / "profiles.tex", latex.render([shown]))
+    write_whole(folder / "profiles.md", markdown.render([written]))
+    console.print(f"tables:  {folder / 'profiles.md'}", soft_wrap=True)
 
 
 def _write(

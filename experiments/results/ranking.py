@@ -62,6 +62,21 @@ def profile(
     }
 
 
+def profile_over(
+    workloads: Sequence[Mapping[str, Sequence[float]]], factors: Sequence[float]
+) -> dict[str, list[float]]:
+    """The mean of several workloads' profiles: each counts the same, however many studies it has.
+
+    Args:
+        workloads: the scores of the same rows in each.
+    """
+    found = [profile(scores, factors) for scores in workloads]
+    return {
+        row: [statistics.mean(shares) for shares in zip(*(one[row] for one in found), strict=True)]
+        for row in workloads[0]
+    }
+
+
 def p_value(mine: Sequence[float], theirs: Sequence[float]) -> float:
     """Of the permutation test of two rows' mean ranks, two-sided and exact."""
     from scipy import stats

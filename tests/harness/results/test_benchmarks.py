@@ -6,6 +6,7 @@ import json
 import math
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from support.harness import DIGITS, REPOSITORY, finish_run
@@ -14,8 +15,9 @@ from experiments import report
 from experiments.errors import UserError
 from experiments.plans import benchmarks
 from experiments.plans.select import is_benchmark, is_sweep, select
-from experiments.reports import benchmark_plots
+from experiments.reports import benchmark_plots, workloads
 from experiments.reports import benchmarks as reports
+from experiments.reports.sections import Grid
 from experiments.results.benchmarks import read_benchmark
 from experiments.results.ranking import (
     best_of,
@@ -443,3 +445,61 @@ def _by_study(trials):
 
 def _cost(trial, measure):
     return float(trial[measure] or "inf")
+
+
+# ------------------------------------------------------------------------------ several of them
+
+
+def table(path, **studies):
+    """A table of trials as a report writes it; each study's trials' costs by row."""
+    lines = ["row,study,trial,lr,gradients,steps,seconds,price,final,end"]
+    for row, of_row in studies.items():
+        for study, costs in enumerate(of_row, 1):
+            for trial, cost in enumerate(costs, 1):
+                lines.append(f"{row},{study},{trial},0.1,{cost},{cost},1,100,0.9,done")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_profiles_over_several_benchmarks_count_each_the_same(tmp_path):
+    """Whoever is first in all studies of one and never near in the other is at a half."""
+    six = table(
+        tmp_path / "benchmark-six.csv", fast=[(10, 30)] * 6, slow=[(50, 90)] * 6, other=[(1,)] * 6
+    )
+    two = table(tmp_path / "benchmark-two.csv", slow=[("", 20), (20, "")], fast=[("",), (30,)])
+    _, written = workloads.section([six, two], tmp_path / "profiles.png")
+    (grid,) = (block for block in written.blocks if isinstance(block, Grid))
+    shares = {row[0]: row[1:] for row in grid.rows}
+    # fast: 6 of 6, and within 1.5 in 1 of 2; slow: within 5 of 6, which is beyond the table.
+    assert shares == {
+        "fast": ["50%", "50%", "75%", "75%", "75%"],
+        "slow": ["50%", "50%", "50%", "50%", "50%"],
+    }
+    assert "Left out, as they are not in all: other" in str(written.blocks[0].parts)
+    assert (tmp_path / "profiles.png").stat().st_size > 1000
+
+
+def test_tables_that_do_not_compare_are_refused(tmp_path):
+    whole = table(tmp_path / "a.csv", one=[(1,), (2,)], two=[(1,), (2,)])
+    partly = table(tmp_path / "b.csv", one=[(1,), (2,)], two=[(1,)])
+    others = table(tmp_path / "c.csv", one=[(1,)], three=[(1,)])
+    empty = table(tmp_path / "d.csv")
+    for paths, message in (
+        ([whole, partly], "b.csv: two has the studies 1, one has 1, 2"),
+        ([whole, others], "two or more: a: one, two; c: one, three"),
+        ([empty], "d.csv: a table without trials"),
+        ([tmp_path / "none.csv"], "none.csv: no table of a benchmark's trials"),
+        ([Path(__file__)], "test_benchmarks.py: no table"),
+    ):
+        with pytest.raises(UserError, match=message):
+            workloads.section(paths, tmp_path / "profiles.png")
+
+
+def test_profiles_are_a_report_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    path = table(tmp_path / "a.csv", one=[(1,), (2,)], two=[(3,), (2,)])
+    assert report.main(["--profiles", str(path)]) == 0
+    assert "Benchmarks a" in capsys.readouterr().out
+    assert "| two | 50% |" in (tmp_path / "report" / "profiles.md").read_text(encoding="utf-8")
+    assert report.main(["--profiles", str(path), "--dataset", "digits"]) == 2
+    assert "leave out --dataset" in capsys.readouterr().err
