@@ -125,6 +125,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     torch.manual_seed(_model_seed(config.seed))
     model = task.build_model()
     initial = weights.initialize(config, model)
+    weights.check_data(config, task, data_root)
     groups.freeze(config, model)
     optimizer = optimizers.build_optimizer(config, model)
     training = Training(config, directory, task, model, optimizer)

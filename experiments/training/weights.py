@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from experiments.config.experiment import Config
 from experiments.errors import UserError
+from experiments.plans.load import load
 from experiments.runs import checkpoint
+from experiments.runs.data import KEY
 from experiments.runtime.paths import expanded
+from experiments.tasks.task import Task
 
 # Under which a state dict lies in the files of others.
 INSIDE = ("evaluated", "model", "state_dict", "model_state_dict")
@@ -56,6 +59,34 @@ def initialize(config: Config, model: nn.Module) -> str | None:
             data = found[name].contiguous().view(-1).view(torch.uint8).numpy()
             digest.update(memoryview(data))
     return digest.hexdigest()[:16]
+
+
+def check_data(config: Config, task: Task, data_root: Path) -> None:
+    """Refuse the weights of a run on whose data the model would know something else.
+
+    What a text model knows, it knows by the numbers of its vocabulary. Whoever leaves tensors out
+    by `init_from.skip` has thought of that.
+
+    Raises:
+        UserError: the vocabulary is another one.
+    """
+    spec = config.init_from
+    if spec is None or spec.skip:
+        return
+    path = expanded(spec.path, "init_from.path")
+    if not (path / "config.yaml").is_file():
+        return
+    other = load(path / "config.yaml")
+    if other.task != config.task:
+        return
+    state = checkpoint.look(path) or {}
+    try:
+        task.check_other(other, data_root, state.get(KEY))
+    except UserError as error:
+        raise UserError(
+            f"init_from: {spec.path}: {error}. Or leave out the tensors that depend on the "
+            "vocabulary (init_from.skip)"
+        ) from None
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

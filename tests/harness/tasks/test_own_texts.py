@@ -194,6 +194,25 @@ def test_a_model_is_measured_on_other_texts_by_its_own_vocabulary(tmp_path, monk
     assert "texts of the run are not in" in measured("--data", str(other), code=2)
 
 
+def test_weights_of_another_vocabulary_of_the_same_size_are_refused(tmp_path, monkeypatch):
+    """Their shapes fit, and every number stands for another word; also where texts are gone."""
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path))
+    lines = "".join(f"the * number {n % 17} sees {n % 13} of {n % 11}\n" for n in range(400))
+    folders = {}
+    for name, text in (("one", lines), ("like", lines + "of 3\n" * 9), ("other", lines[::-1])):
+        (tmp_path / name).mkdir()
+        folders[name] = write(tmp_path / name, TEXT, all=text.replace("*", "txt"))
+    run = train_here(tmp_path, config("kjv", folders["one"], "epochs=1")).path
+    begin = ("epochs=1", f"init_from.path={run}")
+    train_here(tmp_path, config("kjv", folders["one"], *begin, "batch_size=2"))
+    with pytest.raises(UserError, match="init_from: .*makes another vocabulary.*init_from.skip"):
+        train_here(tmp_path, config("kjv", folders["other"], *begin))
+    train_here(tmp_path, config("kjv", folders["other"], *begin, "init_from.skip=['embedding.*']"))
+    write(tmp_path / "one", TEXT, all=lines * 2 + "now\n")
+    with pytest.raises(UserError, match="init_from: .*the texts of the run are not in"):
+        train_here(tmp_path, config("kjv", folders["like"], *begin))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adahessian"])
 def test_the_file_for_ones_own_text_is_trained_small(optimizer, tmp_path):
     write(
