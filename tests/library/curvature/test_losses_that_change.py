@@ -4,10 +4,9 @@ import contextlib
 
 import pytest
 import torch
+from support.cubes import Cube
 from support.second_derivative_uses import X
 from torch import nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from adahessian import AdaHessian
@@ -144,23 +143,10 @@ def test_a_loss_that_stays_smooth_is_evaluated_as_it_is(curvature_fraction):
     assert optimizer._earlier.is_smooth
 
 
-class Kernel(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad
-
-
 @pytest.mark.parametrize("options", [{}, {"curvature_fraction": 0.5}], ids=["whole", "part"])
 def test_a_function_without_a_second_derivative_that_comes_later_is_refused(options):
-    with pytest.raises(RuntimeError, match="Kernel is once_differentiable"):
-        train(lambda y: Kernel.apply(y).mean(), begins=2, **options)
+    with pytest.raises(RuntimeError, match="Cube is once_differentiable"):
+        train(lambda y: Cube.apply(y).mean(), begins=2, **options)
 
 
 @pytest.mark.parametrize("returned", [torch.Tensor.detach, torch.Tensor.item, lambda _: None])

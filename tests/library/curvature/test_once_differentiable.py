@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from support.cubes import Cube, Saving
 from support.second_derivative_uses import USES, WITH_A_LOSS, X, network, without_one
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -15,22 +16,7 @@ from adahessian.spectrum import GaussNewton
 torch.manual_seed(0)
 
 
-class Cube(Function):
-    """As many a library's kernel is: its derivative was written for one gradient."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        (x,) = ctx.saved_tensors
-        return 3 * x**2 * grad
-
-
-class UnderAutocast(Function):
+class UnderAutocast(Saving):
     @staticmethod
     @partial(torch.amp.custom_fwd, device_type="cpu")
     def forward(ctx, x):
@@ -45,12 +31,7 @@ class UnderAutocast(Function):
         return 3 * x**2 * grad
 
 
-class ByItsOtherName(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
-
+class ByItsOtherName(Saving):
     @staticmethod
     @once_differentiable
     def vjp(ctx, grad):
@@ -58,13 +39,8 @@ class ByItsOtherName(Function):
         return 3 * x**2 * grad
 
 
-class Adjoint(Function):
+class Adjoint(Saving):
     """Cubes, with a derivative that is solved for, as the adjoint method of an equation is."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
 
     @staticmethod
     @torch.no_grad()
@@ -77,13 +53,8 @@ class Adjoint(Function):
         return found / x.exp()
 
 
-class Silent(Function):
+class Silent(Saving):
     """Nobody said that its derivative builds no graph."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x**3
 
     @staticmethod
     def backward(ctx, grad):
