@@ -52,8 +52,12 @@ def filling_gradients(
     """
 
     def closure() -> Tensor:
-        before = [p.grad for p in params]
+        with _torch.below_torch_functions():  # what only looks at tensors is seen by no gate
+            before = [p.grad for p in params]
         loss = loss_function()
+        with _torch.below_torch_functions():
+            wanted = [p for p in params if p.requires_grad]
+            filled = any(p.grad is not grad for p, grad in zip(params, before, strict=True))
         if loss is None:
             raise NoPart(
                 "curvature_closure must return a loss with its graph, got None. If its part of the "
@@ -62,19 +66,19 @@ def filling_gradients(
             )
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise RuntimeError(f"curvature_closure must return a loss with its graph, got {loss!r}")
-        if any(p.grad is not grad for p, grad in zip(params, before, strict=True)):
+        if filled:
             raise RuntimeError(
                 "curvature_closure has filled the gradients: it must return the loss and not call "
                 "backward"
             )
-        wanted = [p for p in params if p.requires_grad]
         scaled = loss if scale is None else loss * scale.to(loss)
         if create_graph:
             grads = torch.autograd.grad(scaled, wanted, create_graph=True, allow_unused=True)
         else:
             grads = _torch.gradients(scaled, wanted)
-        for p, grad in zip(wanted, grads, strict=True):
-            p.grad = grad
+        with _torch.below_torch_functions():
+            for p, grad in zip(wanted, grads, strict=True):
+                p.grad = grad
         return scaled
 
     return closure

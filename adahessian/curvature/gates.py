@@ -27,6 +27,7 @@ constant, although it was computed from the parameters, is kept as it was
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import lru_cache
 from inspect import getattr_static
 from typing import Any
 
@@ -70,6 +71,13 @@ _TRANSPOSED = frozenset(getattr_static(Tensor, name) for name in ("T", "mT", "H"
 _ONCE = "not to be repeated"
 _WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
+
+
+@lru_cache(maxsize=1000)
+def _is_no_value(func: Callable) -> bool:
+    """Whether a call tells or sets what a tensor is, and computes nothing: most calls are such."""
+    is_told = getattr(func, "__self__", None) not in _TRANSPOSED
+    return name_of(func) in _ATTRIBUTES and is_told and not (is_data(func) or makes_a_leaf(func))
 
 
 class Gates(TorchFunctionMode):
@@ -147,6 +155,8 @@ class Gates(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if _is_no_value(func):
+            return func(*args, **kwargs)
         name = name_of(func)
         is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
         is_write = is_write or name == "__set__" and is_data(func)
