@@ -12,7 +12,7 @@ from pathlib import Path
 from experiments.errors import UserError
 from experiments.plots import benchmarks as plots
 from experiments.reports import benchmark_plots, benchmarks
-from experiments.reports.sections import Figure, Section, Text
+from experiments.reports.sections import Block, Figure, Section, Text
 from experiments.results.prices import MEASURES
 
 Scores = Mapping[str, Sequence[float]]  # of each row, one a study
@@ -38,7 +38,7 @@ def section(paths: Sequence[Path], picture: Path) -> tuple[Section, Section]:
     plot = benchmark_plots.profiles(*workloads)
     title = f"Benchmarks {', '.join(names)}"
     plots.draw([plot], title, picture)
-    blocks = [Text(words), benchmarks.profiles(*workloads)]
+    blocks: list[Block] = [Text(words), benchmarks.profiles(*workloads)]
     figure = Figure(plot.title, picture=picture)
     return Section(title, blocks), Section(title, [*blocks, figure, Text(plot.note, "note")])
 
