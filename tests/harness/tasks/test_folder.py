@@ -64,6 +64,14 @@ def test_a_validation_split_comes_out_of_the_training_folder(data_root):
     assert not names[0] & names[1]
 
 
+def test_a_part_of_the_training_folder_is_taken_beside_the_validation_split(data_root):
+    whole = task_of(data_root, "dataset.validation_size=8").data
+    part = task_of(data_root, "dataset.validation_size=8", "dataset.train_size=12").data
+    assert part.train_size == 12 and part.train.labels.bincount().tolist() == [3] * 4
+    assert list(part.splits["val"].names) == list(whole.splits["val"].names)
+    assert set(part.train.names) < set(whole.train.names)
+
+
 def break_by(action):
     """A copy of the folder with one thing wrong."""
 
