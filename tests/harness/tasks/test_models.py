@@ -89,6 +89,41 @@ def no_module(depth=1):
     return depth
 
 
+class Optional(Stubborn):
+    """Has arguments of every kind."""
+
+    def __init__(self, out=10, bias=True, gated: bool | None = None, width=8, kind="no", size=3,
+                 same: int | str = 0, **others):  # fmt: skip
+        super().__init__(out)
+        self.given = {"bias": bias, "kind": kind, "same": same, "size": size, **others}
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("bias: no", "model.bias = 'no': {} takes a truth value here; write true or false"),
+        ("bias: 'True'", "model.bias = 'True': {} takes a truth value"),
+        ("gated: off", "model.gated = 'off': {} takes a truth value"),
+        ("width: 1_000", "model.width = '1_000': {} takes a number here"),
+        ("width: '1e-3'", "model.width = '1e-3': {} takes a number here"),
+        ("bias: None", "model.bias = 'None': a text to YAML; write null"),
+        ("more: None", "model.more = 'None': a text to YAML; write null"),
+    ],
+)
+def test_a_text_that_is_true_to_python_is_not_taken_for_what_it_says(argument, said):
+    path = f"{HERE}.Optional"
+    with pytest.raises(UserError, match=re.escape(said.format(path))):
+        build(f"{{constructor: {path}, {argument}}}")
+
+
+def test_texts_reach_arguments_that_may_be_texts():
+    given = build(
+        f"{{constructor: {HERE}.Optional, bias: False, kind: no, same: '1', size: same, more: off}}"
+    ).given
+    wanted = {"bias": False, "kind": "no", "same": "1", "size": "same", "more": "off"}
+    assert given.items() >= wanted.items()
+
+
 def test_ours_by_name_and_by_constructor_are_the_same():
     named = build("{name: convnet, depth: 3}")
     path = "experiments.models.convnet.ConvNet"
