@@ -35,6 +35,15 @@ class _Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """A text, of whole characters: JSON, which is YAML, spells an emoji as two halves of one."""
+        value = super().construct_scalar(node)
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            said = f"{value!r} has half a character (a surrogate)"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
+
 
 class _Dumper(yaml.SafeDumper):
     """Puts texts into quotes that `_Loader` would take for something else."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.flat import flatten
+from experiments.config.flat import flatten, shown
 from experiments.config.signature import signature
 from experiments.plans import sweeps
 from experiments.plans.planned_run import PlannedRun, each_once
@@ -167,7 +167,7 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
     for run, known in zip(runs, values, strict=True):
         swept = {key: known[key] for key in results.keys}
         name = run.config.optimizer_name
-        words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
+        words = [f"{short(key)}={shown(value)}" for key, value in swept.items() if value != ""]
         label, mark = " ".join([name, *words]), signature(run.config)
         if mark not in points and label in (one.label for one in points.values()):
             label += f" {mark}"  # 1 and "1" are two settings, and no words tell them apart

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT, Config
-from experiments.config.flat import MISSING, flatten, schema_defaults
+from experiments.config.flat import MISSING, flatten, schema_defaults, shown
 from experiments.config.optimizers import Optimizer
 from experiments.tasks.registry import protocol_defaults
 
@@ -111,4 +111,4 @@ def _canonical(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return shown(value if isinstance(value, str) else json.dumps(value, default=str))

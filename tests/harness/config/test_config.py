@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -176,6 +177,13 @@ def test_the_keys_of_an_anchor_are_merged_and_the_own_ones_win():
     for text in ("{<<: {a: 1}, <<: {b: 2}}", "{<<: 1}", "{<<: {a: 1}, b: 1, b: 2}"):
         with pytest.raises(UserError, match="not valid YAML"):
             read_yaml(text)
+
+
+def test_json_is_yaml_whatever_characters_it_spells_out():
+    """`json.dumps` writes an emoji as two halves, which no file can hold one by one."""
+    assert read_yaml(json.dumps({"a": "😀 é", "😀": 1})) == {"a": "😀 é", "😀": 1}
+    with pytest.raises(UserError, match="has half a character"):
+        read_yaml(r'{a: "\ud83d"}')
 
 
 @pytest.mark.parametrize(
