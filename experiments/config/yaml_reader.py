@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
-        """A text, of whole characters: JSON, which is YAML, spells an emoji as two halves of one."""
+        """A text of whole characters: JSON, which is YAML, spells an emoji as two halves."""
         value = super().construct_scalar(node)
         try:
             return value.encode("utf-16", "surrogatepass").decode("utf-16")
