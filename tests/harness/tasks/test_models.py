@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from support.harness import small_config
+from support.harness import interrupted, small_config, until_done
 from support.training import assert_equal, result, train_here
 from torch import nn
 
@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.models.convnet import ConvNet
 from experiments.runs.metrics import read_metrics
 from experiments.tasks import registry
-from experiments.training import optimizers
+from experiments.training import loop, optimizers
 from experiments.training.restore import restore
 
 CPU = torch.device("cpu")
@@ -83,6 +83,14 @@ class Drawing(Stubborn):
             self.seen = self.seen + len(x)
             torch.rand(3), random.random(), numpy.random.rand()
         return self.normalize(super().forward(x))
+
+
+class Dropping(Stubborn):
+    """Leaves out a part of its input, as Python and numpy have it."""
+
+    def forward(self, x):
+        kept = random.random() * numpy.random.rand() if self.training else 0.25
+        return super().forward(kept * x)
 
 
 def no_module(depth=1):
@@ -201,6 +209,18 @@ def test_the_look_leaves_no_trace():
     found, expected = dict(model.named_buffers()), dict(own.named_buffers())
     assert found.keys() == expected.keys() and model.training
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_a_network_that_draws_from_any_generator_is_a_function_of_the_seed(tmp_path, monkeypatch):
+    """Python's and numpy's began anywhere, and a resumed training drew other numbers."""
+    config = small_config(f"model={{constructor: {HERE}.Dropping}}", "checkpoint_every_steps=2")
+    whole = train_here(tmp_path / "a", config)
+    random.seed(5), numpy.random.seed(5)
+    step = interrupted(loop.optimizer_step, lambda call: call % 9 == 0)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    parts, sessions = until_done(lambda: train_here(tmp_path / "b", config))
+    assert sessions > 1
+    assert_equal(result(parts), result(whole))
 
 
 def test_a_grey_image_is_shown_in_three_channels():
