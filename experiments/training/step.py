@@ -125,6 +125,11 @@ def make_closure(
         whole: Tensor | None = None
         for part, share in task.micro_batches(batch):
             loss, sums = task.loss(model, part)
+            if not loss.requires_grad:
+                raise UserError(
+                    f"task '{training.config.task}': the loss depends on no parameter that is "
+                    "trained; is the model within torch.no_grad() or behind detach()?"
+                )
             sums = measures.sums(task, "train", sums)
             add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
             loss = distributed.weighted(loss, sums["weight"], share)

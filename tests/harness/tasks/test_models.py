@@ -85,6 +85,30 @@ class Drawing(Stubborn):
         return self.normalize(super().forward(x))
 
 
+class Finished(Stubborn):
+    """Does more than its part."""
+
+    def __init__(self, end="softmax"):
+        super().__init__()
+        self.end = end
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.detach() if self.end == "detach" else getattr(logits, self.end)(-1)
+
+
+def test_probabilities_are_not_taken_for_logits_without_a_word():
+    with pytest.warns(UserWarning, match="model Finished returns probabilities"):
+        build(f"{{constructor: {HERE}.Finished}}")
+    build(f"{{constructor: {HERE}.Finished, end: log_softmax}}")  # is as good as logits
+
+
+def test_a_loss_without_a_gradient_is_one_line(tmp_path):
+    config = small_config(f"model={{constructor: {HERE}.Finished, end: detach}}")
+    with pytest.raises(UserError, match="the loss depends on no parameter that is trained"):
+        train_here(tmp_path, config)
+
+
 class Dropping(Stubborn):
     """Leaves out a part of its input, as Python and numpy have it."""
 
