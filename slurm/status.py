@@ -110,7 +110,8 @@ def collect(root: Path, pattern: str | None) -> tuple[list[Row], str]:
     except UserError as error:
         known, note, over = {}, f"from files alone: {error}", set()
     before_training = _ends_before_training(sent, over)
-    apart = dict(zip(configs, settings_apart(list(configs.values())), strict=True))
+    models = [path.parts[-3] for path in configs]
+    apart = dict(zip(configs, settings_apart(list(configs.values()), models), strict=True))
     return [
         _unreadable(root, path, problems[path], sent.get(path))
         if path in problems

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ CLASSES = ("num_classes", "classes", "n_classes", "num_labels")
 REFUSALS = (
     TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError, OSError
 )  # fmt: skip
+# What people write for a truth value, and YAML 1.2 reads as a text.
+TRUTHS = ("yes", "no", "on", "off", "y", "n", "true", "false")
 CHANNELS = ("in_channels", "in_chans", "channels", "num_channels")
 
 
@@ -102,6 +105,8 @@ def check(
 ) -> None:
     """Refuse arguments that a constructor does not take, as far as its signature says.
 
+    That is their names, and texts where it wants something else (`meant_otherwise`).
+
     Args:
         path: of the constructor.
         given: the arguments.
@@ -112,15 +117,52 @@ def check(
         UserError: naming the argument, and the nearest that there is.
     """
     known, open_ended = names(load(path, f"{where}.constructor"))
-    for key in given:
+    for key, value in given.items():
         if key not in known and not open_ended:
             raise UserError(
                 f"{where}: unknown key '{key}', no argument of {path}; {nearest(key, known)}"
             )
+        if said := meant_otherwise(path, key, value):
+            raise UserError(f"{where}.{key} = {value!r}: {said}")
     ours = {name for aliases in offered for name in aliases}
     for name, needed in known.items():
         if needed and name not in given and name not in ours:
             raise UserError(f"{where}.{name} is missing: {path} needs it")
+
+
+def meant_otherwise(path: str, key: str, value: Any) -> str:
+    """What to write instead of a text that an argument does not mean; empty for all else.
+
+    Nobody's code would notice: `no`, which YAML 1.1 reads as false, is true to Python's `if`, and
+    so is `None`, which YAML has no such word for.
+    """
+    if not isinstance(value, str):
+        return ""
+    if value == "None":
+        return "a text to YAML; write null"
+    parameter = inspect.signature(load(path, "constructor")).parameters.get(key)
+    if parameter is None:
+        return ""
+    told, default = str(parameter.annotation), parameter.default
+    if re.search(r"\bstr\b", told):
+        return ""
+    takes_truth = isinstance(default, bool) or re.search(r"\bbool\b", told)
+    if takes_truth and value.lower() in TRUTHS:
+        return f"{path} takes a truth value here; write true or false"
+    if not takes_truth and isinstance(default, int | float) and _reads_as_number(value):
+        return f"{path} takes a number here, and this is a text; write it as in 1000 or 1e-3"
+    return ""
+
+
+def _reads_as_number(text: str) -> bool:
+    """Whether a text is a number to Python, or to YAML 1.1: `1_000`, `0x10`, "1e-3"."""
+    for read in (float, lambda text: int(text, 0)):
+        try:
+            read(text)
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def call(

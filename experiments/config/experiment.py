@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from experiments.config import yaml_reader
 from experiments.config.metrics import LOSS, Metric
 from experiments.config.optimizers import Optimizer
 from experiments.config.schedules import AnySchedule, Schedule
@@ -271,4 +271,4 @@ WITHOUT_EFFECT = {
 
 def write_yaml(config: Config) -> str:
     """The configuration as YAML text, complete, in the order of the schema."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    return yaml_reader.write_yaml(config.model_dump())

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from experiments.config.optimizers import Optimizer
 
+LONGEST = 100  # characters of a value, as it is shown
 MISSING = object()  # the value of a key that is neither set nor has a default
 
 
@@ -23,6 +24,12 @@ def flatten(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def shown(value: Any) -> str:
+    """A value in one line: what cannot be printed is spelt out, and what is long is cut off."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 @cache

@@ -23,6 +23,10 @@ class Metric:
         bounds: what a recorded value cannot leave, as an interval drawn around it must not either;
             None where there is none.
         log: whether its axis is logarithmic, because ratios count.
+
+    Raises:
+        ValueError: one of these is nothing of the kind. A direction such as "maximize" would make
+            the worst epoch the best, and others would fail when a result is shown.
     """
 
     name: str
@@ -32,6 +36,20 @@ class Metric:
     digits: int = 4
     bounds: tuple[float, float] | None = None
     log: bool = False
+
+    def __post_init__(self) -> None:
+        for key, fits, wanted in (
+            ("name", isinstance(self.name, str) and self.name != "", "a text"),
+            ("direction", self.direction in ("min", "max"), '"min" or "max"'),
+            ("unit", isinstance(self.unit, str), 'a text, "" for none'),
+            ("scale", _is_number(self.scale) and 0 < self.scale < math.inf, "a number above 0"),
+            ("digits", type(self.digits) is int and self.digits >= 0, "a whole number, 0 or more"),
+            ("bounds", _are_bounds(self.bounds), "(lowest, highest), or None"),
+        ):
+            if not fits:
+                raise ValueError(
+                    f"the metric {self.name!r} has {key}={getattr(self, key)!r}: write {wanted}"
+                )
 
     @property
     def title(self) -> str:
@@ -62,6 +80,17 @@ class Metric:
         return f"{shown:.3g}" if 1e15 <= abs(shown) < math.inf else f"{shown:.{self.digits}f}"
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are_bounds(value: Any) -> bool:
+    if value is None:
+        return True
+    pair = isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
+    return pair and value[0] < value[1]
+
+
 LOSS = Metric("loss", "min")
 ACCURACY = Metric("accuracy", "max", unit="%", scale=100, digits=2, bounds=(0.0, 1.0))
 
@@ -88,7 +117,7 @@ def read(meta: Mapping[str, Any]) -> dict[str, Metric]:
     """The metrics that a run's `meta.json` declares, by name.
 
     Raises:
-        KeyError, TypeError: it declares none, or in no known form.
+        KeyError, TypeError, ValueError: it declares none, or in no known form.
     """
     declared = meta["metrics"]
     if isinstance(declared, Mapping):

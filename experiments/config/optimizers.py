@@ -93,6 +93,8 @@ class Optimizer(Section):
         """Refuse what would fail in the first step only: `betas: 0.9`, `momentum: hello`."""
         parameters = inspect.signature(self.load_constructor()).parameters
         for key, value in values.items():
+            if said := constructors.meant_otherwise(self.constructor, key, value):
+                refuse(f"{key} is {value!r}: {said}")
             default = parameters[key].default if key in parameters else None
             told = str(parameters[key].annotation) if key in parameters else ""
             kind = _kind(default)

@@ -33,7 +33,7 @@ class Schedule(Section):
     """The shape."""
     warmup_steps: NotNegative = 0
     """Steps of the warm-up; 0: none."""
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """The same in epochs, in place of `warmup_steps`."""
     warmup_start: Share | None = None
     """The first step's rate, as a share of `lr`; null: 1 / steps of the warm-up."""

@@ -1,4 +1,8 @@
-"""YAML by the rules of version 1.2 for plain scalars; a repeated key is an error."""
+"""YAML by the rules of version 1.2 for plain scalars; a repeated key is an error.
+
+Read and written alike: what PyYAML writes by the rules of 1.1, its own reading of a text such as
+`5e-4`, is a number here.
+"""
 
 import re
 from pathlib import Path
@@ -13,13 +17,17 @@ class _Loader(yaml.SafeLoader):
     """YAML with the 1.2 rules for plain scalars, and no repeated key.
 
     By the 1.1 rules, which PyYAML follows, `5e-4` is a string, `no` is False, `010` is 8 and `1:30`
-    is 90.
+    is 90. Of 1.1 there is the key `<<`, without which an anchor is of little use: the keys of
+    another mapping, of which the own ones win.
     """
 
     yaml_implicit_resolvers: dict = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [
+            "<<" if key.tag == _MERGE else self.construct_object(key, deep=True)
+            for key, _ in node.value
+        ]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(
@@ -27,20 +35,37 @@ class _Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        """A text of whole characters: JSON, which is YAML, spells an emoji as two halves."""
+        value = super().construct_scalar(node)
+        try:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError:
+            said = f"{value!r} has half a character (a surrogate)"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts into quotes that `_Loader` would take for something else."""
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 for _tag, _pattern, _first in (
-    ("null", r"null|~|", ["n", "~", ""]),
-    ("bool", r"true|false", ["t", "f"]),
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
     (
         "float",
-        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         list("-+.0123456789"),
     ),
+    ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^({_pattern})$"), _first
-    )
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_tag}", re.compile(rf"^({_pattern})$"), _first
+        )
 
 
 def read_yaml(text: str) -> Any:
@@ -57,6 +82,11 @@ def read_yaml(text: str) -> Any:
         raise UserError(f"not valid YAML: {error}") from None
     except RecursionError:
         raise UserError("not valid YAML: it is nested too deeply") from None
+
+
+def write_yaml(value: Any) -> str:
+    """Plain values as a text that `read_yaml` reads as the same values, keys in their order."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT
-from experiments.config.flat import MISSING, flatten, optimizer_defaults
+from experiments.config.flat import MISSING, flatten, optimizer_defaults, shown
 from experiments.plans import experiments
 from experiments.tasks.registry import protocol_defaults
 
@@ -36,7 +36,9 @@ def words_apart(
 def setting(key: str, value: Any) -> str:
     """A setting as a person says it: `lr=0.1`, `update_interval=2 after epoch 5`."""
     change = re.fullmatch(r"after_epochs\.(\d+)\.(.+)", key)
-    return f"{change[2]}={value} after epoch {change[1]}" if change else f"{key}={value}"
+    if change:
+        return f"{change[2]}={shown(value)} after epoch {change[1]}"
+    return f"{key}={shown(value)}"
 
 
 def changes(meta: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

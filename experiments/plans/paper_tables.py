@@ -20,11 +20,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, validate
+from experiments.config.sections import FiniteFloat, Positive, Section, validate
 from experiments.errors import UserError, nearest
 from experiments.plans import sweeps
 from experiments.plans.load import load, load_one, read_document
 from experiments.plans.planned_run import PlannedRun
+from experiments.plans.settings import Seeds
 from experiments.runtime.paths import runs_root
 
 FOLDER = Path(__file__).parents[2] / "configs" / "tables"
@@ -75,7 +76,7 @@ class Block(Section):
     """A network: the experiment, the seeds that are needed, and settings common to its lines."""
 
     config: str  # relative to the table's file
-    seeds: str | list[NotNegative]
+    seeds: Seeds
     set: dict[str, Any] = {}
 
 

@@ -5,8 +5,12 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from experiments.config.sections import NotNegative, refuse
 from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 
@@ -104,6 +108,31 @@ def _covers(whole: str, key: str) -> bool:
 
 def _parts(key: str) -> list[str]:
     return re.sub(r"^optimizer[.]", "optimizers.*.", key).split(".")
+
+
+def _check_seeds(value: Any) -> Any:
+    """One number may be meant as a seed, or as how many there are."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        refuse(f"write [{value}] for this one seed, or 1-{max(value, 2)} for several")
+    return value
+
+
+Seeds = Annotated[str | list[NotNegative], BeforeValidator(_check_seeds)]
+"""The seeds in a file of a plan: as `parse_seeds` reads them, or a list."""
+
+
+def all_seeds(seeds: str | list[int], path: Path) -> list[int]:
+    """The seeds that a file says.
+
+    Raises:
+        UserError: naming the file; they are none.
+    """
+    if not isinstance(seeds, str):
+        return seeds
+    try:
+        return parse_seeds(seeds)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -21,13 +21,13 @@ from typing import Any
 
 from pydantic import model_validator
 
-from experiments.config.sections import NotNegative, Section, validate
+from experiments.config.sections import Section, validate
 from experiments.errors import UserError, nearest
 from experiments.plans.brackets import Bracket, halved
 from experiments.plans.load import find_file, load_one, read_document, resolve
 from experiments.plans.planned_run import PlannedRun, each_once
 from experiments.plans.search import Search
-from experiments.plans.settings import Choice, overlap, parse_seeds
+from experiments.plans.settings import Choice, Seeds, all_seeds, overlap
 
 FOLDER = Path(__file__).parents[2] / "configs" / "sweeps"
 
@@ -36,7 +36,7 @@ class Sweep(Section):
     """What a sweep's file holds."""
 
     config: str
-    seeds: str | list[NotNegative] = [1]
+    seeds: Seeds = [1]
     set: dict[str, Any] = {}
     grid: dict[str, list[Any]] = {}
     zip: dict[str, list[Any]] = {}
@@ -115,7 +115,7 @@ def runs_of(sweep: Sweep, path: Path, choice: Choice | None = None) -> list[Plan
         UserError: naming the file and the combination that is wrong.
     """
     choice = choice or Choice()
-    seeds = parse_seeds(sweep.seeds) if isinstance(sweep.seeds, str) else sweep.seeds
+    seeds = all_seeds(sweep.seeds, path)
     runs = []
     for settings in _chosen(sweep, choice.optimizers):
         try:

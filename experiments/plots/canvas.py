@@ -37,10 +37,27 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A logarithmic axis places ticks beyond its ends, where there may be no numbers any more.
     with numpy.errstate(over="ignore"):
+        _show_texts_as_they_are(figure)
         figure.savefig(path, dpi=dpi)
         for ending in _formats.get():
             _save_vectors(figure, path.with_suffix(f".{ending}"))
     pyplot().close(figure)
+
+
+def _show_texts_as_they_are(figure: Any) -> None:
+    """No text is a formula but the numbers that matplotlib itself writes at an axis.
+
+    Texts come from files: `$` in one would be read as TeX, and end the report where it is none.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter, ScalarFormatter
+
+    own = set()
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter):
+            own |= {*axis.get_ticklabels(which="both"), axis.get_offset_text()}
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in own)
 
 
 def _save_vectors(figure: Any, path: Path) -> None:

@@ -26,8 +26,10 @@ def sweep_plot(results: SweepResults) -> LinePlot | HeatMaps | None:
         return None
     if len(results.keys) == 1 and all(map(is_number, axis(results, results.keys[0]))):
         return _lines(results)
-    # Points of a space share no rows and columns.
-    return _maps(results) if len(results.keys) == 2 and not results.searched else None
+    # Points of a space share no rows and columns; 1 and "1" would share a cell.
+    cells = {(p.optimizer, *map(str, p.values.values())) for p in results.points}
+    has_cells = len(results.keys) == 2 and len(cells) == len(results.points)
+    return _maps(results) if has_cells and not results.searched else None
 
 
 def is_number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from experiments.config.flat import shown
 from experiments.reports.sections import Figure, Grid, Section, Text
 from experiments.results.statistics import CONFIDENCE, compare, mean_and_std
 from experiments.results.sweeps import Point, SweepResults, short
@@ -56,7 +57,7 @@ def rows(results: SweepResults) -> list[list[str]]:
     return [
         [
             point.optimizer,
-            *map(str, point.values.values()),
+            *map(shown, point.values.values()),
             str(len(point.finished)),
             measured(results, point),
             BEST if point is results.best else "",

@@ -6,6 +6,7 @@ A combination of the swept keys is a `Point`; its runs are its seeds, those neve
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.flat import flatten
+from experiments.config.flat import flatten, shown
 from experiments.config.signature import signature
 from experiments.plans import sweeps
 from experiments.plans.planned_run import PlannedRun, each_once
@@ -161,14 +162,16 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
     named = dict.fromkeys(key for run in runs for key in run.settings)
     keys = [key for key in named if key not in ("optimizer", "seed")]
     values = [_effective(run, keys) for run in runs]
-    results.keys = [key for key in keys if len({str(known[key]) for known in values}) > 1]
+    results.keys = [key for key in keys if len({_spelt(known[key]) for known in values}) > 1]
     points: dict[str, Point] = {}
     for run, known in zip(runs, values, strict=True):
         swept = {key: known[key] for key in results.keys}
         name = run.config.optimizer_name
-        words = [f"{short(key)}={value}" for key, value in swept.items() if value != ""]
-        label = " ".join([name, *words])
-        point = points.setdefault(signature(run.config), Point(label, name, swept, []))
+        words = [f"{short(key)}={shown(value)}" for key, value in swept.items() if value != ""]
+        label, mark = " ".join([name, *words]), signature(run.config)
+        if mark not in points and label in (one.label for one in points.values()):
+            label += f" {mark}"  # 1 and "1" are two settings, and no words tell them apart
+        point = points.setdefault(mark, Point(label, name, swept, []))
         point.members.append(member(run, results, far[run.place]))
     results.points = list(points.values())
     set_apart(results.members)
@@ -178,6 +181,11 @@ def read_sweep(path: Path, root: Path) -> SweepResults:
 def short(key: str) -> str:
     """A key as a heading: `optimizer.` says nothing beside the optimizer's name."""
     return key.removeprefix("optimizer.")
+
+
+def _spelt(value: Any) -> str:
+    """A value as a text that no value of another kind has."""
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _effective(run: PlannedRun, keys: list[str]) -> dict[str, Any]:

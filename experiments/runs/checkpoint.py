@@ -10,6 +10,7 @@ wait for torch.
 
 import io
 import os
+import random
 import time
 import uuid
 import warnings
@@ -301,18 +302,39 @@ def stamp(directory: Path) -> int | None:
         return None
 
 
+def seed_generators(seed: int) -> None:
+    """Begin all generators anew, below 2**63: torch's, Python's and numpy's."""
+    import numpy
+    import torch
+
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+
+
 def random_state() -> dict[str, Any]:
-    """The states of torch's generators; the harness draws from no others."""
+    """The states of these generators; the harness draws from torch's, others' code from any."""
+    import numpy
     import torch
 
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": devices}
+    kind, keys, *rest = numpy.random.get_state()
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": devices,
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+    }
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
     """Undo every draw since `random_state`; GPU states where there are as many GPUs as then."""
+    import numpy
     import torch
 
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "python" in state:  # checkpoints of earlier versions have torch's alone
+        random.setstate(state["python"])
+        numpy.random.set_state(state["numpy"])

@@ -157,7 +157,7 @@ class RunDirectory:
             meta = None
         sessions = meta.get("sessions", []) if isinstance(meta, dict) else None
         if not isinstance(sessions, list) or not all(isinstance(one, dict) for one in sessions):
-            warnings.warn(f"{path} is damaged; it is written anew", stacklevel=2)
+            warnings.warn(f"{path} is damaged, and counts as missing", stacklevel=2)
             return None
         return meta
 

@@ -8,19 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.config.experiment import WITHOUT_EFFECT, Config
-from experiments.config.flat import MISSING, flatten, schema_defaults
+from experiments.config.flat import MISSING, flatten, schema_defaults, shown
 from experiments.config.optimizers import Optimizer
 from experiments.tasks.registry import protocol_defaults
 
 _FIRST, _LAST = "optimizer", "seed"
+_MODEL = "name of the model"  # no key of a configuration has blanks
 
 
-def settings_apart(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def settings_apart(
+    configs: Sequence[Mapping[str, Any]], models: Sequence[str]
+) -> list[dict[str, Any]]:
     """For each run, its settings that not all runs of the same data set and model share.
 
     Args:
         configs: resolved configurations as plain mappings: what a `config.yaml` holds, or
             `Config.model_dump()`.
+        models: what each one's model is called: the second folder of its path. Ours have their
+            size in it; of a network of others, its arguments tell runs apart.
 
     Returns:
         One mapping per configuration, in their order: `optimizer`, then keys by their dotted path,
@@ -28,12 +33,12 @@ def settings_apart(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         compared among runs of one optimizer. A key that a configuration does not have, because an
         older version wrote it, counts as its default.
     """
-    flat = [_flat(config) for config in configs]
+    flat = [_flat(config) | {_MODEL: m} for config, m in zip(configs, models, strict=True)]
     known = [_defaults(config) | one for config, one in zip(configs, flat, strict=True)]
     found: list[dict[str, Any]] = [{} for _ in flat]
-    for group in _groups(flat, range(len(flat)), "dataset.name", "model"):
+    for group in _groups(flat, range(len(flat)), "dataset.name", _MODEL):
         keys = dict.fromkeys(key for place in group for key in flat[place])
-        for key in keys.keys() - {"model"}:
+        for key in keys:
             own = key.startswith("optimizer.")
             for part in _groups(flat, group, "optimizer") if own else [group]:
                 values = {place: known[place].get(key, MISSING) for place in part}
@@ -57,7 +62,8 @@ def words(settings: Mapping[str, Any]) -> str:
 
 def titles(configs: Sequence[Config]) -> list[str]:
     """A title per run: `digits resnet8 sgd lr=0.1 seed 3`, with its `settings_apart`."""
-    found = settings_apart([config.model_dump() for config in configs])
+    models = [config.model.label for config in configs]
+    found = settings_apart([config.model_dump() for config in configs], models)
     titles = []
     for config, settings in zip(configs, found, strict=True):
         parts = (config.dataset.name, config.model.label, config.optimizer_name, words(settings))
@@ -67,13 +73,12 @@ def titles(configs: Sequence[Config]) -> list[str]:
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     ((name, optimizer),) = config["optimizers"].items()
-    own = WITHOUT_EFFECT | {"optimizers", "model", "seed"}
+    own = WITHOUT_EFFECT | {"optimizers", "seed"}
     shared = {key: value for key, value in config.items() if key not in own}
     return {
         _FIRST: name,
         **flatten(optimizer, "optimizer."),
         **flatten(shared),
-        "model": config["model"],
         _LAST: config.get("seed", 1),
     }
 
@@ -106,4 +111,4 @@ def _canonical(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return shown(value if isinstance(value, str) else json.dumps(value, default=str))

@@ -24,7 +24,7 @@ def identity(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's `meta.json` says of its problem, by name; without what it does not say.
 
     Raises:
-        KeyError, TypeError, AttributeError: it is damaged.
+        KeyError, TypeError, ValueError, AttributeError: it is damaged.
     """
     headline = metrics.read(meta)[meta["headline"]]
     found: dict[str, Any] = {

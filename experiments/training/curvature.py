@@ -242,7 +242,7 @@ def _in_mode(model: nn.Module, mode: str):
 def _seeded(seed: int):
     """Draw dropout's masks, where there are any, from `seed`."""
     before = checkpoint.random_state()
-    torch.manual_seed(seed)
+    checkpoint.seed_generators(seed)
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -122,7 +123,9 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
         UserError: the configuration does not fit the data, the optimizer or the processes.
     """
     task = build_task(config, build_device(config), data_root)
-    torch.manual_seed(_model_seed(config.seed))
+    if directory.writes and distributed.world_size() == 1:
+        _warn_of_what_is_forgotten(config)
+    checkpoint.seed_generators(_model_seed(config.seed))
     model = task.build_model()
     initial = weights.initialize(config, model)
     weights.check_data(config, task, data_root)
@@ -140,6 +143,17 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     if config.log_every_steps and directory.writes:
         training.log = StepLog(training.model, optimizer, config.log_layers)
     return training
+
+
+def _warn_of_what_is_forgotten(config: Config) -> None:
+    if found := optimizers.forgets(config):
+        spec = config.optimizer
+        warnings.warn(
+            f"optimizers.{config.optimizer_name}: the steps of {spec.constructor} depend on "
+            f"{found}, which its state_dict does not have: a run that is interrupted will not end "
+            "as one that is not. State belongs into `state` and `param_groups`",
+            stacklevel=2,
+        )
 
 
 def train_epoch(

@@ -1,15 +1,18 @@
 """The configured optimizer, and what it offers and asks for beyond `torch.optim.Optimizer`."""
 
+import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.config import constructors
 from experiments.config.experiment import Config
 from experiments.errors import UserError, nearest
+from experiments.runs import checkpoint
 from experiments.runtime import distributed
 from experiments.runtime.device import build_device
 from experiments.tasks import registry
@@ -86,6 +89,7 @@ def _check_names(config: Config) -> None:
     """Refuse what `after_epochs` and `groups` set and no parameter group holds."""
     spec, where = config.optimizer, f"optimizers.{config.optimizer_name}"
     optimizer = _construct(config, [nn.Parameter(torch.zeros(1, 1))], {}, "")
+    _check_instance(optimizer, f"{where}: {spec.constructor}")
     # Groups also hold counters, such as `step`: an option is an argument as well.
     options = set(optimizer.param_groups[0]) & spec.argument_names() - {"lr"}
     named = [(f"{where}.after_epochs.{epoch}", key)
@@ -137,6 +141,88 @@ def _check_class(constructor: Any, what: str) -> None:
         raise UserError(
             f"{what}: its step takes no closure; write step(self, closure=None)"
         ) from None
+
+
+def _check_instance(optimizer: torch.optim.Optimizer, what: str) -> None:
+    """Refuse an optimizer of one parameter that the loop could not set, or not save."""
+    try:
+        optimizer.state_dict()
+        groups = len(optimizer.param_groups)
+    except Exception as error:  # whatever a class does that is none of torch's
+        said = " ".join(str(error).split()) or "no reason given"
+        raise UserError(
+            f"{what} has no state_dict and param_groups ({type(error).__name__}: {said}): does it "
+            "call super().__init__(params, defaults)?"
+        ) from error
+    if groups != 1:
+        raise UserError(
+            f"{what} makes {groups} parameter groups of one, and the schedule would not know their "
+            "learning rates: keep the groups that are given, and tell parameters apart in `step`, "
+            "or by the key `groups`"
+        )
+
+
+def forgets(config: Config) -> str:
+    """What an optimizer's steps depend on and no checkpoint brings back, in words; empty: nothing.
+
+    It is tried on four numbers: a second instance that gets the state of the first must make the
+    same steps. An optimizer that this problem does not suit is not judged.
+    """
+    if config.optimizer.constructor.startswith(("torch.optim.", "adahessian.")):
+        return ""
+    try:
+        one, first = _small_training(config, torch.eye(2) + 1)
+        _take_steps(one, first)
+        other, second = _small_training(config, first.detach())
+        other.load_state_dict(copy.deepcopy(one.state_dict()))
+        mine, theirs = (_numbers(optimizer) for optimizer in (one, other))
+        _take_steps(one, first)
+        _take_steps(other, second)
+    except Exception:  # of whatever kind: the training will say what is wrong, if anything is
+        return ""
+    if first.equal(second) or not (first.isfinite().all() and second.isfinite().all()):
+        return ""
+    names = [name for name, value in mine.items() if value != theirs.get(name)]
+    return ", ".join(names) or "something"
+
+
+def _small_training(config: Config, values: Tensor) -> tuple[Any, nn.Parameter]:
+    param = nn.Parameter(values.clone())
+    return _construct(config, [param], {}, ""), param
+
+
+def _take_steps(optimizer: Any, param: nn.Parameter) -> None:
+    """Some steps, which draw from generators the same each time."""
+    checkpoint.seed_generators(0)
+
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = param.square().sum()
+        loss.backward(create_graph=getattr(optimizer, "needs_graph", False))
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+
+
+def _numbers(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's attributes but those of its state_dict, as far as they consist of numbers."""
+    kept = ("state", "param_groups", "defaults")
+    return {name: _plain(value) for name, value in vars(optimizer).items() if name not in kept}
+
+
+def _plain(value: Any) -> Any:
+    """The numbers in an attribute, as far as it consists of any."""
+    if isinstance(value, torch.optim.Optimizer):
+        return _plain(value.state_dict())
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, int | float | str) else None
 
 
 def check(config: Config) -> None:

@@ -64,6 +64,8 @@ def restore(
         UserError: there is no checkpoint that can be read and fits, no data, or other data in
             DATA_ROOT.
     """
+    if data is not None and not data.is_dir():  # a task may never look into it
+        raise UserError(f"--data {data}: there is no such folder")
     config = load(directory / "config.yaml")
     state = checkpoint.look(directory)
     if state is None:

@@ -102,7 +102,7 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, Tensor]:
     if not evaluations:
         raise UserError(
             f"optimizers.{training.config.optimizer_name}: step has not called its closure, which "
-            "computes the loss and its gradient: call it first, under torch.enable_grad()"
+            "computes the loss and its gradient: call it first"
         )
     return distributed.add_over_ranks(evaluations[0])
 
@@ -110,10 +110,14 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, Tensor]:
 def make_closure(
     training: Training, batch: Any, evaluations: list[dict[str, Tensor]]
 ) -> Callable[[], Tensor]:
-    """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`."""
+    """The closure that every optimizer gets; each evaluation appends its sums to `evaluations`.
+
+    It needs gradients also within a `step` under `torch.no_grad()` that does not say so.
+    """
     task, model = training.task, training.model
     limit = training.config.optimizer.max_grad_norm
 
+    @torch.enable_grad()
     def closure() -> Tensor:
         training.optimizer.zero_grad()
         training.gradients += 3 if training.needs_graph else 1
@@ -121,6 +125,11 @@ def make_closure(
         whole: Tensor | None = None
         for part, share in task.micro_batches(batch):
             loss, sums = task.loss(model, part)
+            if not loss.requires_grad:
+                raise UserError(
+                    f"task '{training.config.task}': the loss depends on no parameter that is "
+                    "trained; is the model within torch.no_grad() or behind detach()?"
+                )
             sums = measures.sums(task, "train", sums)
             add(totals, {**sums, "loss": loss.detach() * sums["weight"]})
             loss = distributed.weighted(loss, sums["weight"], share)

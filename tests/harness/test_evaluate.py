@@ -57,3 +57,11 @@ def test_what_cannot_be_evaluated_is_one_line(words, message, capsys):
     assert evaluate.main(words) == 2
     shown = capsys.readouterr().err
     assert message in shown and shown.count("\n") == 1
+
+
+def test_data_that_are_nowhere_are_refused_also_where_the_task_looks_at_none(tmp_path, capsys):
+    """The run's own results were shown as those on the folder's data."""
+    directory = train_here(tmp_path, small_config(*CONVNET))
+    capsys.readouterr()
+    assert evaluate.main([str(directory.path), "--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: there is no such folder" in capsys.readouterr().err

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.config.experiment import SpectrumSettings
+from experiments.config.flat import shown
 from experiments.reports.page.figures import (
     COLORS,
     HEIGHT,
@@ -25,6 +27,7 @@ from experiments.results.tables import ComparisonTable, Results
 from experiments.runs.reading import Run
 
 UNIT = "loss / parameter²"
+OF_MEMORY = ("keep_batches", "on_host")  # settings that change no result
 COLUMN_LIMIT = 60  # epochs in a heat map
 
 
@@ -35,7 +38,26 @@ def spectra(results: Results) -> Iterator[Section]:
         if blocks:
             note = "Curvature of the training loss; eigenvalues and traces are in units of the "
             note += "loss per squared unit of the parameters. Epoch 0 is the initialization."
-            yield Section(f"Curvature: {table.title}", [Text(note, "note"), *blocks])
+            doubts = [Text(words, "warning") for words in _unlike(table)]
+            yield Section(f"Curvature: {table.title}", [Text(note, "note"), *doubts, *blocks])
+
+
+def _unlike(table: ComparisonTable) -> Iterator[str]:
+    """A sentence where runs that stand side by side measured their spectra by other settings.
+
+    These cannot change a training, and so runs of one signature can differ in them.
+    """
+    measured = [run for run in table.runs if run.series("hessian/trace")]
+    defaults = SpectrumSettings().model_dump()
+    settings = (run.config.get("spectrum") for run in measured)  # earlier versions had none
+    found = [defaults | (one if isinstance(one, dict) else {}) for one in settings]
+    for key in (key for key in defaults if key not in OF_MEMORY):
+        values = dict.fromkeys(shown(one[key]) for one in found)
+        if len(values) > 1:
+            yield (
+                f"These spectra were measured with spectrum.{key} = {' and '.join(values)}: what "
+                "differs between runs, and means over them, may come from that."
+            )
 
 
 def _densities(table: ComparisonTable) -> Iterator[Figure]:

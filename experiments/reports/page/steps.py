@@ -95,12 +95,17 @@ def _curves(table: ComparisonTable) -> Iterator[Figure]:
 
 
 def _mean(runs: Sequence[Run], key: str) -> Curve:
-    """The mean over the runs at each logged step, thinned; noise would fill a band."""
+    """The mean over the runs at the steps that all of them logged, thinned.
+
+    Seeds may differ in `log_every_steps`: a line through single ones would jump between them. No
+    band: noise would fill it.
+    """
     values: dict[float, list[float]] = {}
     for run in runs:
         for epoch, value in run.steps_series(key).items():
             values.setdefault(epoch, []).append(value)
-    chosen = _thin(sorted(values), MOST_POINTS)
+    most = max(map(len, values.values()), default=0)
+    chosen = _thin(sorted(e for e, found in values.items() if len(found) == most), MOST_POINTS)
     mean = curve_through({epoch: values[epoch] for epoch in chosen})
     return Curve(mean.x, mean.means, [0.0] * len(mean.x))
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from experiments.config.flat import shown
 from experiments.plots.sweeps import HeatMap, HeatMaps, LinePlot, ink
 from experiments.reports import sweeps as words
 from experiments.reports.page import figures
@@ -34,7 +35,7 @@ def _combinations(results: SweepResults) -> Grid:
         rows.append(
             [
                 line[0],
-                *(value if is_number(value) else str(value) for value in point.values.values()),
+                *(value if is_number(value) else shown(value) for value in point.values.values()),
                 len(point.finished),
                 Cell(line[last], words.mean(results, point)),
                 *line[last + 1 :],

@@ -62,13 +62,14 @@ def _show_grid(grid: Grid, console: Any) -> None:
     for place, column in enumerate(table.columns):
         longest = widths[place]
         column.overflow = "fold"
+        column.min_width = min(longest, NAME)
         if place:
             column.justify = "right"
             column.no_wrap = longest <= (NARROW if is_roomy else NAME)
-        else:
-            column.min_width = min(longest, NAME)
     for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    # A table that is wider than the screen runs over its edge: cut off, it would lose a column.
+    needed = sum(min(width, NAME) + 1 for width in widths) + 1
+    console.print(table, width=max(needed, console.width), crop=False)
     if grid.note:
         console.print(grid.note, markup=False)

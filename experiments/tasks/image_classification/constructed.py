@@ -20,6 +20,14 @@ from experiments.tasks.image_classification.datasets import Images
 
 # What is given besides, where it is asked for.
 OFFERED = (("root",), ("train",), ("split",), ("download",))
+LOOKS = 16  # images that are read twice
+OF_ITEMS = (
+    "read again: leave random transforms to crop_padding, flip and augmentation, which draw anew "
+    "in each epoch"
+)
+OF_SETS = (
+    "constructed again: draw it from a seed of its own, or no run could be resumed or compared"
+)
 
 
 def check(settings: Dataset) -> None:
@@ -51,10 +59,13 @@ class Missing(UserError):
 
 @lru_cache(maxsize=1)
 def _load(source: str, arguments: str, root: Path, download: bool) -> tuple[Images, Images]:
-    train, test = (
-        _collect(_build(source, json.loads(arguments), root, train, download), source)
-        for train in (True, False)
-    )
+    given = json.loads(arguments)
+    sets = [_build(source, given, root, train, download) for train in (True, False)]
+    train, test = (_collect(dataset, source) for dataset in sets)
+    if _in_one_piece(sets[0]) is None:  # items of anybody's, not torchvision's arrays
+        _refuse_random(sets[0], train, source, OF_ITEMS)
+        anew = _build(source, given, root, train=False, download=False)
+        _refuse_random(anew, test, source, OF_SETS)
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         first, second = (tuple(part.pixels.shape[1:]) for part in (train, test))
         raise UserError(f"dataset: {source} has images of {first} to train, of {second} to test")
@@ -68,6 +79,17 @@ def _load(source: str, arguments: str, root: Path, download: bool) -> tuple[Imag
     if (largest := int(test.labels.max())) > int(train.labels.max()):
         raise UserError(f"dataset: {source} tests a class {largest} that it does not train")
     return train, test
+
+
+def _refuse_random(dataset: Any, images: Images, source: str, when: str) -> None:
+    """Refuse a set that is not, at some places, what was read of it.
+
+    Images are read once for all epochs, and their hash is part of a run's identity.
+    """
+    for index in sorted({len(images) * place // LOOKS for place in range(LOOKS)}):
+        pixels, label = _item(dataset, index, f"dataset: {source}[{index}]")
+        if label != int(images.labels[index]) or not pixels.equal(images.pixels[index]):
+            raise UserError(f"dataset: {source}[{index}] is another one when it is {when}")
 
 
 def _build(source: str, given: Mapping[str, Any], root: Path, train: bool, download: bool) -> Any:
@@ -110,13 +132,8 @@ def _url(dataset: Any) -> str:
 
 def _collect(dataset: Any, source: str) -> Images:
     """All images of a set as one tensor."""
-    if type(dataset).__module__.startswith("torchvision.datasets"):
-        pixels = torch.as_tensor(getattr(dataset, "data", ()))
-        labels = getattr(dataset, "targets", getattr(dataset, "labels", ()))
-        if pixels.dtype == torch.uint8 and pixels.ndim in (3, 4) and len(pixels) == len(labels):
-            pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
-            pixels = pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)
-            return Images(pixels.contiguous(), torch.as_tensor(labels).long())
+    if (images := _in_one_piece(dataset)) is not None:
+        return images
     try:
         count = len(dataset)
     except Exception as error:  # whatever the class of somebody raises
@@ -135,6 +152,19 @@ def _collect(dataset: Any, source: str) -> Images:
     if int(labels.min()) < 0:
         raise UserError(f"dataset: {source} has a label {int(labels.min())}; they begin with 0")
     return Images(torch.stack(pixels), labels)
+
+
+def _in_one_piece(dataset: Any) -> Images | None:
+    """The images that torchvision's own sets hold as an array; None where a set is others'."""
+    if not type(dataset).__module__.startswith("torchvision.datasets"):
+        return None
+    pixels = torch.as_tensor(getattr(dataset, "data", ()))
+    labels = getattr(dataset, "targets", getattr(dataset, "labels", ()))
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or len(pixels) != len(labels):
+        return None
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
+    pixels = pixels if pixels.shape[1] in (1, 3) else pixels.permute(0, 3, 1, 2)
+    return Images(pixels.contiguous(), torch.as_tensor(labels).long())
 
 
 def _item(dataset: Any, index: int, where: str) -> tuple[Tensor, int]:

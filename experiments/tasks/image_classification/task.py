@@ -4,6 +4,7 @@ The images come from `in_memory` where the whole set fits on the device, else fr
 """
 
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -209,13 +210,20 @@ class ImageClassification(Task):
         first = next(iter(self.training_batches(0, 0)))
         batch = first.rows(slice(2), 2)
         try:
-            self._check_shape(self._outputs(model, batch), batch)
+            logits = self._outputs(model, batch)
+            self._check_shape(logits, batch)
         except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             shape = tuple(batch.inputs.shape)
             said = " ".join(str(error).split())
             raise UserError(
                 f"model {self.config.model.label} cannot take images of shape {shape}: {said}"
             ) from error
+        if bool((logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all()):
+            warnings.warn(
+                f"model {self.config.model.label} returns probabilities, it seems (they add up to "
+                "1), and the loss takes logits: leave the softmax out",
+                stacklevel=2,
+            )
         # Some return more in training (auxiliary heads). What two images alone cannot do there,
         # such as a batch normalization of parts of the batch, the first step has to show.
         with unchanged(model), suppress(RuntimeError, ValueError, AssertionError, TypeError):

@@ -1,9 +1,11 @@
+import json
 import re
 
 import pytest
 import yaml
 from support.harness import DIGITS, REPOSITORY, small_config
 
+from experiments.config import yaml_reader
 from experiments.config.experiment import write_yaml
 from experiments.config.signature import protocol, signature
 from experiments.config.yaml_reader import read_yaml
@@ -74,6 +76,8 @@ def test_the_imagenet_files_hold_what_their_headers_say():
         ("optimizers.sgd.lr=.nan", "optimizers.sgd.lr = nan: Input should be a finite number"),
         ("optimizers.adamw.lr=0", "weight_decay_divided_by_lr needs lr > 0"),
         ("optimizers.sgd.constructor=torch.optim.Foo", "cannot be imported"),
+        ("optimizers.sgd.foreach=no", "foreach is 'no': torch.optim.SGD takes a truth value here"),
+        ("optimizers.sgd.foreach=None", "foreach is 'None': a text to YAML; write null"),
         ("optimizers.sgd.constructor=SGD", "cannot be imported"),
         ("model.depth=21", "depth 21: a CIFAR ResNet has 6n+2 layers"),
         ("schedule.drops=[0.5, 80]", "schedule.drops.1 = 80: Input should be less than 1"),
@@ -147,6 +151,11 @@ def test_all_mistakes_are_told_at_once():
         ("010", "010"),
         ("1:30", "1:30"),
         ("1_000", "1_000"),
+        ("True", True),
+        ("FALSE", False),
+        ("Null", None),
+        (".Inf", float("inf")),
+        ("None", "None"),
         ("2020-01-01", "2020-01-01"),
     ],
 )
@@ -158,6 +167,33 @@ def test_plain_words_follow_yaml_1_2(text, value):
 def test_a_key_given_twice_is_refused():
     with pytest.raises(UserError, match="key 'a' is there twice"):
         read_yaml("{a: 1, a: 2}")
+
+
+def test_the_keys_of_an_anchor_are_merged_and_the_own_ones_win():
+    text = "a: &a {p: 1, q: 2}\nb: {<<: *a, q: 3}\nc: {q: 3, <<: [*a, {r: 4}]}"
+    merged = read_yaml(text)
+    assert merged["b"] == {"p": 1, "q": 3} and merged["c"] == {"p": 1, "q": 3, "r": 4}
+    assert merged["a"] == {"p": 1, "q": 2}
+    for text in ("{<<: {a: 1}, <<: {b: 2}}", "{<<: 1}", "{<<: {a: 1}, b: 1, b: 2}"):
+        with pytest.raises(UserError, match="not valid YAML"):
+            read_yaml(text)
+
+
+def test_json_is_yaml_whatever_characters_it_spells_out():
+    """`json.dumps` writes an emoji as two halves, which no file can hold one by one."""
+    assert read_yaml(json.dumps({"a": "😀 é", "😀": 1})) == {"a": "😀 é", "😀": 1}
+    with pytest.raises(UserError, match="has half a character"):
+        read_yaml(r'{a: "\ud83d"}')
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["5e-4", "1e3", "12", "no", "True", "Null", "None", "<<", "1_000", "0x10", "1:30", "~", "",
+     ".inf", "2020-01-01", "a: b", "é 😀", "a\nb", 5e-4, 1e22, 1.0, True, None, 12, ["1", 1]],
+)  # fmt: skip
+def test_what_is_written_reads_back_equal_in_value_and_kind(value):
+    found = read_yaml(yaml_reader.write_yaml({"key": value}))["key"]
+    assert found == value and type(found) is type(value)
 
 
 def test_resolving_picks_one_optimizer():

@@ -25,6 +25,26 @@ def test_anything_else_is_an_error(meta):
         metrics.read(meta)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"direction": "maximize"}, 'direction=\'maximize\': write "min" or "max"'),
+        ({"digits": -1}, "digits=-1: write a whole number, 0 or more"),
+        ({"digits": 2.0}, "digits=2.0"),
+        ({"scale": "100"}, "scale='100': write a number above 0"),
+        ({"scale": -1}, "scale=-1"),
+        ({"scale": math.nan}, "scale=nan"),
+        ({"unit": None}, "unit=None: write a text"),
+        ({"bounds": (1, 0)}, r"bounds=\(1, 0\): write \(lowest, highest\)"),
+        ({"bounds": 5}, "bounds=5"),
+        ({"name": ""}, "name=''"),
+    ],
+)
+def test_one_that_is_declared_wrongly_is_refused_where_it_is_declared(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Metric(**{"name": "f1", "direction": "max"} | wrong)
+
+
 def test_it_knows_how_it_is_shown():
     assert ACCURACY.title == "accuracy (%)" and ACCURACY.text(0.98765) == "98.77"
     assert LOSS.title == "loss" and LOSS.text(0.98765) == "0.9877"

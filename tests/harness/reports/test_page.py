@@ -308,3 +308,13 @@ def test_the_error_of_a_mean_of_estimates():
     results = [{1: 3.0, 2: 1.0}, {1: 4.0}]
     runs = [type("R", (), {"series": lambda self, key, found=found: found})() for found in results]
     assert figures._standard_errors(runs, "key", [1, 2, 3]) == [2.5, 1.0, 0.0]
+
+
+def test_spectra_that_were_not_measured_alike_are_named(tmp_path):
+    """What measures cannot change a training: seeds of one signature may differ in it."""
+    for seed, settings in ((1, "{}"), (2, "{mode: eval, on_host: true}")):
+        config = small_config(f"spectrum={settings}", seed=seed)
+        finish_run(tmp_path, config, [0.5], **{"hessian/trace": 3.0})
+    (section,) = curvature.spectra(read_results(tmp_path))
+    doubts = [b.plain for b in section.blocks if isinstance(b, Text) and b.kind == "warning"]
+    assert len(doubts) == 1 and "with spectrum.mode = train and eval:" in doubts[0]

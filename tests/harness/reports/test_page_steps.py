@@ -72,6 +72,16 @@ def test_a_run_in_its_first_epoch_has_curves(tmp_path):
     assert row[0] == "sgd, seed 1 (killed)" and row[3].text == "epoch 0 of 4"
 
 
+def test_the_mean_is_of_steps_that_all_seeds_logged(tmp_path):
+    """With another `log_every_steps` a line jumped between the seeds."""
+    for seed, every in ((1, 50), (2, 75)):
+        run = finish_run(tmp_path, small_config(seed=seed), [0.5])
+        for step in range(every, 301, every):
+            run.append_step({**step_row(step, "sgd"), "step/loss": float(seed)})
+    line = figures_of(tmp_path)["Loss of single batches"].data[0]
+    assert (line.x, line.y) == ((1.5, 3), (1.5, 1.5))
+
+
 def test_values_that_are_no_numbers_are_passed_over(tmp_path):
     run = finish_run(tmp_path, small_config(), [0.5])
     run.append_step({**step_row(50, "sgd"), "step/loss": float("nan")})

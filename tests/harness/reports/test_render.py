@@ -57,6 +57,16 @@ def test_the_terminal_loses_no_label(width, capsys):
     assert shown == "optimizern" + label.replace(" ", "")
 
 
+def test_a_table_of_many_columns_loses_none(capsys):
+    """The last one was cut off at 80 characters: that of a sweep's star."""
+    keys = [f"key{place}" for place in range(12)]
+    cells = ["sgd", *[f"value {place} of many" for place in range(12)], "★"]
+    terminal.show(Section("", [Grid("", ["optimizer", *keys, "best"], [cells])]), Console(width=80))
+    shown = capsys.readouterr().out
+    heading = next(line for line in shown.splitlines() if "optimizer" in line)
+    assert heading.split() == ["optimizer", *keys, "best"] and "★" in shown
+
+
 def test_lines_stay_lines_in_markdown():
     """They name directories and errors, in which nothing is meant as Markdown."""
     found = markdown.render([Section("", [Text("a/__b__: <c>\nd: *e*", "lines"), Text("after")])])

@@ -1,3 +1,4 @@
+import json
 import math
 import statistics
 
@@ -5,6 +6,7 @@ import pytest
 from support.harness import finish_run, small_config
 
 from experiments import report
+from experiments.plots import canvas
 from experiments.reports.summary import grid, write_report
 from experiments.results.tables import read_results
 from experiments.tasks.text.config import PERPLEXITY
@@ -102,3 +104,29 @@ def test_settings_are_shown_as_they_are(tmp_path, capsys, monkeypatch):
     write_report(results, tmp_path / "report")
     assert "[bold]adahessian" in capsys.readouterr().out
     assert "| [bold]adahessian block_size=row\\|x |" in (tmp_path / "report/report.md").read_text()
+
+
+@pytest.mark.parametrize("text", ["$x_{$", "a\nb\x07", "long " * 999, "😀\u202e"])
+def test_a_text_of_a_setting_is_shown_as_it_is_in_one_line(text, tmp_path, monkeypatch, capsys):
+    """`$` is TeX to matplotlib, and ended the report of all runs; a line break ended a heading."""
+    monkeypatch.setenv("RUNS_ROOT", str(tmp_path))
+    model = "model={constructor: experiments.models.convnet.ConvNet, depth: 3, tag: %s}"
+    for tag in (text, "plain"):
+        finish_run(tmp_path, small_config(model % json.dumps(tag, ensure_ascii=False)), [0.5])
+    assert report.main([]) == 0
+    written = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").split("\n")
+    headings = [line for line in written if line.startswith("## ")]
+    assert len(headings) == 2 and all(len(line) < 200 for line in headings)
+    assert all(line.isprintable() for line in headings)
+    assert len([*(tmp_path / "report").glob("*.png")]) == 2
+
+
+def test_numbers_at_a_logarithmic_axis_are_still_formulas(tmp_path):
+    figure, (axes,) = canvas.panels(1, (3, 3))
+    axes.plot([1, 2], [1, 1000])
+    axes.set(yscale="log", title="$5 and $6")
+    canvas.save(figure, tmp_path / "a.png")
+    assert any(
+        "mathdefault" in one.get_text() and one.get_parse_math() for one in axes.get_yticklabels()
+    )
+    assert not axes.title.get_parse_math()

@@ -18,6 +18,11 @@ from experiments.runs import attempts
 SET = "set: {model.depth: 8, epochs: 2}\n"
 RATES = SET + "seeds: 1-2\ngrid: {optimizer: [sgd, adahessian], optimizer.lr: [0.01, 0.1, 1.0]}\n"
 TWO = SET + "grid: {optimizer: [sgd, adam], optimizer.lr: [0.1, 0.01], batch_size: [32, 128]}\n"
+OWN = """set:
+  optimizer: sgd
+  epochs: 2
+  model: {constructor: experiments.models.convnet.ConvNet, depth: 3}
+"""
 
 
 def write(tmp_path, text):
@@ -65,6 +70,25 @@ def test_the_table_has_the_swept_keys_and_marks_the_best_of_many(tmp_path):
     assert "★ sgd lr=0.1: best of 4 combinations by the mean test accuracy of the last" in text
     assert "of 3 of the other 3." in text and "incomplete" not in text
     assert len(results.missing) == 4
+
+
+def test_settings_that_read_alike_are_two_rows_and_none_is_lost(tmp_path):
+    """`1` and `"1"` are two runs; those of one label took each other's place in the verdict."""
+    path = write(
+        tmp_path, f"{OWN}list: [{{}}, {{model.tag: ''}}, {{model.tag: 1}}, {{model.tag: '1'}}]"
+    )
+    for place, run in enumerate(sweeps.expand(path)):
+        finish_run(tmp_path, run.config, [0.3, 0.5 + place / 10])
+    results = read_sweep(path, tmp_path)
+    assert len(results.points) == len({point.label for point in results.points}) == 4
+    assert "best of 4 combinations" in verdict(results) and "80.00" in rows(results)[3][3]
+
+
+def test_no_picture_is_drawn_of_points_that_would_share_a_place(tmp_path):
+    path = write(tmp_path, OWN + "grid: {optimizer.lr: [0.1, 0.2], model.tag: [1, '1']}")
+    finish(path, tmp_path, lambda settings: settings["optimizer.lr"])
+    results = read_sweep(path, tmp_path)
+    assert len(results.points) == 4 and sweep_plot(results) is None
 
 
 def test_the_best_says_that_it_is_incomplete(tmp_path):

@@ -4,7 +4,9 @@ from experiments.runs.labels import settings_apart, titles, words
 
 
 def found(*configs):
-    return [words(one) for one in settings_apart([config.model_dump() for config in configs])]
+    models = [config.model.label for config in configs]
+    apart = settings_apart([config.model_dump() for config in configs], models)
+    return [words(one) for one in apart]
 
 
 def test_only_what_differs_and_only_between_runs_of_one_optimizer():
@@ -16,7 +18,8 @@ def test_only_what_differs_and_only_between_runs_of_one_optimizer():
 
 def test_seed_and_optimizer_are_there_without_being_words():
     one, two = settings_apart(
-        [small_config(seed=1).model_dump(), small_config(optimizer="adam", seed=2).model_dump()]
+        [small_config(seed=1).model_dump(), small_config(optimizer="adam", seed=2).model_dump()],
+        ["resnet8"] * 2,
     )
     assert one == {"optimizer": "sgd", "seed": 1} and two == {"optimizer": "adam", "seed": 2}
     assert words(one) == ""
@@ -38,9 +41,9 @@ def test_a_key_that_an_older_version_did_not_write_counts_as_its_default():
         del old[key]
     del old["dataset"]["image_size"], old["schedule"]["plateau"]
     del old["optimizers"]["sgd"]["after_epochs"]
-    assert settings_apart([old, new]) == [{}, {}]
+    assert settings_apart([old, new], ["resnet8"] * 2) == [{}, {}]
     new["micro_batches"] = 2
-    assert [words(one) for one in settings_apart([old, new])] == [
+    assert [words(one) for one in settings_apart([old, new], ["resnet8"] * 2)] == [
         "micro_batches=1",
         "micro_batches=2",
     ]
@@ -60,3 +63,14 @@ def test_titles():
         "digits resnet8 sgd lr=0.1 seed 1",
     ]
     assert titles(configs[1:]) == ["digits resnet8 sgd seed 1"]
+
+
+def test_networks_of_one_name_are_told_apart_by_their_arguments():
+    convnet = "{{constructor: experiments.models.convnet.ConvNet, depth: 3, {}}}"
+    configs = [small_config(f"model={convnet.format(own)}") for own in ("width: 8", "width: 4", "")]
+    assert titles(configs) == [
+        "digits ConvNet sgd model.width=8 seed 1",
+        "digits ConvNet sgd model.width=4 seed 1",
+        "digits ConvNet sgd seed 1",
+    ]
+    assert titles([*configs[:1], small_config()])[0] == "digits ConvNet sgd seed 1"

@@ -91,6 +91,35 @@ class Odd(Spots):
         return items[self.item]()
 
 
+class Random(Spots):
+    """Draws in its items, as transforms do, or when it is constructed."""
+
+    def __init__(self, root, split, when="read"):
+        super().__init__(root, split)
+        self.when, self.noise = when, int(torch.randint(1000, ()))
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        image = np.array(image)
+        if self.when == "read" and self.split == "train" and torch.rand(()) < 0.5:
+            image = image[:, ::-1].copy()
+        if self.when == "constructed":
+            image[0, 0] = self.noise % 256
+        return image, label
+
+
+@pytest.mark.parametrize("when", ["read", "constructed"])
+def test_a_set_that_draws_is_refused(when, tmp_path):
+    """Its transform acted once, and each run was trained on, and refused, other data."""
+    name = f"{Random.__module__}.Random"
+    config = small_config(
+        f"dataset={{name: spots, constructor: {name}, when: {when}, validation_size: 0, "
+        "crop_padding: 0, flip: false}"
+    )
+    with pytest.raises(UserError, match=rf"Random\[\d+\] is another one when it is {when} again"):
+        registry.build_task(config, CPU, tmp_path)
+
+
 class Labels(Spots):
     """Whole numbers, in all the types that they come in."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from support.harness import small_config
+from support.harness import interrupted, small_config, until_done
 from support.training import assert_equal, result, train_here
 from torch import nn
 
@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.models.convnet import ConvNet
 from experiments.runs.metrics import read_metrics
 from experiments.tasks import registry
-from experiments.training import optimizers
+from experiments.training import loop, optimizers
 from experiments.training.restore import restore
 
 CPU = torch.device("cpu")
@@ -85,8 +85,75 @@ class Drawing(Stubborn):
         return self.normalize(super().forward(x))
 
 
+class Finished(Stubborn):
+    """Does more than its part."""
+
+    def __init__(self, end="softmax"):
+        super().__init__()
+        self.end = end
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.detach() if self.end == "detach" else getattr(logits, self.end)(-1)
+
+
+def test_probabilities_are_not_taken_for_logits_without_a_word():
+    with pytest.warns(UserWarning, match="model Finished returns probabilities"):
+        build(f"{{constructor: {HERE}.Finished}}")
+    build(f"{{constructor: {HERE}.Finished, end: log_softmax}}")  # is as good as logits
+
+
+def test_a_loss_without_a_gradient_is_one_line(tmp_path):
+    config = small_config(f"model={{constructor: {HERE}.Finished, end: detach}}")
+    with pytest.raises(UserError, match="the loss depends on no parameter that is trained"):
+        train_here(tmp_path, config)
+
+
+class Dropping(Stubborn):
+    """Leaves out a part of its input, as Python and numpy have it."""
+
+    def forward(self, x):
+        kept = random.random() * numpy.random.rand() if self.training else 0.25
+        return super().forward(kept * x)
+
+
 def no_module(depth=1):
     return depth
+
+
+class Optional(Stubborn):
+    """Has arguments of every kind."""
+
+    def __init__(self, out=10, bias=True, gated: bool | None = None, width=8, kind="no", size=3,
+                 same: int | str = 0, **others):  # fmt: skip
+        super().__init__(out)
+        self.given = {"bias": bias, "kind": kind, "same": same, "size": size, **others}
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("bias: no", "model.bias = 'no': {} takes a truth value here; write true or false"),
+        ("bias: 'True'", "model.bias = 'True': {} takes a truth value"),
+        ("gated: off", "model.gated = 'off': {} takes a truth value"),
+        ("width: 1_000", "model.width = '1_000': {} takes a number here"),
+        ("width: '1e-3'", "model.width = '1e-3': {} takes a number here"),
+        ("bias: None", "model.bias = 'None': a text to YAML; write null"),
+        ("more: None", "model.more = 'None': a text to YAML; write null"),
+    ],
+)
+def test_a_text_that_is_true_to_python_is_not_taken_for_what_it_says(argument, said):
+    path = f"{HERE}.Optional"
+    with pytest.raises(UserError, match=re.escape(said.format(path))):
+        build(f"{{constructor: {path}, {argument}}}")
+
+
+def test_texts_reach_arguments_that_may_be_texts():
+    given = build(
+        f"{{constructor: {HERE}.Optional, bias: False, kind: no, same: '1', size: same, more: off}}"
+    ).given
+    wanted = {"bias": False, "kind": "no", "same": "1", "size": "same", "more": "off"}
+    assert given.items() >= wanted.items()
 
 
 def test_ours_by_name_and_by_constructor_are_the_same():
@@ -166,6 +233,18 @@ def test_the_look_leaves_no_trace():
     found, expected = dict(model.named_buffers()), dict(own.named_buffers())
     assert found.keys() == expected.keys() and model.training
     assert all(found[name].equal(expected[name]) for name in expected)
+
+
+def test_a_network_that_draws_from_any_generator_is_a_function_of_the_seed(tmp_path, monkeypatch):
+    """Python's and numpy's began anywhere, and a resumed training drew other numbers."""
+    config = small_config(f"model={{constructor: {HERE}.Dropping}}", "checkpoint_every_steps=2")
+    whole = train_here(tmp_path / "a", config)
+    random.seed(5), numpy.random.seed(5)
+    step = interrupted(loop.optimizer_step, lambda call: call % 9 == 0)
+    monkeypatch.setattr(loop, "optimizer_step", step)
+    parts, sessions = until_done(lambda: train_here(tmp_path / "b", config))
+    assert sessions > 1
+    assert_equal(result(parts), result(whole))
 
 
 def test_a_grey_image_is_shown_in_three_channels():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from support.harness import small_config
+from support.training import train_here
 
 from adahessian import AdaHessian
 from experiments.errors import UserError
@@ -104,6 +105,66 @@ class Decorated(torch.optim.SGD):
 
 def make(params, **options):
     return torch.optim.SGD(params, **options)
+
+
+class Splits(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__([{"params": params}, {"params": [], "lr": 0.01}], lr)
+
+
+class Wrapper(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1):
+        self.base = torch.optim.SGD(params, lr)
+        self.param_groups = self.base.param_groups
+
+    def step(self, closure):
+        return self.base.step(closure)
+
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure):
+        loss = closure()
+        for param in self.param_groups[0]["params"]:
+            param -= self.rate() * param.grad
+        return loss
+
+    def rate(self):
+        return self.param_groups[0]["lr"]
+
+
+class Counting(Plain):
+    def rate(self):
+        self.steps += 1
+        return super().rate() / self.steps
+
+
+class Lookahead(Plain):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self._base = torch.optim.SGD(self.param_groups, lr, momentum=0.9)
+
+    def step(self, closure):
+        return self._base.step(closure)
+
+
+class Saving(Counting):
+    def state_dict(self):
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        super().load_state_dict({key: state[key] for key in ("state", "param_groups")})
+
+
+class Caching(Plain):
+    def rate(self):
+        self.steps += 1
+        return super().rate()
 """
 
 
@@ -133,3 +194,41 @@ def test_what_is_no_optimizer_is_refused(name, options, message, tmp_path, monke
     else:
         with pytest.raises(UserError, match=f"constructor '{name}'.*{message}"):
             optimizers.check(small_config(override, optimizer="own"))
+
+
+def own(name, tmp_path, monkeypatch):
+    (tmp_path / "own_optimizers.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    row = f"{{constructor: own_optimizers.{name}, lr: 0.1}}"
+    return small_config(f"optimizers.own={row}", "epochs=1", optimizer="own")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Splits", "own_optimizers.Splits makes 2 parameter groups of one"),
+        ("Wrapper", r"Wrapper has no state_dict.*does it call super\(\).__init__"),
+    ],
+)
+def test_what_could_not_be_set_or_saved_is_refused(name, message, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=message):
+        optimizers.check(own(name, tmp_path, monkeypatch))
+
+
+def test_a_step_without_gradients_gets_those_of_its_closure(tmp_path, monkeypatch):
+    """Under `torch.no_grad()` it ended in torch's error, that nothing requires a gradient."""
+    directory = train_here(tmp_path, own("Plain", tmp_path, monkeypatch))
+    assert directory.done
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("Counting", "steps"), ("Lookahead", "_base"), ("Saving", ""), ("Caching", ""), ("Plain", "")],
+)
+def test_state_that_no_checkpoint_has_is_named(name, found, tmp_path, monkeypatch):
+    assert optimizers.forgets(own(name, tmp_path, monkeypatch)) == found
+
+
+def test_a_training_says_what_its_optimizer_forgets(tmp_path, monkeypatch):
+    with pytest.warns(UserWarning, match="steps of own_optimizers.Counting depend on steps, which"):
+        train_here(tmp_path, own("Counting", tmp_path, monkeypatch))

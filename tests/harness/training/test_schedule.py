@@ -179,6 +179,7 @@ def test_only_what_is_said_of_a_shape_enters_the_signature():
         ("schedule={name: cosine, floor: 2}", "schedule.floor = 2: Input should be less than"),
         ("schedule={name: inverse_sqrt}", "set warmup_steps"),
         ("schedule={name: cosine, warmup_steps: 5, warmup_epochs: 1}", "is given twice"),
+        ("schedule={name: cosine, warmup_epochs: 1e308}", "less than or equal to 1000000"),
         ("schedule={name: cosine, warmup_start: 0.1}", "warmup_start needs warmup_steps"),
         ("optimizers.sgd.schedule={name: cosine, floors: 1}", "optimizers.sgd.schedule: unknown"),
         (
