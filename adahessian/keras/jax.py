@@ -15,11 +15,16 @@ import jax
 import jax.numpy as jnp
 import keras
 
+from adahessian.jax_second_derivatives import check_second_derivatives
 from adahessian.keras.probes import rademacher
 
 _NOT_WRAPPED = (
     "on the JAX backend AdaHessian needs one line: from adahessian.keras import second_order; "
     "model = second_order(model), before or after model.compile"
+)
+_OTHER_BACKENDS = (
+    "Where this is a layer of Keras' own (int8, fake quantization), train on TensorFlow or torch, "
+    "which have its derivative"
 )
 
 
@@ -122,7 +127,11 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
         logs, (_, new_non_trainable, _, new_metrics) = new
         return calls[0], None if is_own else (logs, new_non_trainable, new_metrics)
 
-    with_samples = partial(_with_samples, gradient, inner, step, scale)
+    def looked_at(weights: Any) -> Any:
+        with _looked_at(model):
+            return gradient(weights)
+
+    with_samples = partial(_with_samples, looked_at, inner, step, scale)
     without_samples = partial(_without_samples, gradient, inner)
     if isinstance(due, bool):
         results = (with_samples if due else without_samples)(weights)
@@ -194,6 +203,28 @@ def _caught(optimizer: Any) -> Iterator[list[Any]]:
 
     with _replaced(optimizer, stateless_apply):
         yield calls
+
+
+@contextmanager
+def _looked_at(model: Any) -> Iterator[None]:
+    """Let Keras' own method have its loss looked at, which is then differentiated."""
+    compute = model.compute_loss_and_updates
+
+    def compute_loss_and_updates(trainable_variables: Any, *args: Any, **kwargs: Any) -> Any:
+        def loss(weights: Any) -> Any:
+            return compute(weights, *args, **kwargs)[0]
+
+        try:
+            check_second_derivatives(loss, trainable_variables, reverse=False)
+        except ValueError as error:
+            raise RuntimeError(f"{error}. {_OTHER_BACKENDS}") from error
+        return compute(trainable_variables, *args, **kwargs)
+
+    model.compute_loss_and_updates = compute_loss_and_updates
+    try:
+        yield
+    finally:
+        del model.compute_loss_and_updates
 
 
 def _given(optimizer: Any, grads: Sequence[Any]) -> Any:

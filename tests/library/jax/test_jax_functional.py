@@ -140,7 +140,7 @@ def test_refresh_leaves_the_curvature_out(keep_samples):
             assert result[2][key].shape == with_it[2][key].shape
             assert jnp.isinf(result[2][key]).all()
     assert with_it[2]["w"].any()
-    assert len(traces) == 3  # two branches, and the static call
+    assert len(traces) == 4  # two branches and a look before them, and the static call
 
 
 def test_bfloat16():

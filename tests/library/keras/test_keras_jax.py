@@ -56,7 +56,9 @@ def test_programs(on_cpu, monkeypatch):
     compiled(model, AdaHessian(0.01, update_interval=3, num_samples=2))
     model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     assert int(model.optimizer._num_refreshes) == 4  # of 10 steps
-    assert Counting.calls <= 3  # building the optimizer symbolically is one
+    assert (
+        Counting.calls <= 4
+    )  # building the optimizer symbolically is one, a look at the loss another
     expected = network(layers.Conv2D(4, 3), layers.Activation("tanh"))
     compiled(expected, AdaHessian(0.01, update_interval=3, num_samples=2), jit_compile=False)
     expected.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
