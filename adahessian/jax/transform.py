@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adahessian.jax.averaging import BlockAxes, BlockSize, block_average, check_block_size
+from adahessian.jax.averaging import (
+    BlockAxes,
+    BlockSize,
+    attention_kernels,
+    block_average,
+    check_block_size,
+)
 
 MISSING_HESSIAN = (
     "AdaHessian needs the curvature beside the gradient. Get it with\n"
@@ -82,7 +88,7 @@ def adahessian(
         hessian_power: the paper's k in [0, 1]; 0 leaves momentum SGD.
         block_size: what the curvature is averaged over, see :mod:`adahessian.jax.averaging`.
         block_axes: the axes to average over, for arrays that are not laid out as flax's layers: a
-            function of an array's name ("attention/query/kernel") and the array, or a tree like the
+            function of an array's name ("encoder/heads/kernel") and the array, or a tree like the
             parameters. For each array it gives a tuple of axes, () for none or None for the
             default.
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
@@ -152,6 +158,7 @@ def scale_by_adahessian(
         named, treedef = flatten_with_names(updates)
         hessians = flatten_hessian(hessian, named, treedef)
         axes = _flatten_block_axes(block_axes, named, treedef)
+        attention = attention_kernels({name for name, _ in named})
         exp_avgs = treedef.flatten_up_to(state.exp_avg)
         exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
 
@@ -159,7 +166,8 @@ def scale_by_adahessian(
         for i, (name, grad) in enumerate(named):
             if not is_masked(grad):
                 d = _magnitude(hessians[i], grad, exp_hessian_diag_sqs[i].dtype, averaging)
-                diagonals[i] = block_average(d, block_size, name=name, block_axes=axes[i])
+                along = () if axes[i] is None and name in attention else axes[i]
+                diagonals[i] = block_average(d, block_size, name=name, block_axes=along)
         finite = {i: jnp.isfinite(d * d).all() for i, d in diagonals.items()}
         due = state.steps_to_refresh <= 0
         # With nothing to go by (`refresh=False` at a step that needed it), it stays due.
