@@ -78,7 +78,14 @@ def value_grad_and_hessian(
         # A copy of the containers: those of flax nnx belong to the trace in which they were made.
         arguments = jax.tree.map(lambda leaf: leaf, fun_input)
         output = fun(*arguments[:argnum], point, *arguments[argnum + 1 :])
-        return output if has_aux else (output, None)
+        if not has_aux:
+            return output, None
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise TypeError(
+                "with has_aux=True fun must return a pair of a scalar and anything, it returned "
+                f"{type(output).__name__}"
+            )
+        return output
 
     def probe(sample):
         return rademacher_like(point, seed=seed, step=step, sample=sample)

@@ -25,6 +25,12 @@ MISSING_HESSIAN = (
     "hessian=hessian) with the TrainState of adahessian.jax.train_state."
 )
 
+_OTHER_STATE = (
+    "the optimizer's state is of other parameters than the gradients: {what}. Make it by "
+    "tx.init(params), or restore it into what that returns; parameters that are not trained are "
+    "left out of both alike (optax.masked, optax.partition)"
+)
+
 
 class ScaleByAdaHessianState(NamedTuple):
     """State of :func:`scale_by_adahessian`; the counters are int32 scalars."""
@@ -159,8 +165,8 @@ def scale_by_adahessian(
         hessians = flatten_hessian(hessian, named, treedef)
         axes = _flatten_block_axes(block_axes, named, treedef)
         attention = attention_kernels({name for name, _ in named})
-        exp_avgs = treedef.flatten_up_to(state.exp_avg)
-        exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
+        exp_avgs = _flatten_average(state.exp_avg, named, treedef)
+        exp_hessian_diag_sqs = _flatten_average(state.exp_hessian_diag_sq, named, treedef)
 
         diagonals: dict[int, jax.Array] = {}
         for i, (name, grad) in enumerate(named):
@@ -335,6 +341,23 @@ def flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) ->
             raise ValueError(
                 f"hessian has shape {shape} where the gradient {name!r} has {grad.shape}"
             )
+    return leaves
+
+
+def _flatten_average(average: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
+    """Return an average's arrays in the order of the gradients'.
+
+    Raises:
+        ValueError: it is of other parameters. Some shapes would broadcast without a word.
+    """
+    try:
+        leaves = treedef.flatten_up_to(average)
+    except ValueError as error:
+        raise ValueError(_OTHER_STATE.format(what=f"the structure differs: {error}")) from error
+    for (name, grad), leaf in zip(named, leaves, strict=True):
+        if not is_masked(grad) and jnp.shape(leaf) != grad.shape:
+            what = f"shape {jnp.shape(leaf)} where the gradient {name!r} has {grad.shape}"
+            raise ValueError(_OTHER_STATE.format(what=what))
     return leaves
 
 

@@ -174,6 +174,8 @@ def test_refuses_no_samples_and_no_scalar():
         value_grad_and_hessian(loss, (POINT, X), 0, num_samples=0)
     with pytest.raises(TypeError, match="scalar"):
         value_grad_and_hessian(lambda x: x, (jnp.ones(2),), 0)
+    with pytest.raises(TypeError, match="must return a pair of a scalar and anything"):
+        value_grad_and_hessian(lambda x: x.sum(), (jnp.ones(2),), 0, has_aux=True)
 
 
 @jax.custom_vjp
