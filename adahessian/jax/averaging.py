@@ -16,12 +16,13 @@ None         each element by itself
 ===========  ================  ===================  ============================================
 
 Dense kernels are (in, out), so a row is a column here; an array that is named ``embedding``, as
-flax does, holds one row per token. An array of 6 or more dims has no known layout and is left as it
-is. What is laid out differently is declared by its ``block_axes``: in flax's attention layers, for
-example, kernels are (features, heads, head features) and by default pass for 1-D convolutions.
+flax does, holds one row per token. Kernels of flax's attention layers, (features, heads, head
+features), have nothing spatial: each element stands by itself, and so it does in a ``bias`` of any
+shape. An array of 6 or more dims has no known layout and is left as it is. What is laid out
+differently, as what ``DenseGeneral`` or ``Einsum`` makes, is declared by its ``block_axes``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -82,9 +83,26 @@ def block_average(
 
 def _default_axes(name: str, ndim: int) -> tuple[int, ...]:
     """Return the axes along which a row of a matrix or a kernel of a convolution lies."""
+    last = name.split("/")[-1]
+    if last == "bias":
+        return ()
     if ndim == 2:
-        return (1,) if name.split("/")[-1] == "embedding" else (0,)
+        return (1,) if last == "embedding" else (0,)
     return tuple(range(ndim - 2)) if 3 <= ndim <= 5 else ()
+
+
+def attention_kernels(names: Collection[str]) -> set[str]:
+    """Return which of the arrays of a tree are kernels of flax's attention layers.
+
+    Of all that a tree may name ``query`` or ``out``, those that have all three beside them.
+    """
+    layers = {name.removesuffix("query/kernel") for name in names if name.endswith("query/kernel")}
+    return {
+        f"{layer}{part}/kernel"
+        for layer in layers
+        if all(f"{layer}{part}/kernel" in names for part in ("key", "value"))
+        for part in ("query", "key", "value", "out")
+    }
 
 
 def _checked(axes: tuple[int, ...], array: jax.Array) -> tuple[int, ...]:

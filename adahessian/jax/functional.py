@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adahessian.jax.probes import rademacher_like
+from adahessian.jax_second_derivatives import check_second_derivatives
 
 
 def value_grad_and_hessian(
@@ -64,7 +65,9 @@ def value_grad_and_hessian(
         TypeError: ``fun_input`` is not a tuple, ``argnum`` no int, the argument to differentiate a
             module of flax nnx, or ``fun`` no function to a scalar.
         ValueError: ``argnum`` or ``num_samples`` out of range, or a leaf of the argument that is
-            not real floating-point.
+            not real floating-point; or a part of ``fun`` that JAX differentiates wrongly a second
+            time: a ``custom_vjp`` that rounds and passes the gradient through, a sample of
+            ``jax.random.gamma`` by its parameter.
     """
     point = _argument(fun_input, argnum)
     if num_samples < 1:
@@ -75,11 +78,20 @@ def value_grad_and_hessian(
         # A copy of the containers: those of flax nnx belong to the trace in which they were made.
         arguments = jax.tree.map(lambda leaf: leaf, fun_input)
         output = fun(*arguments[:argnum], point, *arguments[argnum + 1 :])
-        return output if has_aux else (output, None)
+        if not has_aux:
+            return output, None
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise TypeError(
+                "with has_aux=True fun must return a pair of a scalar and anything, it returned "
+                f"{type(output).__name__}"
+            )
+        return output
 
     def probe(sample):
         return rademacher_like(point, seed=seed, step=step, sample=sample)
 
+    if isinstance(refresh, jax.core.Tracer) or refresh:
+        check_second_derivatives(lambda point: loss(point)[0], point, reverse=reverse)
     with_samples = functools.partial(_with_samples, loss, probe, num_samples, reverse)
     without_samples = functools.partial(_without_samples, loss, num_samples)
     if not isinstance(refresh, jax.core.Tracer):

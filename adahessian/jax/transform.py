@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adahessian.jax.averaging import BlockAxes, BlockSize, block_average, check_block_size
+from adahessian.jax.averaging import (
+    BlockAxes,
+    BlockSize,
+    attention_kernels,
+    block_average,
+    check_block_size,
+)
 
 MISSING_HESSIAN = (
     "AdaHessian needs the curvature beside the gradient. Get it with\n"
@@ -17,6 +23,12 @@ MISSING_HESSIAN = (
     "and pass it on: tx.update(grads, opt_state, params, hessian=hessian), in flax nnx "
     "optimizer.update(model, grads, hessian=hessian), in linen state.apply_gradients(grads=grads, "
     "hessian=hessian) with the TrainState of adahessian.jax.train_state."
+)
+
+_OTHER_STATE = (
+    "the optimizer's state is of other parameters than the gradients: {what}. Make it by "
+    "tx.init(params), or restore it into what that returns; parameters that are not trained are "
+    "left out of both alike (optax.masked, optax.partition)"
 )
 
 
@@ -82,7 +94,7 @@ def adahessian(
         hessian_power: the paper's k in [0, 1]; 0 leaves momentum SGD.
         block_size: what the curvature is averaged over, see :mod:`adahessian.jax.averaging`.
         block_axes: the axes to average over, for arrays that are not laid out as flax's layers: a
-            function of an array's name ("attention/query/kernel") and the array, or a tree like the
+            function of an array's name ("encoder/heads/kernel") and the array, or a tree like the
             parameters. For each array it gives a tuple of axes, () for none or None for the
             default.
         averaging: "abs" is the mean of \|z · Hz\|; "signed" the mean of z · Hz, in which the
@@ -152,14 +164,16 @@ def scale_by_adahessian(
         named, treedef = flatten_with_names(updates)
         hessians = flatten_hessian(hessian, named, treedef)
         axes = _flatten_block_axes(block_axes, named, treedef)
-        exp_avgs = treedef.flatten_up_to(state.exp_avg)
-        exp_hessian_diag_sqs = treedef.flatten_up_to(state.exp_hessian_diag_sq)
+        attention = attention_kernels({name for name, _ in named})
+        exp_avgs = _flatten_average(state.exp_avg, named, treedef)
+        exp_hessian_diag_sqs = _flatten_average(state.exp_hessian_diag_sq, named, treedef)
 
         diagonals: dict[int, jax.Array] = {}
         for i, (name, grad) in enumerate(named):
             if not is_masked(grad):
                 d = _magnitude(hessians[i], grad, exp_hessian_diag_sqs[i].dtype, averaging)
-                diagonals[i] = block_average(d, block_size, name=name, block_axes=axes[i])
+                along = () if axes[i] is None and name in attention else axes[i]
+                diagonals[i] = block_average(d, block_size, name=name, block_axes=along)
         finite = {i: jnp.isfinite(d * d).all() for i, d in diagonals.items()}
         due = state.steps_to_refresh <= 0
         # With nothing to go by (`refresh=False` at a step that needed it), it stays due.
@@ -327,6 +341,23 @@ def flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) ->
             raise ValueError(
                 f"hessian has shape {shape} where the gradient {name!r} has {grad.shape}"
             )
+    return leaves
+
+
+def _flatten_average(average: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
+    """Return an average's arrays in the order of the gradients'.
+
+    Raises:
+        ValueError: it is of other parameters. Some shapes would broadcast without a word.
+    """
+    try:
+        leaves = treedef.flatten_up_to(average)
+    except ValueError as error:
+        raise ValueError(_OTHER_STATE.format(what=f"the structure differs: {error}")) from error
+    for (name, grad), leaf in zip(named, leaves, strict=True):
+        if not is_masked(grad) and jnp.shape(leaf) != grad.shape:
+            what = f"shape {jnp.shape(leaf)} where the gradient {name!r} has {grad.shape}"
+            raise ValueError(_OTHER_STATE.format(what=what))
     return leaves
 
 

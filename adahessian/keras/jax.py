@@ -15,11 +15,25 @@ import jax
 import jax.numpy as jnp
 import keras
 
+from adahessian.jax_second_derivatives import check_second_derivatives
 from adahessian.keras.probes import rademacher
 
 _NOT_WRAPPED = (
     "on the JAX backend AdaHessian needs one line: from adahessian.keras import second_order; "
-    "model = second_order(model), before or after model.compile"
+    "model = second_order(model), before or after model.compile. It serves the optimizer of "
+    "model.compile alone: for a second one of a train_step of your own take another optimizer"
+)
+_NOT_OF_MODEL = (
+    "the optimizer was built for the weights {names}, which are not among those that the model "
+    "trains: make a new optimizer, and compile with it"
+)
+_OTHER_NUMBER = (
+    "the optimizer was built for {built} weights, and gets the gradients of {given}: after layers "
+    "were frozen or thawed make a new optimizer, and compile with it"
+)
+_OTHER_BACKENDS = (
+    "Where this is a layer of Keras' own (int8, fake quantization), train on TensorFlow or torch, "
+    "which have its derivative"
 )
 
 
@@ -104,6 +118,7 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
     """Take a training step; ``due`` says whether it refreshes the curvature, None: by the state."""
     weights, non_trainable, of_optimizer, metrics = state
     optimizer = model.optimizer
+    trained = _trained(model, inner)
     is_own = getattr(model.train_step, "__func__", None) is not keras.Model.train_step
     with _values(optimizer, of_optimizer):
         if due is None:
@@ -119,10 +134,17 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
                 "second_order needs a train_step that calls optimizer.stateless_apply once, this "
                 f"one did {len(calls)} times"
             )
+        (grads,) = calls
+        if len(grads) != len(trained):
+            raise RuntimeError(_OTHER_NUMBER.format(built=len(trained), given=len(grads)))
         logs, (_, new_non_trainable, _, new_metrics) = new
-        return calls[0], None if is_own else (logs, new_non_trainable, new_metrics)
+        return grads, None if is_own else (logs, new_non_trainable, new_metrics)
 
-    with_samples = partial(_with_samples, gradient, inner, step, scale)
+    def looked_at(weights: Any) -> Any:
+        with _looked_at(model):
+            return gradient(weights)
+
+    with_samples = partial(_with_samples, looked_at, inner, trained, step, scale)
     without_samples = partial(_without_samples, gradient, inner)
     if isinstance(due, bool):
         results = (with_samples if due else without_samples)(weights)
@@ -142,21 +164,36 @@ def _step(model: Any, inner: Any, due: bool | None, state: Any, data: Any) -> An
     return logs, (weights, non_trainable, of_optimizer, metrics)
 
 
-def _with_samples(gradient: Callable, inner: Any, step: Any, scale: Any, weights: Any) -> Any:
+def _trained(model: Any, inner: Any) -> list[int]:
+    """Return where the optimizer's weights are among the model's, of which it may have a part."""
+    places = {id(v): place for place, v in enumerate(model.trainable_variables)}
+    if lost := [v.path for v in inner._trainable_variables if id(v) not in places]:
+        raise RuntimeError(_NOT_OF_MODEL.format(names=", ".join(lost)))
+    return [places[id(v)] for v in inner._trainable_variables]
+
+
+def _with_samples(
+    gradient: Callable, inner: Any, trained: Sequence[int], step: Any, scale: Any, weights: Any
+) -> Any:
     """Return (gradient, z · Hz of the unscaled loss for each weight and probe, the rest)."""
     probes = [
         rademacher(
-            [w.shape for w in weights],
-            [w.dtype.name for w in weights],
+            [weights[place].shape for place in trained],
+            [weights[place].dtype.name for place in trained],
             seed=inner.seed,
             step=step,
             sample=sample,
-            tensor_indices=range(len(weights)),
+            tensor_indices=range(len(trained)),
         )
         for sample in range(inner.num_samples)
     ]
-    # z is scaled, not the product: in float16 the product may be too large.
-    vectors = [[(z / scale).astype(z.dtype) for z in probe] for probe in probes]
+    vectors = []
+    for probe in probes:
+        vector = [jnp.zeros_like(w) for w in weights]
+        for place, z in zip(trained, probe, strict=True):
+            # z is scaled, not the product: in float16 the product may be too large.
+            vector[place] = (z / scale).astype(z.dtype)
+        vectors.append(vector)
     if len(vectors) == 1:
         grads, hz, rest = jax.jvp(gradient, (weights,), (vectors[0],), has_aux=True)
         products = [hz]
@@ -194,6 +231,28 @@ def _caught(optimizer: Any) -> Iterator[list[Any]]:
 
     with _replaced(optimizer, stateless_apply):
         yield calls
+
+
+@contextmanager
+def _looked_at(model: Any) -> Iterator[None]:
+    """Let Keras' own method have its loss looked at, which is then differentiated."""
+    compute = model.compute_loss_and_updates
+
+    def compute_loss_and_updates(trainable_variables: Any, *args: Any, **kwargs: Any) -> Any:
+        def loss(weights: Any) -> Any:
+            return compute(weights, *args, **kwargs)[0]
+
+        try:
+            check_second_derivatives(loss, trainable_variables, reverse=False)
+        except ValueError as error:
+            raise RuntimeError(f"{error}. {_OTHER_BACKENDS}") from error
+        return compute(trainable_variables, *args, **kwargs)
+
+    model.compute_loss_and_updates = compute_loss_and_updates
+    try:
+        yield
+    finally:
+        del model.compute_loss_and_updates
 
 
 def _given(optimizer: Any, grads: Sequence[Any]) -> Any:

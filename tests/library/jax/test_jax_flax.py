@@ -101,3 +101,47 @@ def test_train_state():
     for _ in range(30):
         first, last = train_step(first)
     assert last < 0.7 * value
+
+
+class AttentionByNnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs):
+        self.mixer = nnx.MultiHeadAttention(2, 6, 4, decode=False, rngs=rngs)
+        self.query = nnx.Conv(3, 4, (5,), rngs=rngs)
+
+
+class AttentionByLinen(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Conv(4, (5,), name="query")(linen.MultiHeadDotProductAttention(2)(x, x))
+
+
+def params_of(kind):
+    if kind == "nnx":
+        return nnx.state(AttentionByNnx(nnx.Rngs(0)), nnx.Param)
+    return AttentionByLinen().init(jax.random.key(0), jnp.ones((1, 3, 6)))["params"]
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+@pytest.mark.parametrize("block_size", ["kernel", "row", 3])
+def test_attention_has_nothing_spatial(kind, block_size):
+    """Its kernels are (features, heads, head features), and its biases have two axes."""
+    params = params_of(kind)
+    tx = adahessian(1.0, eps=0.0, block_size=block_size)
+    hessian = jax.tree.map(lambda p: 1 + jnp.arange(float(p.size)).reshape(p.shape), params)
+    ones = jax.tree.map(jnp.ones_like, params)
+    updates, _ = jax.jit(tx.update)(ones, tx.init(params), params, hessian=hessian)
+    seen = set()
+    for (path, update), d in zip(
+        jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(hessian), strict=True
+    ):
+        expected, name = d, jax.tree_util.keystr(path)
+        if block_size == 3:
+            if d.size % 3 or d.ndim > 1 and not ("mixer" in name or "Attention" in name):
+                continue
+            expected = jnp.broadcast_to(d.reshape(-1, 3).mean(1, keepdims=True), (d.size // 3, 3))
+            expected = expected.reshape(d.shape)
+        elif d.ndim == 3 and d.shape[0] == 5:  # the convolution that is called "query"
+            expected = jnp.broadcast_to(d.mean(0, keepdims=True), d.shape)
+        seen.add(d.ndim)
+        np.testing.assert_allclose(-1 / update, expected, rtol=1e-5, err_msg=name)
+    assert 3 in seen

@@ -140,7 +140,7 @@ def test_refresh_leaves_the_curvature_out(keep_samples):
             assert result[2][key].shape == with_it[2][key].shape
             assert jnp.isinf(result[2][key]).all()
     assert with_it[2]["w"].any()
-    assert len(traces) == 3  # two branches, and the static call
+    assert len(traces) == 4  # two branches and a look before them, and the static call
 
 
 def test_bfloat16():
@@ -174,6 +174,8 @@ def test_refuses_no_samples_and_no_scalar():
         value_grad_and_hessian(loss, (POINT, X), 0, num_samples=0)
     with pytest.raises(TypeError, match="scalar"):
         value_grad_and_hessian(lambda x: x, (jnp.ones(2),), 0)
+    with pytest.raises(TypeError, match="must return a pair of a scalar and anything"):
+        value_grad_and_hessian(lambda x: x.sum(), (jnp.ones(2),), 0, has_aux=True)
 
 
 @jax.custom_vjp

@@ -32,6 +32,23 @@ def test_curvature_that_does_not_fit():
         tx.update(grads, tx.init(PARAMS), PARAMS, hessian=hessian)
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"a": jnp.ones(3)}, "the structure differs"),
+        ({"a": jnp.ones(()), "b": jnp.ones(2)}, r"shape \(\) where the gradient 'a' has \(3,\)"),
+    ],
+)
+def test_state_of_other_parameters_is_refused(other, message):
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    tx = scale_by_adahessian()
+    with pytest.raises(ValueError, match=f"state is of other parameters.*{message}"):
+        tx.update(params, tx.init(other), hessian=params)
+    frozen = {"a": jnp.ones(3), "b": None}
+    with pytest.raises(ValueError, match="left out of both alike"):
+        tx.update(frozen, tx.init(params), hessian=frozen)
+
+
 def test_between_refreshes_the_curvature_is_ignored():
     tx = adahessian(0.1, update_interval=3)
     params, opt_state = PARAMS, tx.init(PARAMS)

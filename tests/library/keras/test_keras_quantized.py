@@ -52,11 +52,36 @@ def test_quantized_weights_and_outputs(axis, float64):
         models.append(model)
     quantized, clipped = models
     clipped.set_weights(quantized.get_weights())
+    if BACKEND == "jax":  # it differentiates the rounding itself: docs/keras.md
+        with pytest.raises(RuntimeError, match="train on TensorFlow or torch"):
+            compiled(quantized, problems.looking()).train_on_batch(x, y)
+        return
     found = problems.magnitudes_by_optimizer(compiled(quantized, problems.looking()), x, y)
     expected = problems.magnitudes_by_differences(clipped, x, y)
-    if BACKEND == "jax":  # it differentiates the rounding itself: docs/keras.md
-        assert problems.relative_error(found, expected) > 0.1
-        return
     for v, f, e in zip(quantized.trainable_variables, found, expected, strict=True):
         assert e.any()
         assert np.abs(f - e).max() < 1e-3 * e.max(), v.path
+
+
+def test_lora_beside_int8_kernels():
+    """Layers quantize their inputs as well, by a scale that varies with them."""
+    found = []
+    for bits in ("float", "int8"):
+        model = problems.network(layers.Flatten(), layers.Dense(5, "tanh"))
+        rng = np.random.default_rng(0)
+        for v in model.trainable_variables:
+            v.assign(rng.normal(size=v.shape) / 2)
+        for layer in model.layers:
+            if isinstance(layer, layers.Dense):
+                if bits == "int8":
+                    layer.quantize(bits)
+                layer.enable_lora(2)
+        for v in model.trainable_variables:
+            v.assign(rng.normal(size=v.shape) / 2)
+        compiled(model, problems.looking())
+        if bits == "int8" and BACKEND == "jax":
+            with pytest.raises(RuntimeError, match="train on TensorFlow or torch"):
+                model.train_on_batch(*problems.data(8))
+            return
+        found.append(problems.magnitudes_by_optimizer(model, *problems.data(8)))
+    assert problems.relative_error(*found) < 0.15  # 8 bits; JAX's were off by up to 75 %

@@ -1,0 +1,122 @@
+# ruff: noqa: E402 (the imports follow the check that JAX is there)
+"""What JAX differentiates wrongly a second time is refused, and nothing else is."""
+
+import pytest
+
+pytest.importorskip("jax", reason="needs the extra: pip install adahessian[jax]")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from adahessian.jax import value_grad_and_hessian
+
+POINT = jnp.array([0.3, -0.7, 1.1])
+
+
+def rounded(x):
+    return jnp.round(x * 8) / 8
+
+
+def by_vjp(function, backward):
+    function = jax.custom_vjp(function)
+    function.defvjp(lambda x: (function.fun(x), x), backward)
+    return function
+
+
+def by_jvp(function, calls_itself):
+    function = jax.custom_jvp(function)
+    output = function if calls_itself else function.fun
+    function.defjvp(lambda primals, tangents: (output(*primals), tangents[0]))
+    return function
+
+
+@jax.custom_gradient
+def by_gradient(x):
+    return rounded(x), lambda upstream: upstream
+
+
+straight_through = by_vjp(rounded, lambda x, g: (g,))
+LOST = {
+    "custom_vjp": straight_through,
+    "custom_jvp": by_jvp(rounded, calls_itself=False),
+    "custom_gradient": by_gradient,
+    "spike": by_vjp(lambda x: (x > 0).astype(x.dtype), lambda x, g: (g / (1 + x**2),)),
+    # The scale varies, so that a part has a derivative.
+    "in part": by_vjp(lambda x: rounded(x / jnp.max(x)) * jnp.max(x), lambda x, g: (g,)),
+}
+THROUGH = {
+    "plain": lambda f, x: jnp.sum(jnp.sin(f(x))),
+    "jit": lambda f, x: jnp.sum(jnp.sin(jax.jit(f)(x))),
+    "scan": lambda f, x: jnp.sum(lax.scan(lambda c, a: (c, jnp.sin(f(a))), 0.0, x[None])[1]),
+    "cond": lambda f, x: lax.cond(x[0] > 0, lambda x: jnp.sin(f(x)), jnp.cos, x).sum(),
+    "remat": lambda f, x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(f(x)))(x)),
+}
+
+
+def curvature(loss, **options):
+    return value_grad_and_hessian(loss, (POINT,), 0, **options)[2]
+
+
+@pytest.mark.parametrize("way", THROUGH)
+@pytest.mark.parametrize("kind", LOST)
+def test_a_rule_whose_output_has_no_derivative_is_refused(kind, way):
+    with pytest.raises(ValueError, match=r"a function \(.*\.py.*stop_gradient"):
+        jax.jit(lambda: curvature(lambda x: THROUGH[way](LOST[kind], x)))()
+
+
+@pytest.mark.parametrize("way", THROUGH)
+def test_the_way_out_is_right(way):
+    def passed_through(x):
+        return x + lax.stop_gradient(rounded(x) - x)
+
+    expected = -jnp.sin(rounded(POINT))
+    found = curvature(lambda x: THROUGH[way](passed_through, x))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_rule_that_calls_the_function_itself_is_right_but_in_loops():
+    function = by_jvp(rounded, calls_itself=True)
+    for reverse in (False, True):
+        found = curvature(lambda x: THROUGH["plain"](function, x), reverse=reverse)
+        np.testing.assert_allclose(found, -jnp.sin(rounded(POINT)), rtol=1e-5)
+        # JAX forgets the rule there: jax.hessian gives zero.
+        with pytest.raises(ValueError, match="stop_gradient"):
+            curvature(lambda x: THROUGH["scan"](function, x), reverse=reverse)
+
+
+def test_reverse_of_a_function_whose_forward_rule_calls_it():
+    function = jax.custom_vjp(rounded)
+    function.defvjp(lambda x: (function(x), None), lambda _, g: (g,))
+    found = curvature(lambda x: THROUGH["plain"](function, x), reverse=True)
+    np.testing.assert_allclose(found, -jnp.sin(rounded(POINT)), rtol=1e-5)
+
+
+def test_what_has_no_gradient_may_be_constant():
+    no_gradient = by_vjp(rounded, lambda x, g: (jnp.zeros_like(g),))
+    np.testing.assert_array_equal(curvature(lambda x: jnp.sum(x * no_gradient(x))), np.zeros(3))
+    # Of data, or of weights that are held constant:
+    for constant in (lambda x: jnp.ones(3), lax.stop_gradient):
+        found = curvature(lambda x, c=constant: jnp.sum(x**2 * straight_through(c(x))))
+        np.testing.assert_allclose(found, 2 * rounded(constant(POINT)), rtol=1e-5)
+
+
+def test_rules_of_functions_that_vary_are_as_ever():
+    reversed_ = by_vjp(lambda x: x * 1.0, lambda x, g: (-g,))
+    np.testing.assert_allclose(curvature(lambda x: jnp.sum(jnp.sin(reversed_(x)))), jnp.sin(POINT))
+    np.testing.assert_allclose(curvature(lambda x: jnp.sum(jax.nn.silu(x * 0))), np.zeros(3))
+
+
+def test_samples_of_a_gamma_distribution_by_its_parameter_are_refused():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="random.gamma"):
+        curvature(lambda x: jnp.sum(jax.random.beta(key, jnp.abs(x), 2.0)))
+    found = curvature(lambda x: jnp.sum(x**2 * jax.random.t(key, 3.0, (3,))))
+    np.testing.assert_allclose(found, 2 * jax.random.t(key, 3.0, (3,)), rtol=1e-5)
+
+
+def test_python_may_decide_by_values_outside_of_jit():
+    np.testing.assert_array_equal(
+        curvature(lambda x: jnp.sum(x**2) if x[0] > 0 else jnp.sum(x)), np.full(3, 2.0)
+    )
