@@ -17,6 +17,7 @@ from adahessian.curvature.second_derivatives import (
     NO_SECOND_DERIVATIVE,
     CustomFunctions,
     SecondDerivatives,
+    warn_of_a_constant,
 )
 from adahessian.replicas import is_sharded
 
@@ -121,6 +122,8 @@ class DoubleBackward:
         probes: the vectors of all products that will be asked for, in this order. With the last
             one the graph is freed.
         check: refuse or warn of second derivatives that torch has wrong.
+        asks: the closure is known to ask for the graph, if not by calling ``backward``: gradients
+            without one are constant.
 
     Raises:
         RuntimeError: a parameter is a DTensor.
@@ -132,6 +135,7 @@ class DoubleBackward:
         params: Sequence[Tensor],
         probes: Probes,
         check: bool = False,
+        asks: bool = False,
     ) -> None:
         if any(is_sharded(p) and p.requires_grad for p in params):
             raise RuntimeError(_NOT_OF_DTENSORS)
@@ -146,9 +150,10 @@ class DoubleBackward:
         # The gradients that we left without their graph, and how often each was changed in place.
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
         self._num_products = 0
-        self._graph_was_asked_for = False
+        self._asks = self._graph_was_asked_for = asks
         self._losses: list[Tensor] = []  # what it was asked of
         self._custom: list[CustomFunctions] = []  # of each backward pass
+        self._doubt = ""  # of a hook
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns.
@@ -173,8 +178,9 @@ class DoubleBackward:
                     raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
                 raise
             finally:
-                self._graph_was_asked_for, self._losses = mode.graph_was_asked_for, mode.last
-                self._custom = mode.custom
+                self._graph_was_asked_for = self._asks or mode.graph_was_asked_for
+                self._losses = mode.last
+                self._custom, self._doubt = mode.custom, mode.doubt
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -199,6 +205,8 @@ class DoubleBackward:
             if self._check and not self._custom:
                 CustomFunctions(()).check(gradients(params))
             self._custom = []
+            if self._doubt:
+                warn_of_a_constant(self._doubt)
             if self._check and _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         self._losses = []
