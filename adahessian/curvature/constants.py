@@ -2,7 +2,8 @@
 
 ``detach`` is one way to such a value, and has a gate. Others are whatever is computed under
 ``torch.no_grad`` (targets of the network itself, samples of a distribution, a power iteration),
-``.data``, ``autograd.grad`` without a graph, and what Python and NumPy get (``loss.item()``). A
+``.data``, ``autograd.grad`` and ``backward`` without a graph (the gradient of an input, by which an
+adversary moves it), and what Python and NumPy get (``loss.item()``). A
 second evaluation at other parameters would compute other values. So values that came of a parameter
 in such a way are marked, and where one meets the graph again, its recorded value is used.
 
@@ -31,6 +32,7 @@ _EACH_BY_ITSELF = frozenset(
     "broadcast_tensors meshgrid align_tensors atleast_1d atleast_2d atleast_3d".split()
 )
 _DATA = getattr_static(Tensor, "data")
+_GRAD = getattr_static(Tensor, "grad")
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand numbers to Python.
 ARRAYS = frozenset("numpy __array__ tolist".split())
@@ -166,6 +168,11 @@ class Constants:
 def is_data(func: Callable) -> bool:
     """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.data``."""
     return getattr(func, "__self__", None) is _DATA
+
+
+def is_grad(func: Callable) -> bool:
+    """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.grad``."""
+    return getattr(func, "__self__", None) is _GRAD
 
 
 def makes_a_leaf(func: Callable) -> bool:

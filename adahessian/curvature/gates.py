@@ -42,6 +42,7 @@ from adahessian.curvature.constants import (
     Constants,
     Storages,
     is_data,
+    is_grad,
     is_leaf,
     makes_a_leaf,
     meets_the_graph,
@@ -159,6 +160,8 @@ class Gates(TorchFunctionMode):
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
                 self._behind_the_graph.add(filter(is_of_the_graph, args))
+            elif name == "__get__" and self._passes and is_grad(func):
+                self._note_gradient(args[0], out)
             return out
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
@@ -297,6 +300,14 @@ class Gates(TorchFunctionMode):
     def _is_moved(self, leaf: Tensor) -> bool:
         return leaf in self.params or local(leaf) in self._memory_of_params()
 
+    def _note_gradient(self, t: Tensor, grad: Tensor | None) -> None:
+        """Mark what a backward pass of this evaluation has brought to an input, say.
+
+        What it has brought to a parameter is the closure's result.
+        """
+        if grad is not None and not requires_grad(grad) and t not in self.params:
+            self._constants.mark([grad])
+
     def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Let a bag's ``max_norm`` change the parameter in the recorded evaluation only."""
         given = args[3] if len(args) > 3 else kwargs.get("max_norm")
@@ -392,23 +403,24 @@ class Gates(TorchFunctionMode):
         grads = tuple(
             torch.ones_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)
         )
-        is_own = not _torch.in_backward() and self._is_own_pass(tensors)
+        inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
+        is_own = not _torch.in_backward() and self._is_own_pass(tensors, inputs)
         if is_own:
             if self.backward_scale is None:
                 self.backward_scale = 1.0
             self.losses += [(t.detach() * g).sum() for t, g in zip(tensors, grads, strict=True)]
             if self.backward_scale != 1:
                 grads = tuple(g * self.backward_scale for g in grads)
-        inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
         retain_graph = create_graph if retain_graph is None else retain_graph
         with self:
             _torch.run_backward(tensors, grads, retain_graph, create_graph, inputs)
 
-    def _is_own_pass(self, tensors: tuple[Tensor, ...]) -> bool:
+    def _is_own_pass(self, tensors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> bool:
         """Whether a backward pass is for the parameters, and not a training within the closure."""
         if self._next is None:
             with _torch.below_torch_functions():
-                leaves = leaves_below(tensors)
+                wanted = {t: None for t in inputs if t.is_leaf}
+                leaves = wanted if inputs else leaves_below(tensors)
             self.leaves |= leaves
             self._own_passes.append(any(p in self.params for p in leaves))
         self._passes += 1

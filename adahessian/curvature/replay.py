@@ -344,7 +344,8 @@ class Replay:
 
     def _know(self, module: nn.Module) -> None:
         for p in _torch.parameters(module).values():
-            self._params[p] = None
+            if p.is_leaf:  # torch.func.functional_call puts others there
+                self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:
         kept = {p: p.grad.detach().clone() for p in self._params if p.grad is not None}

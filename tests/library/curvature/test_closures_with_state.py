@@ -140,8 +140,35 @@ class ConstrainedByData(Model):
         return F.cross_entropy(self.net(X), LABELS)
 
 
+class Observer(nn.Module):
+    """As quantization's observers are: empty before they have seen a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.empty(0))
+        self.widest = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            found = x.detach().abs().amax(0)
+            for seen in (self.largest, self.widest):
+                if seen.numel() == 0:
+                    seen.resize_(found.shape).copy_(found)
+                seen.lerp_(found, 0.5)
+        return x / self.largest
+
+
+class Observed(Model):
+    def __init__(self):
+        super().__init__()
+        self.net.append(Observer())
+
+    def loss(self):
+        return F.cross_entropy(self.net(X), LABELS)
+
+
 KINDS = [
-    Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
+    Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
     ConstrainedByData, InTheGraph,
 ]  # fmt: skip
 
@@ -277,7 +304,7 @@ def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
 
 
 @pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
-@pytest.mark.parametrize("kind", KINDS[:7], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS[:8], ids=lambda kind: kind.__name__)
 def test_a_part_of_the_batch_leaves_nothing(kind, way):
     """Also where the slow copy moves only later: what the part's evaluations do is undone."""
     models = []
