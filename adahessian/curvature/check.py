@@ -245,6 +245,8 @@ class AccuracyCheck:
         failed: whose products are wrong; None before a check.
         zeros: whose products are exactly zero, while their gradients are not.
         disagreements: of the chosen trial.
+        noise: how much of a product it is that gradients differ at the same parameters; an element
+            for each.
         unseen: whose gradients no backward pass has brought: they were written by hand.
         slope: the part of the loss's change that the gradient does not explain, one element.
         slope_tolerance: what it may be.
@@ -256,6 +258,7 @@ class AccuracyCheck:
     failed: Tensor | None = None
     zeros: Tensor | None = None
     disagreements: Tensor | None = None
+    noise: Tensor | None = None
     slope: Tensor | None = None
     slope_tolerance = math.inf
     doubt: Tensor | None = None
@@ -318,7 +321,7 @@ class AccuracyCheck:
 
     def sent(self) -> "tuple[AccuracyCheck, torch.Event | None]":
         """Return a copy that the host can read, and when: from an event on, None for now."""
-        names = ("failed", "zeros", "disagreements", "slope", "doubt")
+        names = ("failed", "zeros", "disagreements", "noise", "slope", "doubt")
         values = {name: t for name in names if (t := getattr(self, name)) is not None}
         device = next((t.device for t in values.values() if t.device.type != "cpu"), None)
         if device is None:

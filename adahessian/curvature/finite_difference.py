@@ -181,6 +181,10 @@ class FiniteDifference:
                 trial = best_trial(trial, partial(self._trial, z), largest, slope)
             self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
         accuracy.conclude(trial, dict(zip(z, gradients(z), strict=True)), precision)
+        if self.replay.noise:
+            h, noise = self._step_size(list(z), trial.scale), self.replay.noise
+            again = {p: hz + noise[p] / h for p, hz in trial.product.items()}
+            accuracy.noise = accuracy.disagreement(trial.product, again, TOLERANCES[precision].flat)
         if accuracy.waits and accuracy.is_wrong():
             accuracy.cause = self._likely_cause(z, trial)
         return trial.product
