@@ -33,6 +33,7 @@ _EACH_BY_ITSELF = frozenset(
 )
 _DATA = getattr_static(Tensor, "data")
 _GRAD = getattr_static(Tensor, "grad")
+_WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand numbers to Python.
 ARRAYS = frozenset("numpy __array__ tolist".split())
@@ -168,6 +169,16 @@ class Constants:
 def is_data(func: Callable) -> bool:
     """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.data``."""
     return getattr(func, "__self__", None) is _DATA
+
+
+def writes_values(func: Callable, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes values of its first argument, or what lies in its memory."""
+    name = name_of(func)
+    if name == "__set__":
+        return is_data(func)
+    if name == "__setitem__" or writes(func, {}) and name not in _WRITE_NO_VALUES:
+        return True
+    return bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
 
 
 def is_grad(func: Callable) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients
-from adahessian.curvature.constants import tensors_in
+from adahessian.curvature.constants import Storages, tensors_in, writes_values
 from adahessian.curvature.graph import leaves_below, nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
@@ -19,6 +19,7 @@ from adahessian.curvature.second_derivatives import (
     SecondDerivatives,
     warn_of_a_constant,
 )
+from adahessian.curvature.torch_calls import written_by
 from adahessian.replicas import is_sharded
 
 
@@ -164,7 +165,7 @@ class DoubleBackward:
                 graph.
         """
         # A compiled function has no second derivative.
-        mode = _BeforeBackward(self._accumulate, self._note_without, self._check)
+        mode = _BeforeBackward(self._accumulate, self._note_without, self._check, self._params)
         with torch.compiler.set_stance("force_eager"), mode:
             try:
                 value = call(self._closure)
@@ -262,9 +263,10 @@ class _BeforeBackward(SecondDerivatives):
     """Calls a function before each backward, beside giving functions their second derivatives.
 
     Args:
-        before_backward: is called before each backward.
+        before_backward: is called before each backward, and before parameters move behind one.
         without_graph: is called, then, with the leaves that one without a graph will reach.
         look: for custom functions.
+        params: the parameters.
 
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
@@ -277,18 +279,21 @@ class _BeforeBackward(SecondDerivatives):
         before_backward: Callable[[], None],
         without_graph: Callable[[Iterable[Tensor]], None],
         look: bool,
+        params: Sequence[Tensor],
     ) -> None:
         super().__init__(look=look)
         self._before_backward, self._without_graph = before_backward, without_graph
+        self._params, self._has_graph = params, False
         self.graph_was_asked_for = False
         self.last: list[Tensor] = []
         self.custom: list[CustomFunctions] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         is_backward = func is Tensor.backward or func is torch.autograd.backward
-        if is_backward:
+        if is_backward or self._has_graph and self._moves_parameters(func, args, kwargs or {}):
             self.last = []  # it holds its graph
             self._before_backward()
+            self._has_graph = False
         if is_backward or func is torch.autograd.grad:
             given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
             tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
@@ -299,9 +304,16 @@ class _BeforeBackward(SecondDerivatives):
                 computed = self.computed if self._look else None
                 self.custom.append(CustomFunctions(tensors, computed))
                 if is_backward:
-                    self.graph_was_asked_for = True
+                    self.graph_was_asked_for = self._has_graph = True
                     self.last = tensors
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _moves_parameters(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a call writes to parameters: the graph of a gradient is that at their values."""
+        if not writes_values(func, kwargs):
+            return False
+        ours = Storages(p.detach() for p in self._params)
+        return any(t in ours for t in tensors_in(written_by(args, kwargs)))
 
 
 # Names of arguments, in their order.

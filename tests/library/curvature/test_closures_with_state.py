@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian import AdaHessian
+from adahessian.probes import rademacher_like
 
 X, Y = torch.randn(2, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
@@ -323,3 +324,81 @@ def test_a_part_of_the_batch_leaves_nothing(kind, way):
                 optimizer.step(curvature_closure=lambda start, stop, model=model: model.loss())
         models.append(attributes(model))
     torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+def by_addition(params, moves):
+    with torch.no_grad():
+        for p, move in zip(params, moves, strict=True):
+            p.add_(move)
+    return lambda: by_addition(params, [-move for move in moves])
+
+
+def by_data(params, moves):
+    before = [p.detach().clone() for p in params]
+    for p, move in zip(params, moves, strict=True):
+        p.data.add_(move)
+
+    def put_back():
+        for p, value in zip(params, before, strict=True):
+            p.data.copy_(value)
+
+    return put_back
+
+
+def by_other_data(params, moves):
+    before = [p.data for p in params]
+    for p, move in zip(params, moves, strict=True):
+        p.data = p.data + move
+
+    def put_back():
+        for p, value in zip(params, before, strict=True):
+            p.data = value
+
+    return put_back
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
+@pytest.mark.parametrize("move", [by_addition, by_data, by_other_data])
+def test_parameters_that_are_moved_and_put_back(move, way, dtype):
+    """As in sharpness-aware minimization: the Hessian is that where the gradient is taken."""
+    torch.manual_seed(1)
+    model = Model().net.to(dtype)
+    params = list(model.parameters())
+    optimizer = AdaHessian(params, lr=0.0, curvature=way)
+    seen = []
+    optimizer.register_curvature_hook(
+        lambda _, __, samples: seen.append([*map(torch.clone, samples)])
+    )
+
+    def loss(weights):
+        out = torch.func.functional_call(model, weights, (X.to(dtype),))
+        return F.cross_entropy(out, LABELS)
+
+    def closure():
+        optimizer.zero_grad()
+        loss(dict(model.named_parameters())).backward()
+        put_back = move(params, [2 * p.grad / p.grad.norm() for p in params])
+        optimizer.zero_grad()
+        value = loss(dict(model.named_parameters()))
+        value.backward(create_graph=optimizer.needs_graph)
+        put_back()
+        return value
+
+    before = [p.detach().clone() for p in params]
+    optimizer.step(closure)
+    for p, value in zip(params, before, strict=True):
+        if move is by_addition:  # which rounds
+            torch.testing.assert_close(p, value)
+        assert move is by_addition or torch.equal(p, value)
+
+    grads = torch.autograd.grad(loss(dict(model.named_parameters())), params)
+    there = [
+        (p.detach() + 2 * g / g.norm()).requires_grad_() for p, g in zip(params, grads, strict=True)
+    ]
+    value = loss(dict(zip(dict(model.named_parameters()), there, strict=True)))
+    grads = torch.autograd.grad(value, there, create_graph=True)
+    z = rademacher_like(params, seed=0, step=0)
+    inner = sum((g * signs).sum() for g, signs in zip(grads, z, strict=True))
+    for found, hz, signs in zip(seen[0], torch.autograd.grad(inner, there), z, strict=True):
+        torch.testing.assert_close(found, signs * hz, rtol=0.02, atol=2e-3)
