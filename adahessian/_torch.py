@@ -6,7 +6,7 @@ there and does what we need, and is run on the oldest and the newest torch that 
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 # The base class of modes below autograd: documented, but only in notes.
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.hooks import RemovableHandle
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -57,6 +58,7 @@ __all__ = [
     "number_in_sequence",
     "parameters",
     "pytree",
+    "register_first_hook",
     "run_backward",
     "run_backward_within",
     "sequence_number",
@@ -304,6 +306,19 @@ def communication_hook(module: "DistributedDataParallel") -> str:
 def is_within_join(module: "DistributedDataParallel") -> bool:
     """Whether a process that has run out of data may be answering the module's messages alone."""
     return module._join_config.enable
+
+
+def register_first_hook(t: Tensor, hook: Callable[[Tensor], Any]) -> RemovableHandle:
+    """Register a hook of a tensor that is called before those that it has.
+
+    In public it can only be added behind them, where it sees what they have made of a gradient.
+    """
+    handle = t.register_hook(hook)
+    hooks: Any = t._backward_hooks
+    *others, last = hooks.items()
+    hooks.clear()  # torch calls them in the order in which they entered the dict
+    hooks.update([last, *others])
+    return handle
 
 
 @contextlib.contextmanager

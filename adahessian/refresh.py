@@ -368,10 +368,7 @@ class PartOfBatch(Refresh):
             missing = error
         if self._accuracy.due:  # others would wait in the check for a process without a part
             self._agree(missing, beside, reduction)
-        if exact and not any(p.grad is not None and p.grad.requires_grad for p in params):
-            yield from ([torch.zeros_like(p) for p in params] for _ in self._probes)
-        else:
-            yield from self._estimates(products, params)
+        yield from self._estimates(products, params)
 
     def _agree(self, missing: NoPart | None, beside: Beside, reduction: Reduction) -> Any:
         """Return the process group; raise NoPart in all of its processes where one has no part."""

@@ -34,10 +34,11 @@ def hessian_products(
         params: the parameters whose gradients it fills.
         probes: the vectors of all products that will be asked for, in this order.
         check: warn of what would be wrong; see both ways.
-        earlier, central, accuracy: see :class:`FiniteDifference`.
+        central: the closure takes gradients beside a step; see both ways.
+        earlier, accuracy: see :class:`FiniteDifference`.
     """
     if curvature == "double_backward":
-        return DoubleBackward(closure, params, probes, check=check)
+        return DoubleBackward(closure, params, probes, check=check, asks=central)
     return FiniteDifference(
         closure, params, check=check, earlier=earlier, central=central, accuracy=accuracy
     )

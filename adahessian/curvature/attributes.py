@@ -59,7 +59,7 @@ class _Entry(NamedTuple):
         if self.contents is None:
             return
         if isinstance(self.value, Tensor):
-            self.value.copy_(self.contents)
+            with_size_of(self.contents, self.value).copy_(self.contents)
         else:
             self.value.clear()
             add = self.value.extend if isinstance(self.value, list | deque) else self.value.update
@@ -125,6 +125,15 @@ def may_change(tensor: Tensor) -> bool:
     if tensor.layout is not torch.strided:
         return True
     return not any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def with_size_of(before: Tensor, now: Tensor) -> Tensor:
+    """Give a tensor the size that it had before, as an observer's that a first batch has given one.
+
+    Returns:
+        The tensor.
+    """
+    return now if now.shape == before.shape else now.resize_(before.shape)
 
 
 def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -58,8 +58,9 @@ class Slope:
     """Sees by how much a loss changes along z, and what its gradient says of it.
 
     While it is active, it adds up zᵀg of what backward passes bring to the parameters: not of
-    ``grad``, which a closure may clear, mask or scale. Of a parameter to which anything is
-    accumulated that counts, and not what ``torch.autograd.grad`` returns, of another loss perhaps.
+    ``grad``, which a closure may clear, mask or scale, nor of what hooks make of that. Of a
+    parameter to which anything is accumulated that counts, and not what ``torch.autograd.grad``
+    returns, of another loss perhaps.
 
     Args:
         z: the direction, by parameter.
@@ -89,13 +90,21 @@ class Slope:
         return torch.stack([self._nothing, *(self._returned | self._accumulated).values()]).sum(0)
 
     def __enter__(self) -> "Slope":
-        self._hooks = [p.register_hook(partial(self._see, p=p)) for p in self.z]
+        self._hooks = [_torch.register_first_hook(p, partial(self._see, p=p)) for p in self.z]
         self._hooks += [p.register_post_accumulate_grad_hook(self._count) for p in self.z]
         return self
 
     def __exit__(self, *_: Any) -> None:
         for hook in self._hooks:
             hook.remove()
+
+    def count_last(self, params: Iterable[Tensor]) -> None:
+        """Count of some parameters what was brought last, and of others nothing.
+
+        For gradients that are taken on the side: the loss may have taken others on its way.
+        """
+        self._returned = {p: self._latest[p] for p in params if p in self._latest}
+        self._accumulated = {}
 
     @torch.no_grad()
     def _see(self, grad: Tensor, p: Tensor) -> None:
@@ -236,6 +245,8 @@ class AccuracyCheck:
         failed: whose products are wrong; None before a check.
         zeros: whose products are exactly zero, while their gradients are not.
         disagreements: of the chosen trial.
+        noise: how much of a product it is that gradients differ at the same parameters; an element
+            for each.
         unseen: whose gradients no backward pass has brought: they were written by hand.
         slope: the part of the loss's change that the gradient does not explain, one element.
         slope_tolerance: what it may be.
@@ -247,6 +258,7 @@ class AccuracyCheck:
     failed: Tensor | None = None
     zeros: Tensor | None = None
     disagreements: Tensor | None = None
+    noise: Tensor | None = None
     slope: Tensor | None = None
     slope_tolerance = math.inf
     doubt: Tensor | None = None
@@ -309,7 +321,7 @@ class AccuracyCheck:
 
     def sent(self) -> "tuple[AccuracyCheck, torch.Event | None]":
         """Return a copy that the host can read, and when: from an event on, None for now."""
-        names = ("failed", "zeros", "disagreements", "slope", "doubt")
+        names = ("failed", "zeros", "disagreements", "noise", "slope", "doubt")
         values = {name: t for name in names if (t := getattr(self, name)) is not None}
         device = next((t.device for t in values.values() if t.device.type != "cpu"), None)
         if device is None:

@@ -2,7 +2,8 @@
 
 ``detach`` is one way to such a value, and has a gate. Others are whatever is computed under
 ``torch.no_grad`` (targets of the network itself, samples of a distribution, a power iteration),
-``.data``, ``autograd.grad`` without a graph, and what Python and NumPy get (``loss.item()``). A
+``.data``, ``autograd.grad`` and ``backward`` without a graph (the gradient of an input, by which an
+adversary moves it), and what Python and NumPy get (``loss.item()``). A
 second evaluation at other parameters would compute other values. So values that came of a parameter
 in such a way are marked, and where one meets the graph again, its recorded value is used.
 
@@ -31,6 +32,8 @@ _EACH_BY_ITSELF = frozenset(
     "broadcast_tensors meshgrid align_tensors atleast_1d atleast_2d atleast_3d".split()
 )
 _DATA = getattr_static(Tensor, "data")
+_GRAD = getattr_static(Tensor, "grad")
+_WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand numbers to Python.
 ARRAYS = frozenset("numpy __array__ tolist".split())
@@ -166,6 +169,21 @@ class Constants:
 def is_data(func: Callable) -> bool:
     """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.data``."""
     return getattr(func, "__self__", None) is _DATA
+
+
+def writes_values(func: Callable, kwargs: dict[str, Any]) -> bool:
+    """Whether a call changes values of its first argument, or what lies in its memory."""
+    name = name_of(func)
+    if name == "__set__":
+        return is_data(func)
+    if name == "__setitem__" or writes(func, {}) and name not in _WRITE_NO_VALUES:
+        return True
+    return bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
+
+
+def is_grad(func: Callable) -> bool:
+    """Whether a call of ``__get__`` or ``__set__`` is that of ``Tensor.grad``."""
+    return getattr(func, "__self__", None) is _GRAD
 
 
 def makes_a_leaf(func: Callable) -> bool:

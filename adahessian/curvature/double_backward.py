@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients
-from adahessian.curvature.constants import tensors_in
+from adahessian.curvature.constants import Storages, tensors_in, writes_values
 from adahessian.curvature.graph import leaves_below, nodes_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.products import Vector
@@ -17,7 +17,9 @@ from adahessian.curvature.second_derivatives import (
     NO_SECOND_DERIVATIVE,
     CustomFunctions,
     SecondDerivatives,
+    warn_of_a_constant,
 )
+from adahessian.curvature.torch_calls import written_by
 from adahessian.replicas import is_sharded
 
 
@@ -121,6 +123,8 @@ class DoubleBackward:
         probes: the vectors of all products that will be asked for, in this order. With the last
             one the graph is freed.
         check: refuse or warn of second derivatives that torch has wrong.
+        asks: the closure is known to ask for the graph, if not by calling ``backward``: gradients
+            without one are constant.
 
     Raises:
         RuntimeError: a parameter is a DTensor.
@@ -132,6 +136,7 @@ class DoubleBackward:
         params: Sequence[Tensor],
         probes: Probes,
         check: bool = False,
+        asks: bool = False,
     ) -> None:
         if any(is_sharded(p) and p.requires_grad for p in params):
             raise RuntimeError(_NOT_OF_DTENSORS)
@@ -146,9 +151,10 @@ class DoubleBackward:
         # The gradients that we left without their graph, and how often each was changed in place.
         self._left: dict[Tensor, tuple[Tensor, int]] = {}
         self._num_products = 0
-        self._graph_was_asked_for = False
+        self._asks = self._graph_was_asked_for = asks
         self._losses: list[Tensor] = []  # what it was asked of
         self._custom: list[CustomFunctions] = []  # of each backward pass
+        self._doubt = ""  # of a hook
 
     def evaluate(self) -> Any:
         """Evaluate the closure; return what it returns.
@@ -159,7 +165,7 @@ class DoubleBackward:
                 graph.
         """
         # A compiled function has no second derivative.
-        mode = _BeforeBackward(self._accumulate, self._note_without, self._check)
+        mode = _BeforeBackward(self._accumulate, self._note_without, self._check, self._params)
         with torch.compiler.set_stance("force_eager"), mode:
             try:
                 value = call(self._closure)
@@ -173,8 +179,9 @@ class DoubleBackward:
                     raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
                 raise
             finally:
-                self._graph_was_asked_for, self._losses = mode.graph_was_asked_for, mode.last
-                self._custom = mode.custom
+                self._graph_was_asked_for = self._asks or mode.graph_was_asked_for
+                self._losses = mode.last
+                self._custom, self._doubt = mode.custom, mode.doubt
 
     def product(self, z: Vector) -> dict[Tensor, Tensor]:
         """Return H·z for the parameters of ``z`` that have a gradient.
@@ -199,6 +206,8 @@ class DoubleBackward:
             if self._check and not self._custom:
                 CustomFunctions(()).check(gradients(params))
             self._custom = []
+            if self._doubt:
+                warn_of_a_constant(self._doubt)
             if self._check and _has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         self._losses = []
@@ -254,9 +263,10 @@ class _BeforeBackward(SecondDerivatives):
     """Calls a function before each backward, beside giving functions their second derivatives.
 
     Args:
-        before_backward: is called before each backward.
+        before_backward: is called before each backward, and before parameters move behind one.
         without_graph: is called, then, with the leaves that one without a graph will reach.
         look: for custom functions.
+        params: the parameters.
 
     Attributes:
         graph_was_asked_for: one was called with ``create_graph=True``.
@@ -269,18 +279,21 @@ class _BeforeBackward(SecondDerivatives):
         before_backward: Callable[[], None],
         without_graph: Callable[[Iterable[Tensor]], None],
         look: bool,
+        params: Sequence[Tensor],
     ) -> None:
         super().__init__(look=look)
         self._before_backward, self._without_graph = before_backward, without_graph
+        self._params, self._has_graph = params, False
         self.graph_was_asked_for = False
         self.last: list[Tensor] = []
         self.custom: list[CustomFunctions] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         is_backward = func is Tensor.backward or func is torch.autograd.backward
-        if is_backward:
+        if is_backward or self._has_graph and self._moves_parameters(func, args, kwargs or {}):
             self.last = []  # it holds its graph
             self._before_backward()
+            self._has_graph = False
         if is_backward or func is torch.autograd.grad:
             given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
             tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
@@ -291,9 +304,16 @@ class _BeforeBackward(SecondDerivatives):
                 computed = self.computed if self._look else None
                 self.custom.append(CustomFunctions(tensors, computed))
                 if is_backward:
-                    self.graph_was_asked_for = True
+                    self.graph_was_asked_for = self._has_graph = True
                     self.last = tensors
         return super().__torch_function__(func, types, args, kwargs)
+
+    def _moves_parameters(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a call writes to parameters: the graph of a gradient is that at their values."""
+        if not writes_values(func, kwargs):
+            return False
+        ours = Storages(p.detach() for p in self._params)
+        return any(t in ours for t in tensors_in(written_by(args, kwargs)))
 
 
 # Names of arguments, in their order.

@@ -93,7 +93,7 @@ class FiniteDifference:
         self.step_size = step_size
         see = held_weakly(self._see_wrapper)
         self.replay = Replay(closure, params, gates, earlier, see, alone=central)
-        self._central = central
+        self._central = self._is_beside = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
         self._groups = mesh_groups(params)  # each process has a part of the parameters
         self.accuracy.decide_with(self._groups)
@@ -181,6 +181,10 @@ class FiniteDifference:
                 trial = best_trial(trial, partial(self._trial, z), largest, slope)
             self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
         accuracy.conclude(trial, dict(zip(z, gradients(z), strict=True)), precision)
+        if self.replay.noise:
+            h, noise = self._step_size(list(z), trial.scale), self.replay.noise
+            again = {p: hz + noise[p] / h for p, hz in trial.product.items()}
+            accuracy.noise = accuracy.disagreement(trial.product, again, TOLERANCES[precision].flat)
         if accuracy.waits and accuracy.is_wrong():
             accuracy.cause = self._likely_cause(z, trial)
         return trial.product
@@ -291,7 +295,10 @@ class FiniteDifference:
         grads = {
             p: grads[p].clone() if _torch.is_view(grads[p]) else grads[p] for p in z if p in grads
         }
-        return Evaluation(grads, value, slope, self.replay.loss(value), lost)
+        if not self._is_beside:
+            return Evaluation(grads, value, slope, self.replay.loss(value), lost)
+        slope.count_last(grads)
+        return Evaluation(grads, value, slope, [value.detach().sum()], lost)
 
     def _doubt(
         self, after: Evaluation, first_value: Any, first_grads: dict[Tensor, Tensor], h: float

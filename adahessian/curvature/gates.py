@@ -29,7 +29,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from inspect import getattr_static
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,12 +43,14 @@ from adahessian.curvature.constants import (
     Constants,
     Storages,
     is_data,
+    is_grad,
     is_leaf,
     makes_a_leaf,
     meets_the_graph,
     replaced,
     requires_grad,
     tensors_in,
+    writes_values,
 )
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.kernels import Kernels
@@ -57,8 +59,8 @@ from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, D
 from adahessian.curvature.ragged import is_ragged, on_values
 from adahessian.curvature.searches import Searches
 from adahessian.curvature.second_derivatives import HINGES
-from adahessian.curvature.shifts import Shifts, is_of_the_graph
-from adahessian.curvature.torch_calls import in_torchs_words, name_of, writes, written_by
+from adahessian.curvature.shifts import Shifts, distance, is_of_the_graph
+from adahessian.curvature.torch_calls import in_torchs_words, name_of, written_by
 from adahessian.curvature.unfolding import unfolded
 from adahessian.replicas import local
 
@@ -68,16 +70,20 @@ _ATTRIBUTES = frozenset(
 )
 # Attributes, too, but functions of the values.
 _TRANSPOSED = frozenset(getattr_static(Tensor, name) for name in ("T", "mT", "H", "mH"))
-_ONCE = "not to be repeated"
-_WRITE_NO_VALUES = frozenset("requires_grad_ detach_ share_memory_ rename_".split())
 _RENORMALIZE = (F.embedding_bag,)  # with max_norm as its fourth argument
 
 
 @lru_cache(maxsize=1000)
 def _is_no_value(func: Callable) -> bool:
-    """Whether a call tells or sets what a tensor is, and computes nothing: most calls are such."""
-    is_told = getattr(func, "__self__", None) not in _TRANSPOSED
-    return name_of(func) in _ATTRIBUTES and is_told and not (is_data(func) or makes_a_leaf(func))
+    """Whether a call tells what a tensor is, and no value of it: most calls are such."""
+    is_value = is_data(func) or is_grad(func) or getattr(func, "__self__", None) in _TRANSPOSED
+    return name_of(func) in _ATTRIBUTES and not is_value and not makes_a_leaf(func)
+
+
+class _Once(NamedTuple):
+    """A write to parameters, which is not to be repeated unless the closure takes it back."""
+
+    shifts: Shifts | None
 
 
 class Gates(TorchFunctionMode):
@@ -104,6 +110,9 @@ class Gates(TorchFunctionMode):
         self.written = Storages()  # what the recorded evaluation has changed in place
         self._ours: Storages | None = None
         self._own_passes: list[bool] = []  # of the recorded backward passes: is one for params?
+        self._before_writes: dict[Tensor, Tensor] = {}  # the parameters, before any was written to
+        self._ways: list[Tensor] = []  # how far each such write has moved them
+        self._puts_back: Tensor | None = None  # one bool: the closure takes these back
         self._begin()
 
     def _begin(self) -> None:
@@ -120,6 +129,7 @@ class Gates(TorchFunctionMode):
         """
         self._tape.clear()
         self._own_passes.clear()
+        self._before_writes, self._ways, self._puts_back = {}, [], None
         self._next = None
         self._begin()
         self.kernels = Kernels(self.searches) if kernels else None
@@ -127,10 +137,34 @@ class Gates(TorchFunctionMode):
     def active(self) -> contextlib.ExitStack:
         """Return a context in which an evaluation is recorded or replayed."""
         stack = contextlib.ExitStack()
+        if self._next is None:
+            stack.callback(self._see_whether_put_back)
+        elif self._puts_back is not None:
+            stack.callback(self._put_back, {p: local(p.detach()).clone() for p in self.params})
         if self.kernels is not None:
             stack.enter_context(self.kernels)
         stack.enter_context(self)
         return stack
+
+    @torch.no_grad()
+    def _see_whether_put_back(self) -> None:
+        """See whether the closure has only moved parameters for a while, as SAM's does.
+
+        It may have done so by adding and subtracting, which rounds.
+        """
+        before, self._before_writes = self._before_writes, {}
+        now = [local(p.detach()) for p in before]
+        is_as_large = all(map(lambda a, b: a.shape == b.shape, before.values(), now))
+        if self._ways and is_as_large:
+            with self._below_gates():
+                left = distance(before.values(), now)
+                self._puts_back = left <= 1e-3 * torch.stack(self._ways).sum()
+
+    def _put_back(self, values: dict[Tensor, Tensor]) -> None:
+        """Put parameters back without the rounding."""
+        with torch.no_grad():
+            for p, value in values.items():
+                local(p).copy_(value)
 
     def rewind(self) -> None:
         """Replay from the beginning."""
@@ -158,9 +192,7 @@ class Gates(TorchFunctionMode):
         if _is_no_value(func):
             return func(*args, **kwargs)
         name = name_of(func)
-        is_write = writes(func, {}) and name not in _WRITE_NO_VALUES or name == "__setitem__"
-        is_write = is_write or name == "__set__" and is_data(func)
-        is_write = is_write or bool(kwargs.get("inplace")) and not torch.is_grad_enabled()
+        is_write = writes_values(func, kwargs)
         if self._constants and makes_a_leaf(func):
             (self._constants.note_input if _torch.in_backward() else self._hold_still)(args[0])
         is_attribute = name in _ATTRIBUTES and getattr(func, "__self__", None) not in _TRANSPOSED
@@ -169,6 +201,8 @@ class Gates(TorchFunctionMode):
             if name == "__get__" and is_data(func):
                 self._constants.note(name, out, args, kwargs)
                 self._behind_the_graph.add(filter(is_of_the_graph, args))
+            elif name == "__get__" and self._passes and is_grad(func):
+                self._note_gradient(args[0], out)
             return out
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
@@ -238,7 +272,8 @@ class Gates(TorchFunctionMode):
         """Call what writes to tensors in place; to parameters, in the recorded evaluation only.
 
         One that constrains their norm, say. The Hessian is that at the parameters as they then are.
-        And what is written to a value of the graph without autograd's knowledge adds a constant.
+        (Where the closure takes them back, each evaluation moves them by as much.) And what is
+        written to a value of the graph without autograd's knowledge adds a constant.
         """
         # Of what requires a gradient, autograd lets nobody write to a parameter.
         target = written_by(args, kwargs)
@@ -246,7 +281,7 @@ class Gates(TorchFunctionMode):
         self.written.add(targets)
         if self._next is not None:  # there a detached parameter is one that was recorded
             coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
-            is_once = coming[0] == name and coming[1] is _ONCE
+            is_once = coming[0] == name and isinstance(coming[1], _Once)
             is_shift = coming[0] == name and isinstance(coming[1], Shifts)
         else:
             is_once = any(t in self._memory_of_params() for t in targets)
@@ -256,11 +291,20 @@ class Gates(TorchFunctionMode):
         elif not is_once:
             out = self._call(name, func, args, kwargs)
         elif self._next is None:
-            self._tape.append((name, _ONCE, Layouts()))
             with self._below_gates():
-                out = func(*args, **kwargs)
+                if not self._before_writes:
+                    values = {p: local(p.detach()).clone() for p in self.params}
+                    self._before_writes = values
+                out, shifts = Shifts.record(func, args, kwargs)
+                if shifts is not None:
+                    device = next(iter(self.params)).device
+                    self._ways.append(distance(shifts.before, shifts.after).to(device))
+            self._tape.append((name, _Once(shifts), Layouts()))
         else:
-            self._recorded(func)
+            (shifts,), _ = self._recorded(func)
+            if shifts is not None and self._puts_back is not None:
+                with self._below_gates():
+                    shifts.repeat(tensors_in(target), self._puts_back)
             out = target
         if name == "__set__":  # ``.data = `` brings another storage
             self.written.add(targets)
@@ -306,6 +350,14 @@ class Gates(TorchFunctionMode):
 
     def _is_moved(self, leaf: Tensor) -> bool:
         return leaf in self.params or local(leaf) in self._memory_of_params()
+
+    def _note_gradient(self, t: Tensor, grad: Tensor | None) -> None:
+        """Mark what a backward pass of this evaluation has brought to an input, say.
+
+        What it has brought to a parameter is the closure's result.
+        """
+        if grad is not None and not requires_grad(grad) and t not in self.params:
+            self._constants.mark([grad])
 
     def _renormalized_once(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Let a bag's ``max_norm`` change the parameter in the recorded evaluation only."""
@@ -402,23 +454,24 @@ class Gates(TorchFunctionMode):
         grads = tuple(
             torch.ones_like(t) if g is None else g for t, g in zip(tensors, grads, strict=True)
         )
-        is_own = not _torch.in_backward() and self._is_own_pass(tensors)
+        inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
+        is_own = not _torch.in_backward() and self._is_own_pass(tensors, inputs)
         if is_own:
             if self.backward_scale is None:
                 self.backward_scale = 1.0
             self.losses += [(t.detach() * g).sum() for t, g in zip(tensors, grads, strict=True)]
             if self.backward_scale != 1:
                 grads = tuple(g * self.backward_scale for g in grads)
-        inputs = (inputs,) if torch.is_tensor(inputs) else tuple(inputs or ())
         retain_graph = create_graph if retain_graph is None else retain_graph
         with self:
             _torch.run_backward(tensors, grads, retain_graph, create_graph, inputs)
 
-    def _is_own_pass(self, tensors: tuple[Tensor, ...]) -> bool:
+    def _is_own_pass(self, tensors: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> bool:
         """Whether a backward pass is for the parameters, and not a training within the closure."""
         if self._next is None:
             with _torch.below_torch_functions():
-                leaves = leaves_below(tensors)
+                wanted = {t: None for t in inputs if t.is_leaf}
+                leaves = wanted if inputs else leaves_below(tensors)
             self.leaves |= leaves
             self._own_passes.append(any(p in self.params for p in leaves))
         self._passes += 1

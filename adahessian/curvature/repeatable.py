@@ -20,7 +20,7 @@ Repeat = Callable[[float], tuple[Any, list[Tensor], set[Tensor]]]
 
 def check_repeatable(
     value: Any, params: Sequence[Tensor], first: Sequence[Tensor], repeat: Repeat, scales: bool
-) -> None:
+) -> list[Tensor]:
     """Evaluate a closure again, with a loss that is some times as large.
 
     The gradient must be as many times as large: one that is clipped is not. Of one that the closure
@@ -35,6 +35,9 @@ def check_repeatable(
             and the parameters whose gradients the passes have brought.
         scales: there were backward passes.
 
+    Returns:
+        By how much the gradients differ, which is little; nothing where they are not finite.
+
     Raises:
         RuntimeError: it is not repeatable, or does something else with its gradients.
     """
@@ -45,22 +48,25 @@ def check_repeatable(
     if any_of(differs, groups, params[0].device):
         losses = f"{float(again.detach())} instead of {float(value.detach())}"
         raise not_repeatable(f"the loss is {losses}")
-    norms = torch.stack([_norm(_less(scaled, first, factor)), _norm(first)])
+    found = torch._foreach_div(_less(scaled, first, factor), factor)
+    norms = torch.stack([_norm(found), _norm(first)])
     change, scale = over_all(norms.square(), groups).sqrt() if groups else norms
     # Of what is not finite nothing can be said here; the step says it.
-    if change <= _TOLERANCE * factor * scale or not scale.isfinite():
-        return
+    if not scale.isfinite():
+        return []
+    if change <= _TOLERANCE * scale:
+        return list(found)
     if scales and not groups:  # what follows is decided by each process for itself
         _, same, reached = repeat(1.0)
-        change, factor = _norm(_less(same, first)), 1.0
+        found = _less(same, first)
+        change = _norm(found)
         if change <= _TOLERANCE * scale:
-            if not _norm(scaled).isfinite():  # so large a loss overflows somewhere
-                return
-            _, twice, _ = repeat(2 * _FACTOR)
-            _check_linear(params, reached, [same, scaled, twice])
-            return
+            if _norm(scaled).isfinite():  # or so large a loss overflows somewhere
+                _, twice, _ = repeat(2 * _FACTOR)
+                _check_linear(params, reached, [same, scaled, twice])
+            return found
     raise not_repeatable(
-        f"its gradient differs by {float(change / factor):.2g} of {float(scale):.2g} (does the "
+        f"its gradient differs by {float(change):.2g} of {float(scale):.2g} (does the "
         "closure clear the gradients itself? does it clip them? max_grad_norm does it)"
     )
 

@@ -50,6 +50,8 @@ class Replay:
     Attributes:
         gates: as above.
         is_smooth: the function is known to have no pieces: nothing is recorded.
+        noise: by how much the gradients of a repetition differed at the same parameters, where that
+            was looked at, by parameter.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Replay:
         self.gates.searches = self._earlier.searches
         if self._earlier.has_hidden_pieces:
             self.gates.record_anew(kernels=True)
+        self.noise: dict[Tensor, Tensor] = {}
         self._given = self.gates.params = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -344,7 +347,8 @@ class Replay:
 
     def _know(self, module: nn.Module) -> None:
         for p in _torch.parameters(module).values():
-            self._params[p] = None
+            if p.is_leaf:  # torch.func.functional_call puts others there
+                self._params[p] = None
 
     def _check_repeatable(self, value: Any) -> None:
         kept = {p: p.grad.detach().clone() for p in self._params if p.grad is not None}
@@ -379,7 +383,8 @@ class Replay:
                 for p, grad in kept.items():
                     p.grad = grad  # it was overwritten, or added to
 
-        check_repeatable(value, params, [kept[p] for p in params], repeat, scales)
+        noise = check_repeatable(value, params, [kept[p] for p in params], repeat, scales)
+        self.noise = dict(zip(params, noise, strict=bool(noise)))
 
     def _warn_of_tf32(self) -> None:
         # bfloat16 is somebody's choice; TF32 is torch's default for convolutions.

@@ -204,8 +204,12 @@ class CustomFunctions:
         if fault := self.fault(grads):
             raise RuntimeError(f"{fault}: {NO_SECOND_DERIVATIVE}")
         if self._doubt:
-            said = f"the backward method of {self._doubt}. {_IS_A_CONSTANT}"
-            warnings.warn(said, stacklevel=3)
+            warn_of_a_constant(f"the backward method of {self._doubt}")
+
+
+def warn_of_a_constant(doubt: str) -> None:
+    """Warn of what makes a value a constant that may move."""
+    warnings.warn(f"{doubt}. {_IS_A_CONSTANT}", stacklevel=4)
 
 
 class _Leaving(TorchFunctionMode):
@@ -269,11 +273,14 @@ class SecondDerivatives(TorchFunctionMode):
     """While active, these functions have their second derivative. Models need no change.
 
     Args:
-        look: note what the forward methods of custom functions compute.
+        look: note what the forward methods of custom functions compute, and what hooks return.
 
     Attributes:
         computed: these values, if they come of one with a gradient, and can move with it.
+        doubt: a hook that takes a gradient out of the graph, in words; "" for none.
     """
+
+    doubt = ""
 
     def __init__(self, *, look: bool = False) -> None:
         super().__init__()
@@ -288,6 +295,8 @@ class SecondDerivatives(TorchFunctionMode):
         # saved under its hooks must be what torch itself saves.
         if func in _STAND_INS and not _torch.has_saved_tensor_hooks():
             return _STAND_INS[func](*args, **kwargs)
+        if self._look and func is Tensor.register_hook:
+            return self._register_hook(*args, **kwargs)
         out = func(*args, **kwargs)
         if self._look and _torch.in_function_forward():
             name = name_of(func)
@@ -298,3 +307,18 @@ class SecondDerivatives(TorchFunctionMode):
             self._views |= {id(t): ref(t) for t in views}
             self.computed.mark(views)
         return out
+
+    def _register_hook(self, tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:
+        """Register a hook, and see what it does to gradients that have a graph."""
+
+        def watched(grad: Tensor) -> Any:
+            leaving = _Leaving()
+            with leaving:
+                new = hook(grad)
+            if isinstance(new, Tensor) and grad.requires_grad:  # others only look
+                if leaving.found or leaving.holds(new):
+                    name = getattr(hook, "__qualname__", type(hook).__name__)
+                    self.doubt = f"the hook {name} of a tensor {_LEAVES}"
+            return new
+
+        return tensor.register_hook(watched)

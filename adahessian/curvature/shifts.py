@@ -15,6 +15,7 @@ from torch import Tensor
 from adahessian import _torch
 from adahessian.curvature.constants import in_memory, is_leaf, requires_grad, tensors_in
 from adahessian.curvature.torch_calls import written_by
+from adahessian.replicas import local
 
 
 class Shifts(NamedTuple):
@@ -36,12 +37,25 @@ class Shifts(NamedTuple):
         return out, cls(before, after) if comparable else None
 
     @torch.no_grad()
-    def repeat(self, targets: Iterable[Tensor]) -> None:
-        """Change other values by as much."""
+    def repeat(self, targets: Iterable[Tensor], condition: Tensor | None = None) -> None:
+        """Change other values by as much.
+
+        Args:
+            targets: the tensors.
+            condition: one bool that says whether to do so; a device is not waited for.
+        """
         for target, before, after in zip(targets, self.before, self.after, strict=True):
             t = _values(target)
             # Bit for bit where nothing has moved, and where what is infinite stays so.
-            t.copy_(torch.where(t == before, after, after + (t - before)))
+            moved = torch.where(t == before, after, after + (t - before))
+            t.copy_(moved if condition is None else torch.where(condition.to(t.device), moved, t))
+
+
+def distance(some: Iterable[Tensor], others: Iterable[Tensor]) -> Tensor:
+    """Return the sum of the norms of differences, one element, on the first one's device."""
+    pairs = zip(map(local, some), map(local, others), strict=True)
+    norms = [(a - b).norm().float() for a, b in pairs]
+    return torch.stack([n.to(norms[0].device) for n in norms]).sum()
 
 
 def is_of_the_graph(t: Tensor) -> bool:

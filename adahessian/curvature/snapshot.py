@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adahessian import _torch
-from adahessian.curvature.attributes import Attributes, Places, may_change
+from adahessian.curvature.attributes import Attributes, Places, may_change, with_size_of
 from adahessian.curvature.constants import Storages
 
 
@@ -111,6 +111,8 @@ class Snapshot:
             for name, buffer in buffers:
                 _torch.buffers(module)[name] = buffer
         # All of them: a kernel that writes to a buffer need not count up its version.
+        for buffer, value in self._values.items():
+            with_size_of(value, buffer)
         for buffers, values in _alike(self._values.items()):
             torch._foreach_copy_(buffers, values)
         set_random_states(self._random)

@@ -41,6 +41,18 @@ class Verdict:
             )
         if found.failed is None or found.zeros is None or found.slope is None:
             return found.doubt is not None and bool(found.doubt)
+        noisy = (
+            [] if found.noise is None else (found.noise > _MOST_NOISE).nonzero().flatten().tolist()
+        )
+        if found.noise is not None and noisy:
+            names = _list([self._names[found.params[i]] for i in noisy])
+            _warn(
+                "evaluated twice at the same parameters the closure has gradients that differ, for "
+                f"{names} by up to {float(found.noise.max()):.0%} of H·z, which is so far off: it "
+                "changes something outside of the model's modules (a running average, a queue), "
+                "has a generator of its own, or torch's kernels are not deterministic here. "
+                f"{_REPEATABLE}"
+            )
         likely = f" Likely: {found.cause}." if found.cause else ""
         failed = found.failed.nonzero().flatten().tolist()
         if failed:
@@ -69,6 +81,7 @@ class Verdict:
         return bool(failed)
 
 
+_MOST_NOISE = 0.05  # of a product: evaluations that follow are further off
 _REPEATABLE = (
     "curvature='finite_difference' needs a closure that computes the same function of the "
     "parameters each time, its noise from the global generators."

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -430,6 +431,51 @@ def test_a_loss_without_curvature(way):
     if way == "double_backward":
         assert not optimizer.state[linear.weight]["exp_hessian_diag_sq"].any()
         assert all(torch.equal(before[k], v) for k, v in linear.state_dict().items())
+
+
+def test_a_derivative_that_ends_the_graph_is_refused():
+    """Not one gradient has a graph then, as of a loss without curvature."""
+
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, *grads):
+            (x,) = ctx.saved_tensors
+            return grads[0].detach() * 3 * x.detach() ** 2
+
+    p = torch.ones(4, requires_grad=True)
+    optimizer = AdaHessian([p], curvature_fraction=0.5)
+    Cube.apply(p).square().mean().backward()
+    with pytest.raises(RuntimeError, match="backward method of Cube builds no graph"):
+        optimizer.step(curvature_closure=lambda start, stop: Cube.apply(p).square().mean())
+
+
+def test_gradients_taken_on_the_way_to_the_loss_raise_no_alarm():
+    """Some steps of training within the loss, as in meta-learning."""
+    problem = Problem()
+
+    def loss(*bounds):
+        weights = dict(problem.model.named_parameters())
+        for _ in range(2):
+            out = torch.func.functional_call(problem.model, weights, (problem.x[:8],))
+            inner = F.cross_entropy(out, problem.y[:8])
+            grads = torch.autograd.grad(inner, list(weights.values()), create_graph=True)
+            weights = {k: w - 0.5 * g for (k, w), g in zip(weights.items(), grads, strict=True)}
+        rows = problem.rows(*bounds)
+        out = torch.func.functional_call(problem.model, weights, (problem.x[rows],))
+        return F.cross_entropy(out, problem.y[rows])
+
+    optimizer = AdaHessian(
+        problem.params, curvature="finite_difference", curvature_fraction=0.5, check_interval=1
+    )
+    loss(0, 1).backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(curvature_closure=loss)
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

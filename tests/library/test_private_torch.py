@@ -459,3 +459,15 @@ def test_hooks_are_set_aside():
     handle.remove()
     torch.autograd.grad(p.sum(), p)
     assert len(called) == 1
+
+
+def test_a_hook_comes_before_those_that_are_there():
+    p = torch.ones(2, requires_grad=True)
+    seen = []
+    p.register_hook(lambda grad: grad * 3)
+    handle = _torch.register_first_hook(p, lambda grad: seen.append(grad.tolist()))
+    for _ in range(2):
+        (grad,) = torch.autograd.grad(p.sum(), p)
+        assert grad.tolist() == [3, 3]
+        handle.remove()
+    assert seen == [[1, 1]]

@@ -189,6 +189,15 @@ def without_inference_mode(net):
     return y.pow(3).mean()
 
 
+def an_adversarys_input(net):
+    """What a backward pass has brought to an input moves it (virtual adversarial training)."""
+    noise = NEXT.clone().requires_grad_()
+    net(STATES + noise).sin().mean().backward(inputs=[noise])
+    assert noise.grad is not None
+    noise = noise.grad / noise.grad.norm(dim=1, keepdim=True)
+    return net(STATES + noise).exp().mean()
+
+
 # A leaf whose gradient may be asked for, and whose values are the parameters' all the same.
 
 
@@ -325,7 +334,7 @@ def a_sparse_matrix_written_unseen(net):
 
 LOSSES = [
     an_expanded_leaf, without_inference_mode,
-    solved_without_a_graph, a_leaf_by_its_attribute,
+    solved_without_a_graph, a_leaf_by_its_attribute, an_adversarys_input,
     *WRITTEN_UNSEEN,
     q_learning, divided_by_item, divided_by_float, divided_by_data, policy_gradient,
     weighted_by_gradient, weighted_by_norms, written_in_place, concatenated, steered,

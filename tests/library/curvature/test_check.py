@@ -350,7 +350,35 @@ def test_where_the_usual_step_suits_nothing_changes():
     assert torch.equal(*runs)
 
 
-# --- repeatability at later refreshes -------------------------------------------------------------
+# --- repeatability --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.9998])
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_a_state_that_moves_slowly_is_found(decay, fraction):
+    """One that no module holds, which moves the gradient little, which is divided by h."""
+    model, x, y = network(torch.tanh, torch.float32)
+    labels = F.one_hot(y, 5).float()
+
+    def loss(*_):
+        labels.lerp_(torch.full_like(labels, 0.2), 1 - decay)
+        return F.cross_entropy(model(x), labels)
+
+    optimizer = AdaHessian(
+        model.parameters(), curvature="finite_difference", curvature_fraction=fraction
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step(closure, curvature_closure=loss if fraction < 1 else None)
+    found = [w for w in caught if "evaluated twice at the same parameters" in str(w.message)]
+    assert len(found) == (decay < 1)
 
 
 def test_noise_that_comes_later_is_found_and_left_out():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from adahessian import AdaHessian
+from adahessian.probes import rademacher_like
 
 X, Y = torch.randn(2, 12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 4
@@ -140,8 +141,35 @@ class ConstrainedByData(Model):
         return F.cross_entropy(self.net(X), LABELS)
 
 
+class Observer(nn.Module):
+    """As quantization's observers are: empty before they have seen a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("largest", torch.empty(0))
+        self.widest = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            found = x.detach().abs().amax(0)
+            for seen in (self.largest, self.widest):
+                if seen.numel() == 0:
+                    seen.resize_(found.shape).copy_(found)
+                seen.lerp_(found, 0.5)
+        return x / self.largest
+
+
+class Observed(Model):
+    def __init__(self):
+        super().__init__()
+        self.net.append(Observer())
+
+    def loss(self):
+        return F.cross_entropy(self.net(X), LABELS)
+
+
 KINDS = [
-    Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
+    Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
     ConstrainedByData, InTheGraph,
 ]  # fmt: skip
 
@@ -277,7 +305,7 @@ def test_a_whole_model_in_a_reentrant_checkpoint_is_refused():
 
 
 @pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
-@pytest.mark.parametrize("kind", KINDS[:7], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS[:8], ids=lambda kind: kind.__name__)
 def test_a_part_of_the_batch_leaves_nothing(kind, way):
     """Also where the slow copy moves only later: what the part's evaluations do is undone."""
     models = []
@@ -296,3 +324,81 @@ def test_a_part_of_the_batch_leaves_nothing(kind, way):
                 optimizer.step(curvature_closure=lambda start, stop, model=model: model.loss())
         models.append(attributes(model))
     torch.testing.assert_close(*models, rtol=0, atol=0)
+
+
+def by_addition(params, moves):
+    with torch.no_grad():
+        for p, move in zip(params, moves, strict=True):
+            p.add_(move)
+    return lambda: by_addition(params, [-move for move in moves])
+
+
+def by_data(params, moves):
+    before = [p.detach().clone() for p in params]
+    for p, move in zip(params, moves, strict=True):
+        p.data.add_(move)
+
+    def put_back():
+        for p, value in zip(params, before, strict=True):
+            p.data.copy_(value)
+
+    return put_back
+
+
+def by_other_data(params, moves):
+    before = [p.data for p in params]
+    for p, move in zip(params, moves, strict=True):
+        p.data = p.data + move
+
+    def put_back():
+        for p, value in zip(params, before, strict=True):
+            p.data = value
+
+    return put_back
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
+@pytest.mark.parametrize("move", [by_addition, by_data, by_other_data])
+def test_parameters_that_are_moved_and_put_back(move, way, dtype):
+    """As in sharpness-aware minimization: the Hessian is that where the gradient is taken."""
+    torch.manual_seed(1)
+    model = Model().net.to(dtype)
+    params = list(model.parameters())
+    optimizer = AdaHessian(params, lr=0.0, curvature=way)
+    seen = []
+    optimizer.register_curvature_hook(
+        lambda _, __, samples: seen.append([*map(torch.clone, samples)])
+    )
+
+    def loss(weights):
+        out = torch.func.functional_call(model, weights, (X.to(dtype),))
+        return F.cross_entropy(out, LABELS)
+
+    def closure():
+        optimizer.zero_grad()
+        loss(dict(model.named_parameters())).backward()
+        put_back = move(params, [2 * p.grad / p.grad.norm() for p in params])
+        optimizer.zero_grad()
+        value = loss(dict(model.named_parameters()))
+        value.backward(create_graph=optimizer.needs_graph)
+        put_back()
+        return value
+
+    before = [p.detach().clone() for p in params]
+    optimizer.step(closure)
+    for p, value in zip(params, before, strict=True):
+        if move is by_addition:  # which rounds
+            torch.testing.assert_close(p, value)
+        assert move is by_addition or torch.equal(p, value)
+
+    grads = torch.autograd.grad(loss(dict(model.named_parameters())), params)
+    there = [
+        (p.detach() + 2 * g / g.norm()).requires_grad_() for p, g in zip(params, grads, strict=True)
+    ]
+    value = loss(dict(zip(dict(model.named_parameters()), there, strict=True)))
+    grads = torch.autograd.grad(value, there, create_graph=True)
+    z = rademacher_like(params, seed=0, step=0)
+    inner = sum((g * signs).sum() for g, signs in zip(grads, z, strict=True))
+    for found, hz, signs in zip(seen[0], torch.autograd.grad(inner, there), z, strict=True):
+        torch.testing.assert_close(found, signs * hz, rtol=0.02, atol=2e-3)

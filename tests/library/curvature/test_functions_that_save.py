@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from support.second_derivative_uses import WITH_A_LOSS, network
+from support.second_derivative_uses import WITH_A_LOSS, by_a_closure, from_a_part, network
 from torch.autograd import Function
 from torch.nn import functional as F
 
@@ -289,3 +289,47 @@ def test_it_is_warned_of_once():
         for _ in range(3):
             optimizer.step(closure)
     assert sum("out of the graph" in str(w.message) for w in caught) == 1
+
+
+def solved(y):
+    """As of an implicit layer: the hook solves for the gradient, without a graph."""
+    x = y.detach().requires_grad_()
+    inner = x.sin() / 2
+
+    def solve(grad):
+        found = torch.zeros_like(grad)
+        for _ in range(3):
+            found = torch.autograd.grad(inner, x, found, retain_graph=True)[0] + grad
+        return found
+
+    y = y * 1
+    y.register_hook(solve)
+    return y.exp().mean()
+
+
+def normalized(y):
+    y = y * 1
+    y.register_hook(lambda grad: grad / grad.detach().norm())
+    return y.exp().mean()
+
+
+def looked_at(y):
+    seen = []
+    y = y * 1
+    y.register_hook(lambda grad: seen.append(grad.detach().numpy()))
+    y.register_hook(lambda grad: grad * 2)
+    return y.exp().mean()
+
+
+@pytest.mark.parametrize("loss", [solved, normalized])
+@pytest.mark.parametrize("use", [by_a_closure, from_a_part])
+def test_a_hook_that_leaves_the_graph_is_warned_of(use, loss):
+    with pytest.warns(UserWarning, match=f"the hook {loss.__name__}.* takes a value out of"):
+        use(network(), loss)
+
+
+@pytest.mark.parametrize("use", [by_a_closure, from_a_part])
+def test_a_hook_that_only_looks_is_not(use):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        use(network(), looked_at)

@@ -9,6 +9,7 @@ import copy
 import itertools
 import random
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -286,6 +287,25 @@ def watched(meanwhile, way):
     for _ in range(3):
         optimizer.step(closure)
     return list(model.parameters())
+
+
+def test_parameters_that_are_computed_are_left_alone():
+    """``functional_call`` puts them where a module has its own; they have no ``grad`` to keep."""
+    model = nn.Linear(3, 2)
+    flat = torch.randn(8, requires_grad=True)
+    x = torch.randn(5, 3)
+    optimizer = AdaHessian([flat], curvature="finite_difference")
+
+    def closure():
+        optimizer.zero_grad()
+        weights = {"weight": flat[:6].view(2, 3), "bias": flat[6:]}
+        loss = torch.func.functional_call(model, weights, (x,)).square().mean()
+        loss.backward()
+        return loss
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
 
 
 @pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS")  # the first product of a thread
