@@ -198,11 +198,18 @@ class Config(Section):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        assert LOSS in cls.metrics and cls.headline in cls.metrics, cls.metrics
+        for metric in (LOSS, cls.headline):
+            if metric not in cls.metrics:
+                raise ValueError(
+                    f"{cls.__name__}.metrics lacks {getattr(metric, 'name', metric)!r}: LOSS and "
+                    "the headline, both a Metric, must be among them"
+                )
 
     @model_validator(mode="after")
     def _check_splits_and_metrics(self) -> "Config":  # by this name a subclass would replace it
         split = self.best_epoch_split
+        if isinstance(self.evaluation_splits, str):
+            refuse(f"evaluation_splits is the text '{self.evaluation_splits}': return a tuple")
         if split not in self.evaluation_splits:
             refuse(f"best_epoch_split '{split}' {self._why_not(split)}")
         owners = {f"optimizers.{name}.": spec for name, spec in self.optimizers.items()}

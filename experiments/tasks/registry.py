@@ -5,6 +5,7 @@ which imports no torch, and `task`, with its `Task`. Either is imported when it 
 """
 
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,9 +96,19 @@ def build_task(config: Config, device: "torch.device", data_root: Path) -> "Task
     """The configured task with its data loaded.
 
     Raises:
-        UserError: the data cannot be had, or the configuration does not fit it.
+        UserError: the data cannot be had, or the configuration does not fit it; the task does not
+            say how many steps an epoch has.
     """
-    return _task_class(config.task)(config, device, data_root)
+    task = _task_class(config.task)(config, device, data_root)
+    steps = getattr(task, "steps_per_epoch", None)
+    if not isinstance(steps, Integral) or steps < 1:
+        raise UserError(
+            f"task '{config.task}': steps_per_epoch is {steps!r}; set a whole number, 1 or more, "
+            "when it is constructed (`count_steps` counts)"
+        )
+    if type(steps) is not int:  # numpy's, which JSON does not know
+        task.steps_per_epoch = int(steps)
+    return task
 
 
 def check(config: Config) -> None:

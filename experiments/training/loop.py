@@ -16,6 +16,7 @@ from adahessian import AdaHessian
 from experiments.config import metrics
 from experiments.config.experiment import Config
 from experiments.config.metrics import LOSS
+from experiments.errors import UserError
 from experiments.runs import checkpoint, data, own_code
 from experiments.runs.directory import RunDirectory
 from experiments.runs.provenance import session
@@ -179,6 +180,8 @@ def train_epoch(
     if training.capabilities.has_modes:
         training.optimizer.train()
     for batch in task.training_batches(position.epoch, position.step):
+        if position.step == steps:
+            raise _other_steps(training, f"more than {steps}")
         training.set_options(done + position.step)
         number = done + position.step + 1
         is_logged = _log_is_due(training, number)
@@ -205,6 +208,8 @@ def train_epoch(
         if stop:
             distributed.broadcast("saved")  # no rank leaves before rank 0 has written
             raise stopping.Stopped(stop)
+    if position.step < steps:
+        raise _other_steps(training, str(position.step))
     times = {"time/epoch_seconds": position.seconds}
     if position.step_seconds:
         times["time/step_seconds"] = statistics.median(position.step_seconds)
@@ -212,6 +217,14 @@ def train_epoch(
     if position.gradients > steps and not isinstance(training.optimizer, AdaHessian):
         times["train/gradients"] = position.gradients
     return times
+
+
+def _other_steps(training: Training, found: str) -> UserError:
+    """Schedule, logs and checkpoints count by what the task says of its epochs."""
+    return UserError(
+        f"task '{training.config.task}': an epoch has {found} batches, and steps_per_epoch is "
+        f"{training.task.steps_per_epoch}"
+    )
 
 
 def _log_is_due(training: Training, number: int) -> bool:

@@ -8,12 +8,14 @@ import numpy
 import pytest
 import torch
 from support.harness import interrupted, until_done
-from support.regression import FILE, LINE, MAE, Regression
+from support.regression import FILE, LINE, MAE, Regression, RegressionConfig
 from support.training import assert_equal, result
 
 from experiments import run
+from experiments.config.experiment import Config
 from experiments.config.metrics import LOSS
 from experiments.config.metrics import read as read_declared
+from experiments.config.yaml_reader import read_yaml
 from experiments.errors import UserError
 from experiments.plans.load import load, resolve
 from experiments.runs.directory import RunDirectory
@@ -265,3 +267,39 @@ def test_sums_of_a_training_batch_that_are_none_are_one_line(
     monkeypatch.setattr(Regression, "loss", lambda *given: (loss(*given)[0], sums))
     with pytest.raises(UserError, match=message):
         train(path, tmp_path, "epochs=2")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        (0, "steps_per_epoch is 0; set a whole number"),
+        (None, "steps_per_epoch is None"),
+        (3, "an epoch has more than 3 batches, and steps_per_epoch is 3"),
+        (5, "an epoch has 4 batches, and steps_per_epoch is 5"),
+        (numpy.int64(4), ""),
+    ],
+)
+def test_steps_that_an_epoch_does_not_have_are_refused(steps, said, path, tmp_path, monkeypatch):
+    """Schedule, rows and checkpoints counted by them, and were wrong without a word."""
+    monkeypatch.setattr(Regression, "count_steps", lambda self, size, unit: steps)
+    if not said:
+        assert train(path, tmp_path, "epochs=1").done
+        return
+    with pytest.raises(UserError, match=said):
+        train(path, tmp_path, "epochs=1")
+
+
+def test_a_configuration_that_measures_nothing_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="NoLoss.metrics lacks 'loss'"):
+
+        class NoLoss(Config):
+            metrics = (MAE,)
+            headline = MAE
+
+    class OneSplit(RegressionConfig):
+        @property
+        def evaluation_splits(self):
+            return "test"
+
+    with pytest.raises(ValueError, match="evaluation_splits is the text 'test': return a tuple"):
+        OneSplit.model_validate(read_yaml(FILE))
