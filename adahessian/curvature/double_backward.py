@@ -309,11 +309,15 @@ class _BeforeBackward(SecondDerivatives):
         return super().__torch_function__(func, types, args, kwargs)
 
     def _moves_parameters(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether a call writes to parameters: the graph of a gradient is that at their values."""
+        """Whether a call writes to parameters: the graph of a gradient is that at their values.
+
+        Another optimizer's are in it, too.
+        """
         if not writes_values(func, kwargs):
             return False
         ours = Storages(p.detach() for p in self._params)
-        return any(t in ours for t in tensors_in(written_by(args, kwargs)))
+        written = tensors_in(written_by(args, kwargs))
+        return any(t.is_leaf and t.requires_grad or t in ours for t in written)
 
 
 # Names of arguments, in their order.

@@ -181,9 +181,9 @@ class FiniteDifference:
                 trial = best_trial(trial, partial(self._trial, z), largest, slope)
             self._refuse_lost(list(z), trial.lost, self._step_size(list(z), trial.scale))
         accuracy.conclude(trial, dict(zip(z, gradients(z), strict=True)), precision)
-        if self.replay.noise:
+        if self._check:  # on all processes, or one would wait for the others
             h, noise = self._step_size(list(z), trial.scale), self.replay.noise
-            again = {p: hz + noise[p] / h for p, hz in trial.product.items()}
+            again = {p: hz + noise[p] / h if p in noise else hz for p, hz in trial.product.items()}
             accuracy.noise = accuracy.disagreement(trial.product, again, TOLERANCES[precision].flat)
         if accuracy.waits and accuracy.is_wrong():
             accuracy.cause = self._likely_cause(z, trial)

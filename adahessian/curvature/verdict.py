@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from adahessian.curvature.check import AccuracyCheck
@@ -41,14 +42,14 @@ class Verdict:
             )
         if found.failed is None or found.zeros is None or found.slope is None:
             return found.doubt is not None and bool(found.doubt)
-        noisy = (
-            [] if found.noise is None else (found.noise > _MOST_NOISE).nonzero().flatten().tolist()
-        )
-        if found.noise is not None and noisy:
+        noise = torch.zeros(0) if found.noise is None else found.noise
+        # What is not finite is named for what it is.
+        noisy = (noise.isfinite() & (noise > _MOST_NOISE)).nonzero().flatten().tolist()
+        if noisy:
             names = _list([self._names[found.params[i]] for i in noisy])
             _warn(
                 "evaluated twice at the same parameters the closure has gradients that differ, for "
-                f"{names} by up to {float(found.noise.max()):.0%} of H·z, which is so far off: it "
+                f"{names} by up to {float(noise[noisy].max()):.0%} of H·z, which is so far off: it "
                 "changes something outside of the model's modules (a running average, a queue), "
                 "has a generator of its own, or torch's kernels are not deterministic here. "
                 f"{_REPEATABLE}"

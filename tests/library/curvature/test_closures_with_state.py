@@ -402,3 +402,33 @@ def test_parameters_that_are_moved_and_put_back(move, way, dtype):
     inner = sum((g * signs).sum() for g, signs in zip(grads, z, strict=True))
     for found, hz, signs in zip(seen[0], torch.autograd.grad(inner, there), z, strict=True):
         torch.testing.assert_close(found, signs * hz, rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_another_optimizer_steps_within_the_closure(kind):
+    """Its parameters are in the gradient's graph, at the values that they had."""
+    torch.manual_seed(1)
+    body, head = nn.Linear(6, 8).double(), nn.Linear(8, 4).double()
+    optimizer, other = AdaHessian(body.parameters(), lr=0.0), kind(head.parameters(), lr=0.5)
+    seen = []
+    optimizer.register_curvature_hook(
+        lambda _, __, samples: seen.append([*map(torch.clone, samples)])
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(head(body(X).tanh()), LABELS)
+        loss.backward(create_graph=True)
+        return loss
+
+    optimizer.step(closure)
+
+    def with_the_other():
+        loss = closure()
+        other.step()
+        return loss
+
+    optimizer.param_groups[0] |= {"step": 0, "last_refresh": None}  # the same probe
+    optimizer.step(with_the_other)
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b)

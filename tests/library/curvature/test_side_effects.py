@@ -289,6 +289,23 @@ def watched(meanwhile, way):
     return list(model.parameters())
 
 
+@pytest.mark.parametrize("way", ["double_backward", "finite_difference"])
+def test_gradients_that_nobody_can_write_to(way):
+    """The derivative of a sum is one number, seen many times."""
+    p, q = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer = AdaHessian([p, q], curvature=way, lr=0.0)
+
+    def closure():
+        loss = p.sum() + (q**4).sum()
+        grads = torch.autograd.grad(loss, [p, q], create_graph=optimizer.needs_graph)
+        p.grad, q.grad = grads[0].sum().div(3).expand(3), grads[1]
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert p.grad is not None and p.grad.tolist() == [1, 1, 1]
+
+
 def test_parameters_that_are_computed_are_left_alone():
     """``functional_call`` puts them where a module has its own; they have no ``grad`` to keep."""
     model = nn.Linear(3, 2)
