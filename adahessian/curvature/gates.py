@@ -29,7 +29,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from inspect import getattr_static
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +55,12 @@ from adahessian.curvature.constants import (
 from adahessian.curvature.graph import leaves_below
 from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
+from adahessian.curvature.moves import Move, Moves
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, Detached
 from adahessian.curvature.ragged import is_ragged, on_values
 from adahessian.curvature.searches import Searches
 from adahessian.curvature.second_derivatives import HINGES
-from adahessian.curvature.shifts import Shifts, distance, is_of_the_graph
+from adahessian.curvature.shifts import Shifts, is_of_the_graph
 from adahessian.curvature.torch_calls import in_torchs_words, name_of, written_by
 from adahessian.curvature.unfolding import unfolded
 from adahessian.replicas import local
@@ -78,12 +79,6 @@ def _is_no_value(func: Callable) -> bool:
     """Whether a call tells what a tensor is, and no value of it: most calls are such."""
     is_value = is_data(func) or is_grad(func) or getattr(func, "__self__", None) in _TRANSPOSED
     return name_of(func) in _ATTRIBUTES and not is_value and not makes_a_leaf(func)
-
-
-class _Once(NamedTuple):
-    """A write to parameters, which is not to be repeated unless the closure takes it back."""
-
-    shifts: Shifts | None
 
 
 class Gates(TorchFunctionMode):
@@ -110,9 +105,7 @@ class Gates(TorchFunctionMode):
         self.written = Storages()  # what the recorded evaluation has changed in place
         self._ours: Storages | None = None
         self._own_passes: list[bool] = []  # of the recorded backward passes: is one for params?
-        self._before_writes: dict[Tensor, Tensor] = {}  # the parameters, before any was written to
-        self._ways: list[Tensor] = []  # how far each such write has moved them
-        self._puts_back: Tensor | None = None  # one bool: the closure takes these back
+        self._moves = Moves()
         self._begin()
 
     def _begin(self) -> None:
@@ -129,7 +122,7 @@ class Gates(TorchFunctionMode):
         """
         self._tape.clear()
         self._own_passes.clear()
-        self._before_writes, self._ways, self._puts_back = {}, [], None
+        self._moves = Moves()
         self._next = None
         self._begin()
         self.kernels = Kernels(self.searches) if kernels else None
@@ -137,34 +130,12 @@ class Gates(TorchFunctionMode):
     def active(self) -> contextlib.ExitStack:
         """Return a context in which an evaluation is recorded or replayed."""
         stack = contextlib.ExitStack()
-        if self._next is None:
-            stack.callback(self._see_whether_put_back)
-        elif self._puts_back is not None:
-            stack.callback(self._put_back, {p: local(p.detach()).clone() for p in self.params})
+        is_first = self._next is None
+        stack.enter_context(self._moves.within_evaluation(self.params, is_first=is_first))
         if self.kernels is not None:
             stack.enter_context(self.kernels)
         stack.enter_context(self)
         return stack
-
-    @torch.no_grad()
-    def _see_whether_put_back(self) -> None:
-        """See whether the closure has only moved parameters for a while, as SAM's does.
-
-        It may have done so by adding and subtracting, which rounds.
-        """
-        before, self._before_writes = self._before_writes, {}
-        now = [local(p.detach()) for p in before]
-        is_as_large = all(map(lambda a, b: a.shape == b.shape, before.values(), now))
-        if self._ways and is_as_large:
-            with self._below_gates():
-                left = distance(before.values(), now)
-                self._puts_back = left <= 1e-3 * torch.stack(self._ways).sum()
-
-    def _put_back(self, values: dict[Tensor, Tensor]) -> None:
-        """Put parameters back without the rounding."""
-        with torch.no_grad():
-            for p, value in values.items():
-                local(p).copy_(value)
 
     def rewind(self) -> None:
         """Replay from the beginning."""
@@ -269,11 +240,9 @@ class Gates(TorchFunctionMode):
         return out
 
     def _write(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Call what writes to tensors in place; to parameters, in the recorded evaluation only.
+        """Call what writes to tensors in place; to parameters, as :class:`Moves` says.
 
-        One that constrains their norm, say. The Hessian is that at the parameters as they then are.
-        (Where the closure takes them back, each evaluation moves them by as much.) And what is
-        written to a value of the graph without autograd's knowledge adds a constant.
+        What is written to a value of the graph without autograd's knowledge adds a constant.
         """
         # Of what requires a gradient, autograd lets nobody write to a parameter.
         target = written_by(args, kwargs)
@@ -281,30 +250,23 @@ class Gates(TorchFunctionMode):
         self.written.add(targets)
         if self._next is not None:  # there a detached parameter is one that was recorded
             coming = self._tape[self._next][:2] if self._next < len(self._tape) else ("", None)
-            is_once = coming[0] == name and isinstance(coming[1], _Once)
+            is_move = coming[0] == name and isinstance(coming[1], Move)
             is_shift = coming[0] == name and isinstance(coming[1], Shifts)
         else:
-            is_once = any(t in self._memory_of_params() for t in targets)
-            is_shift = not is_once and self._is_unseen(name, tensors_in(target))
+            is_move = any(t in self._memory_of_params() for t in targets)
+            is_shift = not is_move and self._is_unseen(name, tensors_in(target))
         if is_shift:
             out = self._shifted(name, func, args, kwargs)
-        elif not is_once:
+        elif not is_move:
             out = self._call(name, func, args, kwargs)
         elif self._next is None:
             with self._below_gates():
-                if not self._before_writes:
-                    values = {p: local(p.detach()).clone() for p in self.params}
-                    self._before_writes = values
-                out, shifts = Shifts.record(func, args, kwargs)
-                if shifts is not None:
-                    device = next(iter(self.params)).device
-                    self._ways.append(distance(shifts.before, shifts.after).to(device))
-            self._tape.append((name, _Once(shifts), Layouts()))
+                out, move = self._moves.record(self.params, func, args, kwargs)
+            self._tape.append((name, move, Layouts()))
         else:
-            (shifts,), _ = self._recorded(func)
-            if shifts is not None and self._puts_back is not None:
-                with self._below_gates():
-                    shifts.repeat(tensors_in(target), self._puts_back)
+            move, _ = self._recorded(func)
+            with self._below_gates():
+                self._moves.repeat(move, tensors_in(target))
             out = target
         if name == "__set__":  # ``.data = `` brings another storage
             self.written.add(targets)
