@@ -152,7 +152,7 @@ def _derivatives(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> tuple[bool, 
 
 def _places(eqn: Any, program: Any) -> str:
     """Return where a function was called: the innermost lines outside of JAX and of us."""
-    inside = str(Path(jax.__file__).parent), str(Path(__file__).parent)
+    inside = str(Path(jax.__file__).parent), str(Path(__file__).parents[1])
     frames = [
         f"{frame.file_name}:{frame.line_num}"
         for frame in eqn.source_info.traceback.frames
