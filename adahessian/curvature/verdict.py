@@ -1,9 +1,9 @@
 """What a check of the finite difference has found, in words (:mod:`adahessian.curvature.check`)."""
 
+import math
 import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from adahessian.curvature.check import AccuracyCheck
@@ -42,15 +42,15 @@ class Verdict:
             )
         if found.failed is None or found.zeros is None or found.slope is None:
             return found.doubt is not None and bool(found.doubt)
-        noise = torch.zeros(0) if found.noise is None else found.noise
+        noise = [] if found.noise is None else found.noise.tolist()
         # What is not finite is named for what it is.
-        noisy = (noise.isfinite() & (noise > _MOST_NOISE)).nonzero().flatten().tolist()
+        noisy = [i for i, part in enumerate(noise) if _MOST_NOISE < part < math.inf]
         if noisy:
             names = _list([self._names[found.params[i]] for i in noisy])
             _warn(
                 "evaluated twice at the same parameters the closure has gradients that differ, for "
-                f"{names} by up to {float(noise[noisy].max()):.0%} of H·z, which is so far off: it "
-                "changes something outside of the model's modules (a running average, a queue), "
+                f"{names} by up to {max(noise[i] for i in noisy):.0%} of H·z, which is so far off: "
+                "it changes something outside of the model's modules (a running average, a queue), "
                 "has a generator of its own, or torch's kernels are not deterministic here. "
                 f"{_REPEATABLE}"
             )

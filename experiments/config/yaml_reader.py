@@ -35,7 +35,7 @@ class _Loader(yaml.SafeLoader):
                 )
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         """A text of whole characters: JSON, which is YAML, spells an emoji as two halves."""
         value = super().construct_scalar(node)
         try:

@@ -323,7 +323,7 @@ def random_state() -> dict[str, Any]:
         "cpu": torch.get_rng_state(),
         "cuda": devices,
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (kind, numpy.asarray(keys).tolist(), *rest),
     }
 
 
