@@ -94,10 +94,11 @@ METHODS = (  # SGD first: it is the unit
 
 
 class ShortEpoch:
-    """A task whose training batches pass a watch; all else is as it was."""
+    """A task whose training batches pass a watch, an epoch of so many; all else is as it was."""
 
     def __init__(self, task: Any, watch: Watch) -> None:
         self._task, self._watch = task, watch
+        self.steps_per_epoch = watch.lead + watch.steps
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
