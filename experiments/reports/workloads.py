@@ -54,6 +54,8 @@ def read(path: Path) -> dict[str, list[float]]:
         with path.open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 cost = float(line[MEASURES[0]] or math.inf)
+                if not cost > 0:
+                    raise ValueError(f"{cost} gradients")
                 studies = found.setdefault(line["row"], {})
                 studies[line["study"]] = min(cost, studies.get(line["study"], math.inf))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

@@ -499,12 +499,14 @@ def test_tables_that_do_not_compare_are_refused(tmp_path):
     partly = table(tmp_path / "b.csv", one=[(1,), (2,)], two=[(1,)])
     others = table(tmp_path / "c.csv", one=[(1,)], three=[(1,)])
     empty = table(tmp_path / "d.csv")
+    senseless = [table(tmp_path / f"{c}.csv", one=[(c,)], two=[(1,)]) for c in ("nan", -5, 0)]
     for paths, message in (
         ([whole, partly], "b.csv: two has the studies 1, one has 1, 2"),
         ([whole, others], "two or more: a: one, two; c: one, three"),
         ([empty], "d.csv: a table without trials"),
         ([tmp_path / "none.csv"], "none.csv: no table of a benchmark's trials"),
         ([Path(__file__)], "test_benchmarks.py: no table"),
+        *(([path], "no table of a benchmark's trials") for path in senseless),
     ):
         with pytest.raises(UserError, match=message):
             workloads.section(paths, tmp_path / "profiles.png")
