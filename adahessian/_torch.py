@@ -13,7 +13,16 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import (
+    TransformType,
+    _add_batch_dim,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_bdim,
+    maybe_get_level,
+)
 from torch.autograd import _get_sequence_nr
 from torch.autograd.graph import Node, _engine_run_backward
 from torch.nn._reduction import legacy_get_string
@@ -33,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TorchDispatchMode",
+    "batched",
     "below_torch_functions",
     "buffers",
     "communication_hook",
@@ -44,6 +54,7 @@ __all__ = [
     "in_function_forward",
     "innermost",
     "is_any_autocast_enabled",
+    "is_functorch_wrapped_tensor",
     "is_view",
     "is_within_join",
     "keeping_version",
@@ -65,6 +76,8 @@ __all__ = [
     "sharding_policy",
     "sparse_values",
     "traceback_of",
+    "unbatched",
+    "under_derivative_transform",
     "under_functorch",
     "version",
     "weight_norm",
@@ -181,6 +194,30 @@ def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> Sequence[Tensor | None]
 def under_functorch() -> bool:
     """Whether ``torch.func``'s transforms are active: they need rules of their own."""
     return torch._C._are_functorch_transforms_active()
+
+
+def under_derivative_transform() -> bool:
+    """Whether a transform of ``torch.func`` is active that differentiates, and is no ``vmap``."""
+    return any(level.key() != TransformType.Vmap for level in get_interpreter_stack() or ())
+
+
+def unbatched(t: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Return what ``vmap`` has batched as t, its dims first, and where they were, level by level.
+
+    Without ``vmap`` that is t itself, and nothing.
+    """
+    places = []
+    while is_batchedtensor(t):
+        places.append((maybe_get_bdim(t), maybe_get_level(t)))
+        t = get_unwrapped(t).movedim(places[-1][0], 0)
+    return t, places
+
+
+def batched(t: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    """Return t as ``vmap`` batches it: the inverse of :func:`unbatched`."""
+    for dim, level in reversed(places):
+        t = _add_batch_dim(t.movedim(0, dim), dim, level)
+    return t
 
 
 def innermost(t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Private to :mod:`adahessian.curvature.gates`.
 import itertools
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,18 @@ from adahessian import _torch
 Strides = tuple[int, ...]
 
 
+class _Layout(NamedTuple):
+    """How a tensor lies; ``vmap``'s dims come first, and lay at these places."""
+
+    strides: Strides
+    places: list[tuple[int, int]]
+
+
 class Layouts:
     """Strides of a gate's outputs, and of its inputs' gradients in each backward pass."""
 
     def __init__(self) -> None:
-        self._outputs: list[Strides | None] = []
+        self._outputs: list[_Layout | None] = []
         self._gradients: list[list[Strides | None]] = []  # of each input that is no leaf
 
     def note_gradients(self, inputs: Iterable[Tensor]) -> None:
@@ -39,7 +46,7 @@ class Layouts:
 
     def note_outputs(self, out: Any) -> None:
         """Note how a recorded gate's outputs lie."""
-        self._outputs = [t.stride() if _is_plain(t) else None for t in _tensors(out)]
+        self._outputs = [_layout_of(t) for t in _tensors(out)]
 
     def lay_out_gradients(self, inputs: Iterable[Tensor]) -> None:
         """Lay out the gradients of a replayed gate's inputs as those of the recorded one."""
@@ -50,8 +57,8 @@ class Layouts:
     def lay_out_outputs(self, out: Any) -> Any:
         """Return a replayed gate's outputs, laid out as the recorded ones."""
         laid_out = [
-            t if strides is None or not _is_plain(t) else laid_out_as(t, strides)
-            for t, strides in zip(_tensors(out), self._outputs, strict=True)
+            t if layout is None else _laid_out(t, layout)
+            for t, layout in zip(_tensors(out), self._outputs, strict=True)
         ]
         # torch.return_types are made of one argument, a sequence, as a tuple is.
         return laid_out[0] if torch.is_tensor(out) else type(out)(laid_out)
@@ -110,12 +117,25 @@ def _tensors(out: Any) -> tuple[Any, ...]:
     return (out,) if torch.is_tensor(out) else tuple(out)
 
 
+def _layout_of(t: Any) -> _Layout | None:
+    value, places = _torch.unbatched(t) if torch.is_tensor(t) else (t, [])
+    return _Layout(value.stride(), places) if _is_plain(value) else None
+
+
+def _laid_out(t: Tensor, layout: _Layout) -> Tensor:
+    value, places = _torch.unbatched(t)
+    if not _is_plain(value) or layout == (value.stride(), places):
+        return t
+    return _torch.batched(laid_out_as(value, layout.strides), layout.places)
+
+
 def _is_plain(t: Any) -> bool:
-    """Whether t is a tensor with strides of its own; one within torch.func's transforms is not."""
+    """Whether t is a tensor with strides of its own; one that torch.func has wrapped is not."""
     return (
         type(t) in (Tensor, nn.Parameter)
         and t.layout is torch.strided
-        and not _torch.under_functorch()
+        and not _torch.under_derivative_transform()
+        and not _torch.is_functorch_wrapped_tensor(t)
     )
 
 

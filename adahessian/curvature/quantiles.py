@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adahessian import _torch
 from adahessian.curvature.layouts import Strides, laid_out_as, with_gradient_laid_out
@@ -76,15 +76,20 @@ def _value_and_shares(
     function: Callable[[Tensor], Tensor], x: Tensor, is_several: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return quantiles, and how much of each every element is."""
-    if _torch.under_functorch():
+    if _torch.under_derivative_transform():
         out, pull, *_ = torch.func.vjp(function, x)
         return out, [pull(each)[0] for each in _selections(out, is_several)]
+    # Within vmap, too, by autograd: of equal elements torch.func takes other ones there.
+    value, places = _torch.unbatched(x)
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        out = function(leaf)
-    selections = _selections(out.detach(), is_several)
-    shares = [torch.autograd.grad(out, leaf, each, retain_graph=True)[0] for each in selections]
-    return out.detach(), shares
+        leaf = nn.Parameter(value.detach())  # torch.func forbids requires_grad_
+        out = function(_torch.batched(leaf, places))
+    selections = map(_torch.innermost, _selections(out.detach(), is_several))
+    shares = [
+        torch.autograd.grad(_torch.innermost(out), leaf, each, retain_graph=True)[0]
+        for each in selections
+    ]
+    return out.detach(), [_torch.batched(share, places) for share in shares]
 
 
 def _selections(out: Tensor, is_several: bool) -> list[Tensor]:

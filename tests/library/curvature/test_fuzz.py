@@ -297,6 +297,9 @@ FOUND = [  # by long runs
     ([("ReLU6", P), ("GroupNorm", P), ("quantile", P)], "mse", 256),
     ([("FractionalMaxPool2d", P), ("AlphaDropout", P)], "cross_entropy", 315),
     ([("tied", P), ("parameter", "checkpointed")], "nll", 246),
+    ([("written unseen", P), ("quantile", "vmapped")], "mse", 8),
+    ([("Linear", P), ("MaxPool2d", "vmapped"), ("Dropout", P)], "mse", 2),
+    ([("channels_last", P), ("sort", "vmapped"), ("AlphaDropout", "vmapped")], "mse", 2),
 ]
 
 
