@@ -18,9 +18,10 @@ from weakref import ref
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
 
 from adahessian import _torch
-from adahessian.curvature.torch_calls import name_of, writes
+from adahessian.curvature.torch_calls import bind, name_of, writes
 
 # They read the type or the shape of their second argument, and not its values.
 _LIKE_SECOND = frozenset("to type_as expand_as view_as reshape_as".split())
@@ -38,6 +39,15 @@ _REQUIRES_GRAD = getattr_static(Tensor, "requires_grad")
 # They hand numbers to Python.
 ARRAYS = frozenset("numpy __array__ tolist".split())
 NUMBERS = ARRAYS | frozenset("item __float__ __int__ __index__ __bool__ __complex__".split())
+# Normalizations: their parameters, the last of which says whether they take the statistics of their
+# input and write the running ones, and what that is by default.
+_RUNNING = ("running_mean", "running_var")
+_NORMALIZATIONS: dict[Callable, tuple[tuple[str, ...], bool]] = {
+    F.batch_norm: ((*_RUNNING, "weight", "bias", "training"), False),
+    F.instance_norm: ((*_RUNNING, "weight", "bias", "use_input_stats"), True),
+    torch.batch_norm: (("weight", "bias", *_RUNNING, "training"), False),
+    torch.instance_norm: (("weight", "bias", *_RUNNING, "use_input_stats"), True),
+}
 
 
 class Storages:
@@ -164,6 +174,16 @@ class Constants:
     def mark(self, tensors: Iterable[Tensor]) -> None:
         """Mark tensors as constants that depend on a parameter."""
         self._marked.add(tensors)
+
+
+def statistics_written(func: Callable, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the running statistics that a call writes to inside. It does not read them."""
+    if func not in _NORMALIZATIONS:
+        return []
+    parameters, by_default = _NORMALIZATIONS[func]
+    given = bind(parameters, args, kwargs)
+    trains = given.get(parameters[-1], by_default)
+    return [given[name] for name in _RUNNING if trains and given.get(name) is not None]
 
 
 def is_data(func: Callable) -> bool:

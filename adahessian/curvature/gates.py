@@ -27,7 +27,7 @@ constant, although it was computed from the parameters, is kept as it was
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from inspect import getattr_static
 from typing import Any
 
@@ -49,6 +49,7 @@ from adahessian.curvature.constants import (
     meets_the_graph,
     replaced,
     requires_grad,
+    statistics_written,
     tensors_in,
     writes_values,
 )
@@ -180,8 +181,10 @@ class Gates(TorchFunctionMode):
         if self._next is None:
             self._note(name, args)
         is_model = not _torch.in_function()  # what computes a derivative by itself comes with it
+        statistics = statistics_written(func, args, kwargs)
         if is_model and self._constants and meets_the_graph(func, args, kwargs):
-            args, kwargs = (replaced(value, self._held_still) for value in (args, kwargs))
+            hold = partial(self._held_still, besides=statistics)
+            args, kwargs = (replaced(value, hold) for value in (args, kwargs))
         if func in _RENORMALIZE:
             args, kwargs = self._renormalized_once(func, args, kwargs)
         written = self._constants.among(written_by(args, kwargs)) if is_write else None
@@ -195,6 +198,8 @@ class Gates(TorchFunctionMode):
             self._behind_the_graph.add(filter(is_of_the_graph, args))
         if is_model or not _torch.in_backward():
             self._constants.note(name, out, args, kwargs, written)
+            if statistics and self._constants.depend((written_by(args, kwargs),), {}):
+                self._constants.mark(statistics)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -334,9 +339,9 @@ class Gates(TorchFunctionMode):
             return (*args[:3], None, *args[4:]), kwargs
         return args, {**kwargs, "max_norm": None}
 
-    def _held_still(self, t: Tensor) -> Tensor:
+    def _held_still(self, t: Tensor, besides: Iterable[Tensor] = ()) -> Tensor:
         """Return a constant that depends on parameters, as it was in the recorded evaluation."""
-        if not self._constants.holds(t):
+        if any(t is other for other in besides) or not self._constants.holds(t):
             return t
         if self._next is not None:
             value, layouts = self._recorded(Constants)

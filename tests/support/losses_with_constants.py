@@ -315,6 +315,20 @@ def a_kink_in_vmap(net):
     return torch.vmap(lambda x: ((net(x) % 1) ** 3 * net(x).exp().detach()).mean())(STATES).mean()
 
 
+def running_statistics(net):
+    """A normalization's, written in training and read in evaluation, of two micro-batches."""
+    mean, var = torch.zeros(4).double(), torch.ones(4).double()
+    losses = [F.batch_norm(net(x), mean, var, training=True).exp() for x in (STATES, NEXT)]
+    return torch.cat([*losses, F.batch_norm(net(NEXT), mean, var).exp()]).mean()
+
+
+def running_statistics_of_instances(net):
+    mean, var = torch.zeros(4).double(), torch.ones(4).double()
+    y = net(STATES).T.unsqueeze(0)
+    first = torch.instance_norm(y, None, None, mean, var, True, 0.5, 1e-5, False)
+    return (first.exp() * F.instance_norm(y, mean, var, use_input_stats=False)).mean()
+
+
 # Sparse tensors have no memory of their own.
 
 
@@ -342,5 +356,6 @@ LOSSES = [
     a_buffer_set_to_values_of_the_graph, trained_within, used_by_its_transpose,
     detached_in_vmap, targets_in_vmap, written_unseen_in_vmap, dropped_in_vmap,
     a_nested_vmap, a_weighted_residual, a_directional_derivative, a_constant_that_leaves_vmap,
-    a_kink_in_vmap, a_sparse_constant, a_sparse_matrix_written_unseen,
+    a_kink_in_vmap, running_statistics, running_statistics_of_instances,
+    a_sparse_constant, a_sparse_matrix_written_unseen,
 ]  # fmt: skip
