@@ -107,6 +107,8 @@ class Gates(TorchFunctionMode):
         self._ours: Storages | None = None
         self._own_passes: list[bool] = []  # of the recorded backward passes: is one for params?
         self._moves = Moves()
+        # The closure's own, with their states before it drew from them.
+        self.generators: dict[torch.Generator, Tensor] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -148,7 +150,7 @@ class Gates(TorchFunctionMode):
     @property
     def met_pieces(self) -> bool:
         """Whether the recorded evaluation came through anything that is to be frozen."""
-        if self.kernels is not None and self.kernels.met_pieces:
+        if self.generators or self.kernels is not None and self.kernels.met_pieces:
             return True
         return any(pattern is not None for _, pattern, _ in self._tape)
 
@@ -165,6 +167,8 @@ class Gates(TorchFunctionMode):
             return func(*args, **kwargs)
         name = name_of(func)
         is_write = writes_values(func, kwargs)
+        if makes_a_leaf(func) and args[0] in self.params:
+            return self._freeze_or_thaw(func, args, kwargs)
         if self._constants and makes_a_leaf(func):
             (self._constants.note_input if _torch.in_backward() else self._hold_still)(args[0])
         is_attribute = name in _ATTRIBUTES and getattr(func, "__self__", None) not in _TRANSPOSED
@@ -179,7 +183,7 @@ class Gates(TorchFunctionMode):
         if func is Tensor.backward or func is torch.autograd.backward:
             return self._backward(*args, **kwargs)
         if self._next is None:
-            self._note(name, args)
+            self._note(name, args, kwargs)
         is_model = not _torch.in_function()  # what computes a derivative by itself comes with it
         statistics = statistics_written(func, args, kwargs)
         if is_model and self._constants and meets_the_graph(func, args, kwargs):
@@ -203,7 +207,7 @@ class Gates(TorchFunctionMode):
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self.searches.is_running:
+        if self.searches.is_running or self._is_of_data(args, kwargs):
             with self._below_gates():
                 return func(*args, **kwargs)
         gate = GATES.get(func)
@@ -243,6 +247,14 @@ class Gates(TorchFunctionMode):
                     self.searches.note(value, out)
                     out = layouts.lay_out_outputs(value.clone())
         return out
+
+    def _is_of_data(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a call's arguments do not depend on parameters: it has no pieces to freeze.
+
+        The closure may keep what it returns (a mask, positions) outside of any module, and compute
+        it in the first evaluation only. Gradients within a backward pass do not tell.
+        """
+        return not (_torch.in_backward() or self._constants.depend(args, kwargs))
 
     def _write(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call what writes to tensors in place; to parameters, as :class:`Moves` says.
@@ -339,6 +351,13 @@ class Gates(TorchFunctionMode):
             return (*args[:3], None, *args[4:]), kwargs
         return args, {**kwargs, "max_norm": None}
 
+    def _freeze_or_thaw(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Set whether a parameter's gradient is asked for: it is a constant where it is not."""
+        out = func(*args, **kwargs)
+        if not args[0].requires_grad:
+            self._constants.mark(args[:1])
+        return out
+
     def _held_still(self, t: Tensor, besides: Iterable[Tensor] = ()) -> Tensor:
         """Return a constant that depends on parameters, as it was in the recorded evaluation."""
         if any(t is other for other in besides) or not self._constants.holds(t):
@@ -393,9 +412,12 @@ class Gates(TorchFunctionMode):
         layouts.lay_out_gradients(_tensors(args, kwargs))
         return layouts.lay_out_outputs(gate.replay(pattern, func, args, kwargs))
 
-    def _note(self, name: str, args: tuple) -> None:
-        """Note in which precision the recorded evaluation computes."""
+    def _note(self, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note in which precision the recorded evaluation computes, and where it draws from."""
         self.called.add(name)
+        generator = kwargs.get("generator")
+        if isinstance(generator, torch.Generator) and generator not in self.generators:
+            self.generators[generator] = generator.get_state()
         if self.autocast_dtype is None and _torch.is_any_autocast_enabled():
             kind = args[0].device.type if args and torch.is_tensor(args[0]) else None
             if kind and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):

@@ -158,6 +158,7 @@ class Replay:
         finally:
             hook.remove()
         self._earlier.places = self._before.settle(self.gates.written)
+        self._before.generators = self.gates.generators
         self._after = self._snapshot(self._before.modules)
         self._params |= self.gates.leaves
         kinds = self._kinds(value, self._used())
@@ -335,7 +336,9 @@ class Replay:
     def _snapshot(self, modules: Iterable[nn.Module] | None = None) -> Snapshot:
         if modules is None:
             modules = self._earlier.known_modules(self._given)
-        return Snapshot(self._devices, modules, self._given, self._earlier.places)
+        snapshot = Snapshot(self._devices, modules, self._given, self._earlier.places)
+        snapshot.generators = {g: g.get_state() for g in self.gates.generators}
+        return snapshot
 
     def _note_module(self, module: nn.Module, _: Any) -> None:
         if isinstance(module, DistributedDataParallel):

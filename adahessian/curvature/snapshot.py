@@ -72,6 +72,9 @@ class Snapshot:
         modules: those that are known; others join by :meth:`add` before they run.
         params: those that are optimized.
         places: which attributes are known to change; see :class:`Attributes`.
+
+    Attributes:
+        generators: the closure's own, with their states.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Snapshot:
         places: Places | None,
     ) -> None:
         self._random = random_states(devices)
+        self.generators: dict[torch.Generator, Tensor] = {}
         self._attributes = Attributes(params, places)
         self._modules: dict[nn.Module, list[tuple[str, Tensor | None]]] = {}
         self._values: dict[Tensor, Tensor] = {}
@@ -116,6 +120,8 @@ class Snapshot:
         for buffers, values in _alike(self._values.items()):
             torch._foreach_copy_(buffers, values)
         set_random_states(self._random)
+        for generator, state in self.generators.items():
+            generator.set_state(state)
 
     @torch.no_grad()
     def _take(self, modules: Iterable[nn.Module]) -> None:

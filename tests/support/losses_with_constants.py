@@ -329,6 +329,15 @@ def running_statistics_of_instances(net):
     return (first.exp() * F.instance_norm(y, mean, var, use_input_stats=False)).mean()
 
 
+def frozen_for_a_while(net):
+    """A critic, for the sake of an actor."""
+    net[2].requires_grad_(False)
+    net[0].bias.requires_grad = False
+    first = net(STATES).exp().mean()
+    net.requires_grad_(True)
+    return first + (net(NEXT).square() * net[0].bias[:4]).mean()
+
+
 # Sparse tensors have no memory of their own.
 
 
@@ -357,5 +366,6 @@ LOSSES = [
     detached_in_vmap, targets_in_vmap, written_unseen_in_vmap, dropped_in_vmap,
     a_nested_vmap, a_weighted_residual, a_directional_derivative, a_constant_that_leaves_vmap,
     a_kink_in_vmap, running_statistics, running_statistics_of_instances,
+    frozen_for_a_while,
     a_sparse_constant, a_sparse_matrix_written_unseen,
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import copy
 from collections import deque
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -168,9 +169,28 @@ class Observed(Model):
         return F.cross_entropy(self.net(X), LABELS)
 
 
+class Outside(Model):
+    """A mask that is computed once, where no module keeps it, and a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(0)
+        self.drawn = self._generator.get_state()
+        self._mask = lru_cache(self._mask)
+
+    def _mask(self, size):
+        return (torch.arange(size).double() - 1).abs() < 2
+
+    def loss(self):
+        out = self.net(X).relu() * self._mask(4)
+        noise = torch.randn(out.shape, generator=self._generator, dtype=out.dtype)
+        self.drawn = self._generator.get_state()
+        return F.cross_entropy(out + noise.abs(), LABELS)
+
+
 KINDS = [
     Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
-    ConstrainedByData, InTheGraph,
+    ConstrainedByData, InTheGraph, Outside,
 ]  # fmt: skip
 
 

@@ -48,7 +48,8 @@ def compare(loss, params, gates=None, step_size=H):
 
 class NoGates(contextlib.nullcontext):
     autocast_dtype, called, met_pieces = None, frozenset(), True
-    leaves, losses, dtypes, inside, written = {}, (), set(), "a gate", Storages()
+    leaves, generators, losses, dtypes = {}, {}, (), set()
+    inside, written = "a gate", Storages()
 
     def active(self):
         return self
@@ -537,6 +538,6 @@ def replay(first, second):
     ],
 )
 def test_another_computation_is_an_error(second):
-    y = torch.randn(5)
+    y = torch.randn(5, requires_grad=True)
     with pytest.raises(RuntimeError, match="not the first one's computation"):
         replay(lambda: y.relu(), lambda: second(y))
