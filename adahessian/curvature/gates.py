@@ -225,13 +225,11 @@ class Gates(TorchFunctionMode):
                 by_element = isinstance(gate, ELEMENTWISE)
                 with self:
                     return on_values(func, args, kwargs, is_elementwise=by_element)
-            self.inside, kwargs = "a gate", in_torchs_words(kwargs)
-            try:
+            kwargs = in_torchs_words(kwargs)
+            with self._below_gates():
                 if self._next is None:
                     return self._record(gate, func, args, kwargs)
                 return self._replay(gate, func, args, kwargs)
-            finally:
-                self.inside = None
         self.inside = name
         out = func(*args, **kwargs)
         self.inside = None

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from adahessian import _torch
 from adahessian.curvature.embeddings import GATES as EMBEDDINGS
 from adahessian.curvature.embeddings import Embedding
+from adahessian.curvature.fake_quantization import GATES as FAKE_QUANTIZATIONS
+from adahessian.curvature.fake_quantization import FakeQuantization
 from adahessian.curvature.layouts import with_value
 from adahessian.curvature.pools import GATES as POOLS
 from adahessian.curvature.quantiles import GATES as QUANTILES
@@ -352,7 +354,7 @@ class _L1Loss:
 def _build_table() -> dict[Callable, Any]:
     """Return the gate of each function, in all the forms under which torch offers it."""
     kinds = {name: gate for names, gate in _POINTWISE.items() for name in names}
-    kinds |= SELECTIONS | POOLS | QUANTILES
+    kinds |= SELECTIONS | POOLS | QUANTILES | FAKE_QUANTIZATIONS
     constants = "round floor ceil trunc fix sign sgn heaviside bernoulli".split()
     kinds |= dict.fromkeys(constants, _Constant())
     kinds |= {"rrelu": _RandomLeakyReLU(), "l1_loss": _L1Loss(), "detach": Detached()}
@@ -371,4 +373,4 @@ GATES = _build_table()
 ELEMENTWISE = (_Pointwise, _Constant, _RandomLeakyReLU)
 
 # Needed beside the kernels' records, too: they freeze no piece, or one that no kernel shows.
-ABOVE_AUTOGRAD = (Detached, FirstLayers, Embedding, Quantile)
+ABOVE_AUTOGRAD = (Detached, FakeQuantization, FirstLayers, Embedding, Quantile)

@@ -84,8 +84,14 @@ def one_quantile(x):
     return torch.tensor(0.5).to(x)
 
 
-# Their own derivative is a sum over all slices, which torch adds up in another order.
-NO_PARAMETERS = (two_quantiles, one_quantile)
+def begun(x):
+    """What an observer keeps; each call writes to its own."""
+    return torch.ones(1)
+
+
+# Their own derivative is a sum over all slices, which torch adds up in another order; or none.
+NO_PARAMETERS = (two_quantiles, one_quantile, begun)
+ZERO_POINTS = torch.zeros(6, dtype=torch.int32)
 
 
 def integers(x):
@@ -154,6 +160,11 @@ CALLS = {
     "bernoulli": [call(data=probabilities, infinite=False)],
     "bernoulli_": [call(0.3)],
     "msort": [call()],
+    "fake_quantize_per_tensor_affine": [call(0.4, 1, -2, 3), call(begun, ZERO_POINTS[:1], -1, 2)],
+    "fake_quantize_per_channel_affine": [call(torch.full((6,), 0.4), ZERO_POINTS, 1, -2, 3)],
+    "fused_moving_avg_obs_fake_quant": [
+        call(*[begun] * 5, lambda x: ZERO_POINTS[:1].clone(), 0.1, 0, 15, 0, infinite=False)
+    ],
     "l1_loss": [
         call(other),
         call(other, reduction="sum"),
@@ -290,7 +301,7 @@ def refused_by_torch(error):
     refusals = (
         "not implemented for", "Can't detach views", "more than one element of the written",
         "doesn't match the broadcast shape", "does not have a deterministic implementation",
-        "must be either float or double",
+        "must be either float or double", "expected scalar type Float",
     )  # fmt: skip
     return any(refusal in str(error) for refusal in refusals)
 
