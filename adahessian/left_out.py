@@ -21,6 +21,10 @@ from adahessian.refresh import Member
 from adahessian.replicas import is_sharded, local
 from adahessian.state import counts, has_begun
 
+_WITHOUT_ONE = (
+    ". torch's second derivative can be no number by itself: curvature='finite_difference' needs "
+    "none"
+)
 PATIENCE = 10  # refreshes: a tensor that could not begin in so many is an error
 
 
@@ -98,7 +102,7 @@ class LeftOut:
                 if self._times[m.param] >= PATIENCE:
                     raise RuntimeError(
                         f"{m.name()}, had no finite curvature in any of {PATIENCE} refreshes"
-                        f"{_advice(scale)}"
+                        f"{_advice(scale, m)}"
                     )
         return finite
 
@@ -118,7 +122,7 @@ class LeftOut:
             times = self._times[news[0].param]
             warnings.warn(
                 f"the curvature of {news[0].name()}{others}, is not finite, though its gradient "
-                f"is: left out of this refresh, time {times}{_advice(scale)}",
+                f"is: left out of this refresh, time {times}{_advice(scale, news[0])}",
                 stacklevel=2,
             )
 
@@ -134,13 +138,14 @@ def _are_finite(tensors: list[Tensor], mesh: Any) -> Tensor:
     return flags.to(finite.device) > 0
 
 
-def _advice(scale: Tensor | None) -> str:
+def _advice(scale: Tensor | None, member: Member) -> str:
     if scale is not None:
         return (
             f". H·z may overflow at the loss scale {float(scale):g}: start the GradScaler with a "
             "smaller init_scale, or use bfloat16 autocast without one"
         )
+    is_exact = member.group["curvature"] == "double_backward"
     return (
         ". A norm has no second derivative at zero, nor has √x: add an eps under the root, or "
-        "begin elsewhere"
+        f"begin elsewhere{_WITHOUT_ONE if is_exact else ''}"
     )

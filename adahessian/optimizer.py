@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from adahessian import _torch, grad_scaler
 from adahessian.curvature import Earlier
+from adahessian.curvature.attributes import may_change
 from adahessian.curvature.closures import call, gradients, refuse_capture
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
@@ -342,7 +343,7 @@ class AdaHessian(Optimizer):
             closure: as for :meth:`step`.
         """
         params = [p for p in self._all_params() if p.requires_grad]
-        grads = [p.grad for p in params]
+        grads = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in params]
         seed, step = (self.param_groups[0][key] for key in ("seed", "step"))
         probe = Probes(params, seed=seed, step=step)
         self._comparing = True  # the closure asks needs_graph
@@ -350,8 +351,10 @@ class AdaHessian(Optimizer):
             return compare_products(closure, params, probe)
         finally:
             self._comparing = False
-            for p, grad in zip(params, grads, strict=True):
+            for p, grad, values in grads:
                 p.grad = grad
+                if grad is not None and values is not None and may_change(grad):
+                    grad.copy_(values)  # the closure may have cleared it in place
 
     def check_replicas(self) -> None:
         """Raise RuntimeError, on all processes, if their parameters are not the same.

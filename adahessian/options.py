@@ -68,6 +68,11 @@ def check_parameter(p: Tensor, name: Callable[[], str]) -> None:
         raise ValueError(
             f"{name()}, is complex: AdaHessian is defined for real parameters (use view_as_real)"
         )
+    if p.is_meta:
+        raise ValueError(
+            f"{name()}, is on the meta device: make the optimizer of the parameters that the model "
+            "has after to_empty(...), which are others"
+        )
     if p.dtype not in (float32, float64):
         raise ValueError(
             f"{name()}, has dtype {p.dtype}: keep the parameters in float32 and use torch.autocast "

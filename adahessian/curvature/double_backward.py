@@ -90,6 +90,11 @@ _WRONG_SECOND_DERIVATIVE = (
     "optimizer.step(closure), where it is computed otherwise (not in activation checkpointing), or "
     "use curvature='finite_difference'."
 )
+_WITHIN_BACKWARD = (
+    "step() within a backward pass (in a hook of a gradient) would free the graph that the pass "
+    "still needs: step behind it, or take the curvature from a part of the batch "
+    "(curvature_fraction below 1, optimizer.curvature_closure)"
+)
 _ONLY_SOME = (
     "some of the closure's backward passes were called with create_graph=True and others without, "
     "whose curvature would be missing: call backward(create_graph=optimizer.needs_graph) in all of "
@@ -189,6 +194,8 @@ class DoubleBackward:
         Raises:
             RuntimeError: there is no graph of the gradient, or no second derivative.
         """
+        if self._closure is None and _torch.in_backward():
+            raise RuntimeError(_WITHIN_BACKWARD)
         params = [p for p in z if p.grad is not None]
         earlier = self._sums[self._num_products]
         self._num_products += 1

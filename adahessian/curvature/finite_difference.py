@@ -291,10 +291,7 @@ class FiniteDifference:
                 torch._foreach_copy_(values, first_values)
         if (look or self._check) and self.replay.learn_searches():
             return self._evaluate_at(z, h, look=look, within=within)
-        # Views are those of a communication buffer, which a further evaluation overwrites.
-        grads = {
-            p: grads[p].clone() if _torch.is_view(grads[p]) else grads[p] for p in z if p in grads
-        }
+        grads = {p: grads[p] for p in z if p in grads}
         if not self._is_beside:
             return Evaluation(grads, value, slope, self.replay.loss(value), lost)
         slope.count_last(grads)

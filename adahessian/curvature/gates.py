@@ -250,9 +250,10 @@ class Gates(TorchFunctionMode):
         """Whether a call's arguments do not depend on parameters: it has no pieces to freeze.
 
         The closure may keep what it returns (a mask, positions) outside of any module, and compute
-        it in the first evaluation only. Gradients within a backward pass do not tell.
+        it in the first evaluation only. Gradients do not tell, in a backward pass and behind it.
         """
-        return not (_torch.in_backward() or self._constants.depend(args, kwargs))
+        has_gradients = self._passes > 0 or _torch.in_backward()
+        return not (has_gradients or self._constants.depend(args, kwargs))
 
     def _write(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call what writes to tensors in place; to parameters, as :class:`Moves` says.

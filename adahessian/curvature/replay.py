@@ -8,7 +8,7 @@ So the second evaluation starts from the first one's buffers and random states, 
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from adahessian import _torch
+from adahessian.curvature.attributes import may_change
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.earlier import Earlier, Kinds
 from adahessian.curvature.gates import Gates
@@ -28,6 +29,11 @@ from adahessian.curvature.snapshot import Snapshot
 from adahessian.replicas import any_of, mesh_groups, place_gradients, whole
 
 _NOTHING = contextlib.nullcontext()
+
+
+def _lies_in_a_buffer(grad: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether a gradient is part of another tensor, of which it is to stay one."""
+    return grad is not None and _torch.is_view(grad) and may_change(grad)
 
 
 class Replay:
@@ -247,7 +253,8 @@ class Replay:
             value = self._evaluate_again(within)
             if self._after is self._before:  # nothing was recorded: this is the first evaluation
                 self._after = self._snapshot()
-            return value, {p: p.grad for p in self._params if p.grad is not None}
+            found = ((p, p.grad) for p in self._params if p.grad is not None)
+            return value, {p: g.clone() if _lies_in_a_buffer(g) else g for p, g in found}
 
     @contextlib.contextmanager
     def rewound(self, clear_grads: bool = True) -> Generator[None]:
@@ -256,21 +263,21 @@ class Replay:
         Args:
             clear_grads: begin without gradients; else with those of the recorded evaluation.
         """
-        # What is evaluated within writes its gradients into tensors of its own. Views are those of
-        # a communication buffer that it would overwrite.
-        grads = [
-            (p, p.grad.clone() if p.grad is not None and _torch.is_view(p.grad) else p.grad)
-            for p in self._params
-        ]
+        # What is evaluated within writes its gradients into tensors of its own; but for those that
+        # lie in a buffer, of communication or of the closure's own, which it fills again.
+        grads = [(p, p.grad) for p in self._params]
+        kept = [(grad, grad.clone()) for _, grad in grads if _lies_in_a_buffer(grad)]
         try:
             if clear_grads:
-                for p in self._params:
-                    p.grad = None
+                for p, grad in grads:
+                    p.grad = grad.zero_() if _lies_in_a_buffer(grad) else None
             self._before.restore()
             yield
         finally:
             for p, grad in grads:
                 p.grad = grad
+            for grad, values in kept:
+                grad.copy_(values)
             self._after.restore()
 
     def undo(self) -> None:
@@ -310,7 +317,7 @@ class Replay:
         if self.is_smooth:
             with _torch.without_known_parametrizations():  # for the same reason
                 value = whole(call(self._closure))
-            place_gradients(self._params)
+            self._take_gradients()
             return value
         # A compiled function shows no gates. A checkpointed one, run again within backward, must
         # come through all of them: it may not stop early.
@@ -322,8 +329,15 @@ class Replay:
             within,
         ):
             value = whole(call(self._closure))
-        place_gradients(self._params)
+        self._take_gradients()
         return value
+
+    def _take_gradients(self) -> None:
+        """Let gradients lie as parameters do, and drop the graph that a closure may ask for."""
+        place_gradients(self._params)
+        for p in self._params:
+            if p.grad is not None and p.grad.requires_grad:
+                p.grad = p.grad.detach()
 
     def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         if self.is_smooth:
@@ -384,7 +398,8 @@ class Replay:
                 for hook in hooks:
                     hook.remove()
                 for p, grad in kept.items():
-                    p.grad = grad  # it was overwritten, or added to
+                    if not _lies_in_a_buffer(p.grad):  # it was overwritten, or added to
+                        p.grad = grad
 
         noise = check_repeatable(value, params, [kept[p] for p in params], repeat, scales)
         self.noise = dict(zip(params, noise, strict=bool(noise)))

@@ -158,6 +158,26 @@ def test_other_peoples_gradients_are_restored():
         assert torch.equal(p.grad, grad)
 
 
+def test_gradients_stay_in_their_buffer():
+    """Regression: a step left clones, and what the closure did to the buffer was lost."""
+    left = []
+    for in_buffer in (False, True):
+        model = network()
+        params = list(model.parameters())
+        optimizer = AdaHessian(params, curvature="finite_difference")
+        buffer = torch.zeros(sum(p.numel() for p in params), dtype=torch.float64)
+        parts = buffer.split([p.numel() for p in params])
+        views = [part.view_as(p) for p, part in zip(params, parts, strict=True)]
+        for p, view in zip(params, views, strict=True):
+            p.grad = view if in_buffer else None
+        torch.manual_seed(1)
+        for _ in range(2):
+            optimizer.step(closure_of(model, optimizer, set_to_none=not in_buffer))
+        left.append([*params, *(views if in_buffer else [p.grad for p in params])])
+    for alone, found in zip(*left, strict=True):
+        assert torch.equal(alone, found)
+
+
 def new_batch(model, optimizer):
     batches = iter(torch.randn(9, 32, 1, 8, 8, dtype=torch.float64))
 
@@ -275,6 +295,7 @@ def test_curvature_error_changes_nothing(curvature):
     assert 0 < error.median < 1e-6 and error.largest < 1e-5
     assert error.mean_ratio == pytest.approx(1, abs=1e-6)
     assert list(error.flat) == [1]  # the bias before batch normalization
+    optimizer.curvature_error(closure_of(model, optimizer, set_to_none=False))
     assert_unchanged(optimizer, list(model.parameters()), before)
     assert torch.equal(random, random_state())
     for p, grad in zip(model.parameters(), grads, strict=True):

@@ -247,6 +247,16 @@ def test_missing_graph_is_named_and_changes_nothing():
     assert_unchanged(optimizer, params, before)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_a_step_within_a_backward_pass_is_refused():
+    """As of optimizers in hooks: torch said that a graph was gone."""
+    initial, loss = conv_problem()
+    params = leaves(initial)
+    params[0].register_post_accumulate_grad_hook(lambda p: AdaHessian([p]).step())
+    with pytest.raises(RuntimeError, match="within a backward pass"):
+        loss(*params).backward(create_graph=True)
+
+
 class Token:
     """Lives as long as the graph node that holds it."""
 

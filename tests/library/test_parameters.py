@@ -317,16 +317,17 @@ def test_unfit_parameter_is_named_and_nothing_changes(spoil, message):
 
 TYPES = dict.fromkeys(t for t in vars(torch).values() if isinstance(t, torch.dtype))
 FIT = (torch.float32, torch.float64)
-UNFIT = [t for t in TYPES if (t.is_floating_point or t.is_complex) and t not in FIT]
+UNFIT = [{"dtype": t} for t in TYPES if (t.is_floating_point or t.is_complex) and t not in FIT]
+UNFIT.append({"device": "meta"})
 
 
 @pytest.mark.filterwarnings("ignore:.* support is experimental")
-@pytest.mark.parametrize("dtype", UNFIT, ids=str)
+@pytest.mark.parametrize("kind", UNFIT, ids=str)
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("curvature", ["double_backward", "finite_difference"])
-def test_numbers_of_each_kind_are_refused_before_anything_is_computed(curvature, fraction, dtype):
-    bad = nn.Parameter(torch.empty(4, dtype=dtype))
+def test_numbers_of_each_kind_are_refused_before_anything_is_computed(curvature, fraction, kind):
+    bad = nn.Parameter(torch.empty(4, **kind))
     optimizer = AdaHessian([bad], curvature=curvature, curvature_fraction=fraction)
     optimizer.curvature_closure = lambda start, stop: pytest.fail("evaluated")
-    with pytest.raises(ValueError, match="complex|has dtype"):
+    with pytest.raises(ValueError, match="complex|has dtype|to_empty"):
         optimizer.step(lambda: pytest.fail("evaluated"))
