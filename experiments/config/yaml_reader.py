@@ -50,7 +50,10 @@ class _Loader(_Rules, yaml.SafeLoader):
     """Decides what YAML is, and says what is wrong with a text."""
 
 
-class _FastLoader(_Rules, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_libyaml: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _FastLoader(_Rules, _libyaml):
     """libyaml, where PyYAML was built with it: a report of 2,000 runs need not wait for them.
 
     It differs in what `_BOTH` leaves out (tabs, tags, marks of byte order), and refuses `[a:]`.
