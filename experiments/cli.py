@@ -87,6 +87,33 @@ def guarded(command: Callable[[], int | None], interrupted: str = "interrupted")
             _forget_stdout()
         say(f"error: {error.filename or 'cannot write'}: {error.strerror}")
         return FAILED
+    except (MemoryError, RuntimeError) as error:
+        if (said := _memory(error)) is None:
+            raise
+        say(
+            f"error: not enough memory{said}: a run takes less with more micro_batches, or with "
+            "smaller images, batches or networks"
+        )
+        return FAILED
+
+
+# Of torch for a CPU, which has no class of its own for it.
+_NO_MEMORY = r"allocate memory|not enough memory|Storage size calculation overflowed"
+
+
+def _memory(error: Exception) -> str | None:
+    """How much memory was asked for in vain, where that is known; None of any other error.
+
+    By its words, as torch may not have been imported.
+    """
+    words = str(error)
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not known and not re.search(_NO_MEMORY, words):
+        return None
+    asked = re.search(
+        r"[Tt]ried to allocate ([\d.,]+ \w+)|[Uu]nable to allocate ([\d.,]+ \w+)", words
+    )
+    return f" for {asked[1] or asked[2]}" if asked else ""
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to a file can meet

@@ -8,9 +8,10 @@ class UserError(Exception):
     """A mistake that the user can mend: shown as one message without a traceback, exit code 2."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: object, known: Iterable[str]) -> str:
     """The end of an error message about an unknown word: the nearest known one, or all of them."""
     known = [str(name) for name in known]
+    word = str(word)  # YAML may have had a list there
     key, colon, value = word.partition(":")
     if colon and value and key in known:
         return f"did you mean '{key}: {value}'? YAML wants a space behind the colon"

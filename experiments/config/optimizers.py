@@ -1,6 +1,7 @@
 """The section of an optimizer: a row of an experiment."""
 
 import inspect
+import re
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, model_validator
@@ -98,6 +99,9 @@ class Optimizer(Section):
             default = parameters[key].default if key in parameters else None
             told = str(parameters[key].annotation) if key in parameters else ""
             kind = _kind(default)
+            if value is None and kind in _TYPES and _takes_no_none(told):
+                refuse(f"{key} is null: {self.constructor} takes a {kind} here, as its default "
+                       f"{default!r}")  # fmt: skip
             if (
                 kind in _TYPES
                 and value is not None
@@ -164,6 +168,11 @@ class Optimizer(Section):
 
 # By the kind of a default: what the annotation names where another kind of value is meant, too.
 _TYPES = {"list": r"^(typing\.)?(Union\[)?float", "number": "str", "truth value": "str"}
+
+
+def _takes_no_none(told: str) -> bool:
+    """Whether an annotation says so; without one, None may switch something off."""
+    return not re.search(r"None|Optional|Any|_empty", told)
 
 
 def _kind(value: Any) -> str:

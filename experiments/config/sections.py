@@ -28,8 +28,9 @@ from experiments.errors import UserError, nearest
 
 # ------------------------------------------------------------------------------------- schema
 
-Positive = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # what torch takes as a whole number
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+NotNegative = Annotated[int, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 

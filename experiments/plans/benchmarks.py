@@ -40,7 +40,7 @@ from experiments.errors import UserError, nearest
 from experiments.plans.brackets import Bracket, halved
 from experiments.plans.load import find_file, load, read_document, resolve
 from experiments.plans.planned_run import PlannedRun
-from experiments.plans.search import Dimension, Halving, Search
+from experiments.plans.search import Dimension, Halving, Search, Trials
 from experiments.plans.settings import Choice
 
 FOLDER = Path(__file__).parents[2] / "configs" / "benchmarks"
@@ -84,7 +84,7 @@ class Benchmark(Section):
 
     config: str
     target: Target
-    trials: Positive
+    trials: Trials
     studies: Positive
     rows: Annotated[dict[str, Row], Field(min_length=1)]
     set: dict[str, Any] = {}

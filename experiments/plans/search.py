@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from experiments.config.sections import FiniteFloat, NotNegative, Positive, Section, refuse
 
 DIGITS = 4  # of a drawn number, so that it can be read and typed
+Trials = Annotated[int, Field(ge=1, le=10_000)]
 MOST = 64  # draws for each trial, after which a space counts as exhausted
 
 
@@ -94,7 +95,7 @@ class Halving(Section):
 class Search(Section):
     """Points of a space."""
 
-    trials: Positive
+    trials: Trials
     space: dict[str, Dimension] = Field(min_length=1)
     method: Literal["sobol", "random"] = "sobol"
     seed: NotNegative = 0

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from experiments.config.metrics import Metric
 from experiments.plots.curves import Curve
@@ -207,13 +208,44 @@ def _quantile(level: float, groups: int, freedom: float) -> float:
     if groups == 2 or math.isnan(freedom):
         return student(alpha)
 
-    # The distribution's own ppf starts without a bracket and takes a second; one pair alone and
-    # Bonferroni's correction for all pairs are one.
+    # Between that of one pair alone and Bonferroni's correction for all pairs.
     def excess(quantile: float) -> float:
-        return float(stats.studentized_range.sf(quantile * math.sqrt(2), groups, freedom)) - alpha
+        return studentized_range(quantile * math.sqrt(2), groups, freedom) - alpha
 
     single, bonferroni = student(alpha), student(alpha / math.comb(groups, 2))
     return float(optimize.root_scalar(excess, bracket=(single, bonferroni), xtol=1e-4).root)
+
+
+def studentized_range(q: float, groups: int, freedom: float) -> float:
+    """The probability that the range of so many means exceeds q of their standard errors.
+
+    As `scipy.stats.studentized_range.sf` in a tenth of its time, of which a sweep has hundreds: by
+    Gauss and Legendre's rule over the standard deviation s and over the largest of the means.
+    """
+    import numpy
+    from scipy import special
+
+    def rule(low: float, high: float, nodes: int) -> tuple[Any, Any]:
+        places, weights = _nodes(nodes)
+        return low + (high - low) * (1 + places) / 2, weights * (high - low) / 2
+
+    ends = numpy.sqrt(2 * special.gammaincinv(freedom / 2, [1e-14, 1 - 1e-14]) / freedom)
+    # Above 17 / q no range is larger; the fourth root of s is smooth at 0 whatever the freedom.
+    root, weights = rule(ends[0] ** 0.25, min(ends[1], 17 / q) ** 0.25, nodes=64)
+    s, half = root**4, freedom / 2
+    density = math.log(2) + half * math.log(half) - math.lgamma(half)
+    density = numpy.exp(density + (freedom - 1) * numpy.log(s) - half * s**2)
+    z, of_z = rule(-8.5, 8.5, nodes=96)
+    others = (special.ndtr(z) - special.ndtr(z - q * s[:, None])) ** (groups - 1)
+    within = groups * (others @ (of_z * numpy.exp(-(z**2) / 2))) / math.sqrt(2 * math.pi)
+    return float((weights * 4 * root**3 * density) @ (1 - within))
+
+
+@cache
+def _nodes(number: int) -> tuple[Any, Any]:
+    from scipy import special
+
+    return special.roots_legendre(number)
 
 
 def intervals(groups: int) -> str:

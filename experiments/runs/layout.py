@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config.experiment import Config
+from experiments.config.experiment import FOLDER_NAME, Config
 from experiments.config.signature import signature
 
 # What a run that was begun may have left, whatever has become of its other files.
@@ -36,6 +36,8 @@ def find(
         dataset, model: only of these.
         holding: only those in which a file of this name is, or of one of these.
     """
+    if not all(FOLDER_NAME.fullmatch(name) for name in (dataset, model) if name):
+        return []  # no run's folder is called so
     names = [holding] if isinstance(holding, str) else holding
     places = root.glob(f"{dataset or '*'}/{model or '*'}/*/*")
     return sorted(

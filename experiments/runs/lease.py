@@ -292,8 +292,9 @@ def _identity() -> dict[str, Any]:
 
 def job_id() -> str | None:
     """The job this process belongs to, as Slurm names it; submitit's where it is a local one."""
-    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
-        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    array, task = (os.environ.get(f"SLURM_ARRAY_{kind}_ID") for kind in ("JOB", "TASK"))
+    if array and task:
+        return f"{array}_{task}"
     return os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID")
 
 

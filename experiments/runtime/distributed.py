@@ -31,12 +31,23 @@ TIMEOUT = datetime.timedelta(days=2)
 def start(device: torch.device) -> None:
     """Join the other processes where there are any; a second call does nothing."""
     if world_size() > 1 and not dist.is_initialized():
+        _check_launcher(device)
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         # Objects, such as whether to stop, travel between the hosts: no device is waited for.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
         atexit.register(leave)
+
+
+def _check_launcher(device: torch.device) -> None:
+    """Refuse `WORLD_SIZE` alone, which some environment has left."""
+    needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *["LOCAL_RANK"] * (device.type == "cuda")]
+    if missing := [name for name in needed if not os.environ.get(name)]:
+        raise UserError(
+            f"WORLD_SIZE = {world_size()} without {', '.join(missing)}: start the processes with "
+            "torchrun, or unset WORLD_SIZE to train in one"
+        )
 
 
 def leave() -> None:
@@ -50,12 +61,27 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def number(variable: str, least: int) -> int:
+    """What a launcher has set a variable of the environment to; `least` where it is not there.
+
+    Raises:
+        UserError: it is no such number.
+    """
+    text = os.environ.get(variable) or str(least)
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(
+            f"{variable} = '{text}': torchrun sets it, to {least} or more; unset it to train in "
+            "one process"
+        )
+    return int(text)
+
+
 def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    return number("WORLD_SIZE", 1)
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
+    return number("RANK", 0) if world_size() > 1 else 0
 
 
 def is_main() -> bool:

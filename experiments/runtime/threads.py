@@ -20,7 +20,7 @@ def threads_per_run() -> int:
         UserError: `OMP_NUM_THREADS` is no number above 0.
     """
     text = os.environ.get(VARIABLE, "").partition(",")[0].strip() or "1"
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UserError(f"{VARIABLE} = '{text}': must be a whole number, 1 or more")
     return int(text)
 

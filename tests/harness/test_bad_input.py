@@ -62,6 +62,12 @@ def nothing_is_written(tmp_path, monkeypatch):
             "betas is [0.9, 0.99, 0.999]: torch.optim.Adam takes a list here, as its default (0.9,",
         ),
         (["optimizers.adam.betas=['0.9', 0.99]"], "betas is ['0.9', 0.99]: torch"),
+        (["optimizer.momentum=null"], "momentum is null: torch.optim.SGD takes a number here, as"),
+        (["augmentation.mixup=1e-4"], "mixup = 0.0001: cannot be drawn from: 0, or 0.01 and more"),
+        (
+            ["checkpoint_every_steps=1" + "0" * 20],
+            "should be less than or equal to 92233720368",
+        ),
         (["optimizer.nesterov=1"], "nesterov is 1: torch.optim.SGD takes a truth value here"),
         (["epochs=[1"], "not valid YAML: line 1, column 3: expected ',' or ']'"),
         (["epochs={a: b: c}"], "not valid YAML: line 1, column"),

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from support.harness import DIGITS, REPOSITORY, SMALL, finish_run, small_config
 from support.patience import PATIENCE
 
@@ -46,9 +48,29 @@ def test_every_way_to_end_is_one_line_and_a_code(error, code, said, capsys):
     assert capsys.readouterr().err == said
 
 
-def test_a_mistake_of_ours_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        run(ZeroDivisionError())
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda: torch.empty(2**58), f"not enough memory for {2**60} bytes: a run takes less"),
+        (lambda: torch.empty(2**40, 2**40), "not enough memory: a run"),
+        (lambda: numpy.empty(2**58), "not enough memory for 2.00 EiB: a run"),
+        (lambda: [0] * 2**60, "not enough memory: a run"),
+    ],
+)
+def test_a_want_of_memory_is_one_line(ask, words, capsys):
+    with pytest.raises((MemoryError, RuntimeError)) as found:
+        ask()
+    assert run(found.value) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {words}") and shown.count("\n") == 1
+    assert run(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU")) == 1
+    assert "not enough memory for 2.00 GiB: a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_a_mistake_of_ours_is_not_hidden(error):
+    with pytest.raises(error):
+        run(error("shapes do not fit"))
 
 
 def test_options_may_stand_between_words_and_the_code_is_the_commands():

@@ -54,9 +54,17 @@ def _span(part: str) -> str:
     return _escape(part)
 
 
+# What begins or ends HTML, an entity, code, emphasis, a formula, a link or an escape. Within a word
+# `_` is none of these.
+_MARKS = re.compile(
+    r"<(?=[a-zA-Z/!?])|&(?=#?\w+;)|[`*$]|(?<!\w)_|_(?!\w)|~(?=~)|(?<=~)~|\](?=\()"
+    r"|\\(?=[!-/:-@\[-`{-~])"
+)
+
+
 def _escape(text: str) -> str:
-    """A text whose `<` begins no HTML, which would hide what follows."""
-    return re.sub(r"<(?=[a-zA-Z/!?])", r"\\<", text)
+    """A text that is shown as it stands: patterns of names have `*`, which would be lost."""
+    return _MARKS.sub(r"\\\g<0>", text)
 
 
 def grid(block: Grid) -> str:

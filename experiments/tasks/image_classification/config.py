@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from experiments.config.experiment import (
     Config,
@@ -18,6 +18,16 @@ from experiments.errors import nearest
 from experiments.runtime.paths import expanded
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+SMALLEST_ALPHA = 0.01  # below it torch's draws in float32 are others: 1/2 instead of 0 or 1
+
+
+def _check_alpha(alpha: float) -> float:
+    if 0 < alpha < SMALLEST_ALPHA:
+        refuse(f"cannot be drawn from: 0, or {SMALLEST_ALPHA} and more")
+    return alpha
+
+
+Alpha = Annotated[FiniteFloat, Field(ge=0), AfterValidator(_check_alpha)]
 
 # Data sets by name: those with code of their own, and torchvision's that fit into memory.
 OWN = ("digits", "cifar10", "cifar100", "fashion-mnist", "imagenet")
@@ -128,9 +138,9 @@ class Augmentation(Section):
     """Strength of RandAugment."""
     erasing: Probability = 0.0
     """Probability that a rectangle of an image is erased, by torchvision's RandomErasing."""
-    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    mixup: Alpha = 0.0
     """Images are blended with another of the batch, shares from Beta(mixup, mixup); 0: not."""
-    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cutmix: Alpha = 0.0
     """As `mixup`, by a rectangle of the other image; with both, one of the two at each step."""
 
     @property

@@ -269,7 +269,7 @@ def choose_workers() -> int:
 
     Several processes on a machine share its cores, unless the launcher has given each its own.
     """
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    neighbours = distributed.number("LOCAL_WORLD_SIZE", 1)
     cores = os.cpu_count() or 1
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return max(1, min(mine, cores // neighbours, MOST_WORKERS))

@@ -9,6 +9,7 @@ once, in threads; that it was is remembered below `RUNS_ROOT`, as long as no fol
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,8 +81,9 @@ class Listing:
                 f"{error.filename or folder} cannot be read: {error.strerror}. Put the images "
                 f"there, or set DATA_ROOT; {LAYOUT}"
             ) from None
-        if not classes:
-            raise UserError(f"{folder} has no folders of classes in it; {LAYOUT}")
+        if len(classes) < 2:
+            there = f"a single folder ({classes[0]})" if classes else "no folders"
+            raise UserError(f"{folder} has {there} of classes in it; {LAYOUT}")
         for name, images in zip(classes, found, strict=True):
             if not images:
                 raise UserError(
@@ -262,6 +264,8 @@ def _look(path: bytes) -> int | str:
     """The size of an image's file in bytes; or in words, why it cannot be trained on."""
     shown = os.fsdecode(path)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe waits for its other end
+            return f"{shown} is no image that can be read: it is no file"
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             with Image.open(file) as image:

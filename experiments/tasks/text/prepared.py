@@ -230,8 +230,12 @@ def _write(recipe: Recipe, raw: Raw, folder: Path) -> None:
     dropped: Counter[str] = Counter()
     splits = _splits(raw, dropped)
     for name in SPLITS:
-        if not splits[name]:
-            raise UserError(f"the corpus {recipe.corpus} has no {name} set: nothing was left of it")
+        if not splits[name] or name == "train" and not any(map(any, splits[name])):
+            left_out = ", ".join(f"{count} {why}" for why, count in dropped.items())
+            raise UserError(
+                f"the corpus {recipe.corpus} has no {name} set: nothing was left of it"
+                f"{left_out and f' ({left_out})'}"
+            )
     digest = hashlib.sha256()
     for name in SPLITS:
         for place, language in enumerate(recipe.languages):

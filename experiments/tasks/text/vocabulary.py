@@ -1,6 +1,7 @@
 """From text to numbers and back: pieces of words (BPE), or what stands between blanks."""
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,6 +64,8 @@ def train_pieces(lines: Iterable[str], size: int) -> bytes:
     """
     from sentencepiece import SentencePieceTrainer
 
+    if size <= len(SPECIAL):
+        raise UserError(f"dataset.vocabulary = {size}: {len(SPECIAL)} of them are special pieces")
     written = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -81,6 +84,8 @@ def train_pieces(lines: Iterable[str], size: int) -> bytes:
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2].strip() or str(error)
+        if needed := re.search(r"smaller than required_chars. \d+ vs (\d+)", reason):
+            reason = f"at least {needed[1]}, the characters and special pieces of this text"
         raise UserError(f"dataset.vocabulary = {size}: {reason}") from None
     return written.getvalue()
 

@@ -3,6 +3,8 @@ import re
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.harness import DIGITS, REPOSITORY, small_config
 
 from experiments.config import yaml_reader
@@ -194,6 +196,18 @@ def test_json_is_yaml_whatever_characters_it_spells_out():
 def test_what_is_written_reads_back_equal_in_value_and_kind(value):
     found = read_yaml(yaml_reader.write_yaml({"key": value}))["key"]
     assert found == value and type(found) is type(value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab:-[]{},.'\"~+<=()/\n 01eE_é", max_size=20))
+def test_what_the_fast_reader_reads_the_other_reads_alike(text):
+    """Of other characters it is not asked, and what it refuses the other one reads."""
+    assert yaml_reader._BOTH.fullmatch(text)
+    try:
+        found = yaml.load(text, yaml_reader._FastLoader)
+    except (yaml.YAMLError, ValueError):
+        return
+    assert repr(found) == repr(yaml.load(text, yaml_reader._Loader))
 
 
 def test_resolving_picks_one_optimizer():

@@ -109,6 +109,7 @@ def test_its_report_has_a_row_for_each_point_and_no_map_of_gaps(tmp_path):
     ("search", "message"),
     [
         ("{trials: 0, space: {optimizer.lr: {uniform: [0, 1]}}}", "search.trials = 0"),
+        ("{trials: 20000, space: {epochs: {choices: [1]}}}", "than or equal to 10000"),
         ("{trials: 2, space: {}}", "search.space"),
         ("{trials: 2}", "search.space"),
         ("{trials: 2, kind: random, space: {epochs: {choices: [1]}}}", "unknown key 'kind'"),

@@ -75,6 +75,7 @@ def test_the_same_run_is_there_once(tmp_path):
         ("seeds: 3", "seeds = 3: write [3] for this one seed, or 1-3 for several"),
         ("seeds: a", "seed = 'a': write whole numbers, 0 or more: 1-5"),
         ("seeds: []", "seeds: the list is empty, so there would be no run"),
+        ("set: {optimizer: [sgd]}", "unknown optimizer '['sgd']'; did you mean 'sgd'?"),
         ("grid: {epochs: [1]}", "which optimizer? add optimizer=NAME[,NAME] with sgd, adam"),
         ("grid: {optimizer: [sgd], seed: [1]}", "seed belongs to `seeds`"),
         ("grid: {optimizer: [sgd], optimizer.momentun: [1]}", "did you mean 'momentum'?"),

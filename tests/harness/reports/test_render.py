@@ -1,6 +1,12 @@
 """One report through all renderers."""
 
+import re
+from html import unescape
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from experiments.plots.canvas import panels, save
@@ -80,12 +86,23 @@ def test_markdown(section):
         "\n### Grid & more\n"
         "\n| name | count | share |"
         "\n| --- | --- | --- |"
-        "\n| a\\|b [bold] | 1,234 | 5 % & _x_ |"
+        "\n| a\\|b [bold] | 1,234 | 5 % & \\_x\\_ |"
         "\n| \\<c> |  |  |\n"
         "\nn = 2\n"
         "\n    first\n    second\n"
         "\n![A picture](picture.png)\n"
     )
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab *_`[]()!~<>\\|$&;#.'/-1", max_size=14))
+@example("groups=[{'match': '*.bias'}, {'match': 'head.*'}]")
+@example("*conv* [x](y) `a` ~~s~~ &lt; <b>")
+def test_a_cell_of_markdown_is_shown_as_it_stands(text):
+    text = " ".join(f"x{text}x".split())
+    table = markdown.grid(Grid("", ["name", "n"], [[text, 1]]))
+    shown = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(table)
+    assert unescape(re.search("<td>(.*?)</td>", shown)[1]) == text
 
 
 def test_markdown_elsewhere_links_to_the_pictures_place(section, tmp_path):

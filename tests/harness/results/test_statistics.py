@@ -1,6 +1,7 @@
 import math
 import random
 import statistics
+import time
 
 import pytest
 from scipy import stats
@@ -17,6 +18,7 @@ from experiments.results.statistics import (
     judgement,
     mean_and_std,
     mean_interval,
+    studentized_range,
     summarize,
     welch,
 )
@@ -62,6 +64,23 @@ def test_more_groups_widen_the_intervals_as_scipy_does():
         assert low == pytest.approx(expected.low[0][place + 1], abs=1e-5)
         assert high == pytest.approx(expected.high[0][place + 1], abs=1e-5)
     assert others[2].interval is None, "one seed has no spread"
+
+
+@pytest.mark.parametrize("groups", [3, 40, 300])
+@pytest.mark.parametrize("freedom", [1.0, 3.7, 500.0])
+def test_the_studentized_range_is_scipys(groups, freedom):
+    for q in (1.0, 4.0, 40.0):
+        expected = stats.studentized_range.sf(q, groups, freedom)
+        assert studentized_range(q, groups, freedom) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sweep_of_hundreds_is_compared_in_seconds():
+    """Each pair has degrees of freedom of its own: with scipy's integral it took minutes."""
+    groups = {f"{lr}": [random.Random(lr + seed).random() for seed in (0, 1e3, 2e3)]
+              for lr in range(60)}  # fmt: skip
+    start = time.process_time()
+    assert all(other.interval for other in compare(table(**groups))[1])
+    assert time.process_time() - start < 3
 
 
 def test_where_less_is_better_the_least_is_best():

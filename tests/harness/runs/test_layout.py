@@ -26,6 +26,7 @@ def test_what_is_made_is_found_and_nothing_else_is(tmp_path):
     assert layout.find(tmp_path, holding="DONE") == here[1:]
     assert layout.find(tmp_path, dataset="digits", model="resnet8") == here
     assert layout.find(tmp_path, dataset="cifar10") == layout.find(tmp_path / "nowhere") == []
+    assert layout.find(tmp_path, dataset="/nope") == layout.find(tmp_path, model="../resnet8") == []
 
 
 def test_the_seeds_of_a_configuration(tmp_path):

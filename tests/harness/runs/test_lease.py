@@ -374,3 +374,11 @@ def test_of_many_that_want_it_one_has_it_also_when_owners_are_killed(tmp_path):
             killed, seed = killed + 1, seed + 1
             running.append(start(seed))
     assert killed and not lease.alive(tmp_path)
+
+
+def test_a_job_is_named_by_what_there_is_of_its_array(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "14")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    assert lease.job_id() == "14"
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert lease.job_id() == "12_3"

@@ -37,6 +37,23 @@ def second_of_two(monkeypatch):
     monkeypatch.setenv("RANK", "1")
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE = 2 without RANK, MASTER_ADDR, MASTER_PORT: start the"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE = '0': torchrun sets it, to 1 or more; unset it"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK = 'first': torchrun sets it, to 0 or more"),
+    ],
+)
+def test_what_an_environment_has_left_is_named(variables, message, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        distributed.is_main()
+        distributed.start(torch.device("cpu"))
+
+
 def test_one_process_does_nothing_special():
     loss, indices = torch.tensor(3.0), torch.arange(5)
     assert distributed.is_main() and distributed.world_group() is None

@@ -97,6 +97,8 @@ def remove_all(folder, also_folder=True):
          "images there, or set DATA_ROOT; docs/imagenet.md says how"),
         (lambda f: remove_all(f / "val"), "imagenet/val cannot be read: No such file"),
         (lambda f: remove_all(f / "val", False), "imagenet/val has no folders of classes in it"),
+        (lambda f: [remove_all(f / "train" / name) for name in ("china", "coffee", "astronaut")],
+         r"imagenet/train has a single folder \(\w+\) of classes in it"),
         (lambda f: remove_all(f / "train" / "china", False), "train/china has no images"),
         (lambda f: remove_all(f / "train" / "china"),
          r"train lacks 1 of the 4 classes in \S+val \(china\)"),

@@ -67,6 +67,7 @@ def test_what_is_hidden_is_left_out_and_counted(root, capsys):
         ("train/china", "x.webp", os.mknod, "x.webp would be left out because of its ending"),
         ("train/china", "x.TIFF", os.mknod, "x.TIFF would be left out because of its ending"),
         ("train/china", "x.JPEG", os.mknod, "x.JPEG is no image that can be read"),
+        ("train/china", "x.png", os.mkfifo, "x.png is no image that can be read: it is no file"),
         ("train/china", "x.png", huge_png, "x.png is too large to be decoded"),
         ("train/china", "x.png", deep, r"x.png has more than 8 bits per channel .*mode I;16\)"),
         (

@@ -1,6 +1,7 @@
 """A folder of texts of one's own, for both tasks."""
 
 import os
+from dataclasses import replace
 
 import pytest
 from support.harness import REPOSITORY
@@ -128,6 +129,26 @@ def test_bad_files_are_named(tmp_path):
         (folder / "all.fr").chmod(0)
         with pytest.raises(UserError, match="all.fr cannot be read: Permission denied"):
             prepare(PAIRS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "message"),
+    [
+        (TEXT, "\n", "has no train set: nothing was left of it$"),
+        (PAIRS, "the same {} on both sides\n", r"nothing was left of it \(60 identical sides\)"),
+        (PAIRS, "\n", r"nothing was left of it \(60 empty\)"),
+        (replace(TEXT, kind="pieces", size=4), "a text\n", "= 4: 4 of them are special pieces"),
+        (replace(TEXT, kind="pieces", size=8), "a text\n", r"= 8: at least \d+, the characters"),
+    ],
+)
+def test_why_nothing_can_be_made_of_a_text(recipe, text, message, tmp_path):
+    (tmp_path / recipe.own).mkdir()
+    lines = "".join(text.format(number) for number in range(60))
+    names = ["train.txt", "val.txt", "test.txt"] if recipe != PAIRS else ["all.fr", "all.pt-BR"]
+    for name in names:
+        (tmp_path / recipe.own / name).write_text(lines, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        prepare(recipe, tmp_path)
 
 
 # ----------------------------------------------------------------------------------------- training
