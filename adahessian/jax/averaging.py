@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 BlockSize = int | str | None
 BlockAxes = Any | Callable[[str, jax.Array], tuple[int, ...] | None] | None
@@ -77,8 +78,13 @@ def block_average(
         return _average_runs(array, block_size, axes)
     declared = block_axes is not None
     if axes and (declared or array.ndim >= 3 or block_size == "row"):
-        return jnp.broadcast_to(array.mean(axes, keepdims=True), array.shape)
+        return _laid_out_as(array, array.mean(axes, keepdims=True))
     return array
+
+
+def _laid_out_as(array: jax.Array, means: jax.Array) -> jax.Array:
+    """Return ``means`` in the shape of ``array``, over its devices (explicit sharding)."""
+    return jnp.zeros_like(array) + means
 
 
 def _default_axes(name: str, ndim: int) -> tuple[int, ...]:
@@ -122,7 +128,10 @@ def _average_runs(array: jax.Array, length: int, axes: tuple[int, ...]) -> jax.A
     """Average runs of ``length`` elements along ``axes``; outputs vary slower than inputs."""
     others = [axis for axis in range(array.ndim) if axis not in axes]
     order = [*reversed(others), *axes] if axes else others
-    ordered = array.transpose(order)
+    # Runs go across the pieces of an array that is laid out over devices by its type.
+    is_in_pieces = any(jax.typeof(array).sharding.spec)
+    whole_array = jax.sharding.reshard(array, PartitionSpec()) if is_in_pieces else array
+    ordered = whole_array.transpose(order)
     flat = ordered.ravel()
     short = flat.size % length
     whole = flat[: flat.size - short].reshape(-1, length)
@@ -130,4 +139,5 @@ def _average_runs(array: jax.Array, length: int, axes: tuple[int, ...]) -> jax.A
     if short:
         rest = jnp.broadcast_to(flat[-short:].mean(), (short,))
         means = jnp.concatenate([means, rest])
-    return means.reshape(ordered.shape).transpose([order.index(axis) for axis in range(array.ndim)])
+    means = means.reshape(ordered.shape)
+    return _laid_out_as(array, means.transpose([order.index(axis) for axis in range(array.ndim)]))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adahessian.jax.probes import rademacher_like
+from adahessian.jax.transform import not_real
 from adahessian.jax_second_derivatives import check_second_derivatives
 
 
@@ -176,15 +177,11 @@ def _argument(fun_input: tuple[Any, ...], argnum: int) -> Any:
             "graphdef, params, rest = nnx.split(model, nnx.Param, ...), differentiate those and "
             "merge them in the loss (docs/jax.md)"
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(fun_input[argnum]):
-        kind = getattr(leaf, "dtype", type(leaf))
-        if not jnp.issubdtype(kind, jnp.floating):
-            kind = kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(
-                f"argument {argnum}{jax.tree_util.keystr(path)} is {kind}: every leaf of the "
-                "argument to differentiate must be a real floating-point array (pass the others "
-                "by another argument)"
-            )
+    for path, kind in not_real(fun_input[argnum]):
+        raise ValueError(
+            f"argument {argnum}{path} is {kind}: every leaf of the argument to differentiate must "
+            "be a real floating-point array (pass the others by another argument)"
+        )
     return jax.tree.map(jnp.asarray, fun_input[argnum])
 
 

@@ -40,6 +40,7 @@ def rademacher_like(
         for all leaves together.
 
     Raises:
+        TypeError: ``seed``, ``step`` or ``sample`` is no integer.
         ValueError: ``seed`` is an int out of range.
     """
     leaves, treedef = jax.tree.flatten(tree)
@@ -49,7 +50,9 @@ def rademacher_like(
         raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
     # The streams of all leaves at once: the scalar part of the hash is compiled once, not per leaf.
     indices = _Words(np.array(tensor_indices, dtype=np.uint32))
-    first, second = stream_keys(_hashable(seed), _hashable(step), _hashable(sample), indices)
+    first, second = stream_keys(
+        _hashable("seed", seed), _hashable("step", step), _hashable("sample", sample), indices
+    )
     probes = [_signs(leaf, (first.array[i], second.array[i])) for i, leaf in enumerate(leaves)]
     return jax.tree.unflatten(treedef, probes)
 
@@ -58,16 +61,18 @@ def _signs(leaf: jax.Array, keys: tuple[jax.Array, jax.Array]) -> jax.Array:
     numel = int(np.prod(jnp.shape(leaf)))
     word_index = _Words(jnp.arange(-(-numel // _BITS), dtype=np.uint32))
     words = random_words(word_index, (_Words(keys[0]), _Words(keys[1]))).array
-    bits = (words[:, None] >> np.arange(_BITS, dtype=np.uint32)) & np.uint32(1)
+    bits = (words[:, None] >> np.arange(_BITS, dtype=np.uint32)[None]) & np.uint32(1)
     signs = jnp.where(bits.ravel()[:numel] == 1, 1, -1).reshape(jnp.shape(leaf))
     # Over the leaf's devices, and varying over the same of their axes.
     return jnp.ones_like(leaf) * signs.astype(jnp.result_type(leaf))
 
 
-def _hashable(number: int | jax.Array) -> "int | _Words | _LongWords":
+def _hashable(name: str, number: int | jax.Array) -> "int | _Words | _LongWords":
     if isinstance(number, int | np.integer):
         return int(number)
     number = jnp.asarray(number)
+    if not jnp.issubdtype(number.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an int or an integer array, got {number.dtype}")
     if number.dtype.itemsize > 4:
         return _LongWords(number)
     return _Words(number.astype(np.uint32))

@@ -1,7 +1,7 @@
 """The AdaHessian update rule as an optax gradient transformation."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -242,13 +242,12 @@ def needs_hessian(opt_state: Any) -> jax.Array:
 
 
 def _init(params: optax.Params) -> ScaleByAdaHessianState:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"parameter {jax.tree_util.keystr(path)} has dtype {dtype}: AdaHessian is defined "
-                "for real floating-point parameters (leave others out with optax.masked)"
-            )
+    for path, kind in not_real(params):
+        raise ValueError(
+            f"parameter {path} is {kind}: AdaHessian is defined for real floating-point parameters "
+            "(leave others out with optax.masked; of Equinox's modules take eqx.filter(model, "
+            "eqx.is_inexact_array))"
+        )
 
     # Each call makes new buffers: a buffer that stands in two places cannot be donated.
     def counter():
@@ -258,6 +257,14 @@ def _init(params: optax.Params) -> ScaleByAdaHessianState:
         return jax.tree.map(zeros_for_average, params)
 
     return ScaleByAdaHessianState(counter(), counter(), counter(), average(), average())
+
+
+def not_real(tree: Any) -> Iterator[tuple[str, str]]:
+    """Yield place and kind of each leaf that is no real floating-point array or number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not jnp.issubdtype(kind, jnp.floating):
+            yield jax.tree_util.keystr(path), getattr(kind, "__name__", str(kind))
 
 
 def zeros_for_average(param: jax.Array) -> jax.Array:
@@ -336,12 +343,18 @@ def flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) ->
     for (name, grad), leaf in zip(named, leaves, strict=True):
         if is_masked(grad):
             continue
-        shape = jnp.shape(leaf)
+        shape = _shape(leaf)
         if grad.shape not in (shape, shape[1:]):  # the latter: one estimate for each sample
             raise ValueError(
                 f"hessian has shape {shape} where the gradient {name!r} has {grad.shape}"
             )
     return leaves
+
+
+def _shape(node: Any) -> tuple[int, ...] | str:
+    """Return the shape of an array; of None or a tree in its place the type's name."""
+    is_leaf = jax.tree_util.all_leaves([node])
+    return jnp.shape(node) if is_leaf else f"of {type(node).__name__}"
 
 
 def _flatten_average(average: Any, named: list[tuple[str, Any]], treedef: Any) -> list[Any]:
@@ -355,8 +368,8 @@ def _flatten_average(average: Any, named: list[tuple[str, Any]], treedef: Any) -
     except ValueError as error:
         raise ValueError(_OTHER_STATE.format(what=f"the structure differs: {error}")) from error
     for (name, grad), leaf in zip(named, leaves, strict=True):
-        if not is_masked(grad) and jnp.shape(leaf) != grad.shape:
-            what = f"shape {jnp.shape(leaf)} where the gradient {name!r} has {grad.shape}"
+        if not is_masked(grad) and _shape(leaf) != grad.shape:
+            what = f"shape {_shape(leaf)} where the gradient {name!r} has {grad.shape}"
             raise ValueError(_OTHER_STATE.format(what=what))
     return leaves
 

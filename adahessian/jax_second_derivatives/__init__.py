@@ -20,15 +20,17 @@ from jax.extend import core
 
 # Of floats to floats: integers and truth values are no floats anyway.
 _PIECEWISE_CONSTANT = frozenset({"round", "floor", "ceil", "sign", "stop_gradient"})
+# Beside a part that varies, as where a layer quantizes its input by its maximum: x - x % s, too.
+_ROUNDING = frozenset({"round", "floor", "ceil", "sign", "rem"})
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-_TO_BE_LOOKED_AT = _CUSTOM | {"random_gamma", "round"}
+_TO_BE_LOOKED_AT = _CUSTOM | _ROUNDING | {"random_gamma"}
 
 _LOST = (
     "a function ({places}) has a gradient by a rule of its own (custom_vjp, custom_jvp, "
     "custom_gradient) and rounds, or is constant otherwise, so that JAX has no derivative of its "
     "output: curvature would be missing without a word. Write it without a rule: "
     "s + jax.lax.stop_gradient(f(x) - s), with an s of the same gradient (x itself where that is "
-    "passed through)"
+    "passed through); where the rule is the derivative, let JAX take it"
 )
 _GAMMA = (
     "JAX's second derivative of random.gamma (within beta, dirichlet and t, too) by its parameters "
@@ -50,7 +52,7 @@ def check_second_derivatives(function: Callable[..., Any], *args: Any, reverse: 
     """
     try:
         program = jax.make_jaxpr(function)(*args).jaxpr
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError):
         return  # Python decides by values, as it may outside of jit: there is no one program
     _varying(program, [True] * len(program.invars), partial(_check, reverse))
 
@@ -99,27 +101,30 @@ def _varying_outputs(eqn: Any, inputs: list[bool], look: Any, in_loop: bool) -> 
 
 def _check(reverse: bool, eqn: Any, v: Any, in_loop: bool) -> None:
     """Raise ValueError if ``v`` has a gradient here that JAX differentiates wrongly."""
-    name, rounded = eqn.primitive.name, []
+    name = eqn.primitive.name
     if name == "random_gamma":
         raise ValueError(_GAMMA)
     if name not in _CUSTOM:
         return
     (program,) = core.jaxprs_in_params(eqn.params)
-    only = [u is v for u in eqn.invars]
-    varies = any(_varying(program, only, lambda inner, *_: rounded.append(inner.primitive.name)))
-    # What is rounded is lost beside a part that varies, as where a layer quantizes its input by its
-    # maximum. The rule of a custom_jvp may have it.
-    in_part = name == "custom_vjp_call" and not reverse and "round" in rounded
+    varies, rounds = _rounds(program, [u is v for u in eqn.invars])
     # Most functions vary by their code: a look at their derivatives would be for nothing.
-    if varies and not in_part:
+    if varies and not rounds:
         return
     has_gradient, has_derivative = _derivatives(eqn, v, reverse, in_loop)
-    if has_gradient and (in_part or not has_derivative):
+    if has_gradient and not has_derivative:
         raise ValueError(_LOST.format(places=_places(eqn, program)))
 
 
+def _rounds(program: Any, inputs: Sequence[bool]) -> tuple[bool, bool]:
+    """Return whether a program varies with those inputs, and whether its own code rounds them."""
+    found: list[str] = []
+    outputs = _varying(program, inputs, lambda eqn, *_: found.append(eqn.primitive.name))
+    return any(outputs), not _ROUNDING.isdisjoint(found)
+
+
 def _derivatives(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> tuple[bool, bool]:
-    """Return whether a function has a gradient by ``v``, and its output then a derivative."""
+    """Return whether a function has a gradient by ``v``, and its output then all its derivative."""
     invars = list(dict.fromkeys(u for u in eqn.invars if not isinstance(u, core.Literal)))
     outvars = [o for o in eqn.outvars if _is_float(o)]
     info = core.DebugInfo("custom rule", "a function with a rule of its own", None, None)
@@ -128,26 +133,35 @@ def _derivatives(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> tuple[bool, 
     if in_loop:
         call = partial(_in_loop, call)
     place = invars.index(v)
-
-    def derivatives(args: list[Any], upstream: list[Any], direction: Any) -> tuple[Any, Any]:
-        def of_input(x: Any) -> Any:
-            return call(*args[:place], x, *args[place + 1 :])
-
-        def output(x: Any) -> Any:
-            return jax.vjp(of_input, x)[0]
-
-        x = args[place]
-        gradient = jax.vjp(of_input, x)[1](upstream)
-        if reverse:
-            return gradient, jax.vjp(output, x)[1](upstream)
-        return gradient, jax.jvp(output, (x,), (direction,))[1]
-
     args, upstream = [u.aval for u in invars], [o.aval for o in outvars]
-    both = jax.make_jaxpr(derivatives)(args, upstream, v.aval).jaxpr
+
+    def of_input(args: list[Any]) -> tuple[Any, Callable]:
+        return jax.vjp(lambda x: call(*args[:place], x, *args[place + 1 :]), args[place])
+
+    def gradient(args: list[Any], upstream: list[Any]) -> Any:
+        return of_input(args)[1](upstream)
+
+    def output(args: list[Any]) -> Any:
+        return of_input(args)[0]
+
+    def derivative(args: list[Any], upstream: list[Any], direction: Any) -> Any:
+        def output_of(x: Any) -> Any:
+            return output([*args[:place], x, *args[place + 1 :]])
+
+        if reverse:
+            return jax.vjp(output_of, args[place])[1](upstream)
+        return jax.jvp(output_of, (args[place],), (direction,))[1]
+
     fixed, given = [False] * len(args), [True] * len(upstream)
-    (has_gradient, *_) = _varying(both, [*fixed, *given, False])
-    (_, *outputs) = _varying(both, [*fixed, *(reverse for _ in given), not reverse])
-    return has_gradient, any(outputs)
+    by_upstream = jax.make_jaxpr(gradient)(args, upstream).jaxpr
+    if not any(_varying(by_upstream, [*fixed, *given])):
+        return False, False
+    # What JAX differentiates for the output: a function that calls itself still has its rule there.
+    only = [place == i for i in range(len(args))]
+    if _rounds(jax.make_jaxpr(output)(args).jaxpr, only)[1]:
+        return True, False
+    program = jax.make_jaxpr(derivative)(args, upstream, v.aval).jaxpr
+    return True, any(_varying(program, [*fixed, *(reverse for _ in given), not reverse]))
 
 
 def _places(eqn: Any, program: Any) -> str:

@@ -248,11 +248,13 @@ def _looked_at(model: Any) -> Iterator[None]:
             raise RuntimeError(f"{error}. {_OTHER_BACKENDS}") from error
         return compute(trainable_variables, *args, **kwargs)
 
-    model.compute_loss_and_updates = compute_loss_and_updates
+    # Past the models of NNX, which refuse an assignment within a trace.
+    attributes = vars(model)
+    attributes["compute_loss_and_updates"] = compute_loss_and_updates
     try:
         yield
     finally:
-        del model.compute_loss_and_updates
+        del attributes["compute_loss_and_updates"]
 
 
 def _given(optimizer: Any, grads: Sequence[Any]) -> Any:

@@ -65,9 +65,17 @@ def test_keeps_dtype(dtype):
     assert set(np.unique(z.astype(np.float32))) == {-1.0, 1.0}
 
 
-def test_refuses_a_seed_out_of_range():
+def test_refuses_numbers_that_are_none():
     with pytest.raises(ValueError, match="seed must be from 0"):
         rademacher_like([jnp.zeros(3)], seed=-1, step=0)
+    for step in (1.5, jnp.ones(())):  # a share of an epoch: one probe for all of it
+        with pytest.raises(TypeError, match="step must be an int or an integer array, got float32"):
+            rademacher_like([jnp.zeros(3)], seed=0, step=step)
+
+
+def test_where_ranks_are_not_promoted():
+    with jax.numpy_rank_promotion("raise"):
+        rademacher_like([jnp.zeros((3, 40))], seed=0, step=jnp.int32(1))
 
 
 def test_a_seed_of_64_bits_within_jit():

@@ -66,6 +66,22 @@ def test_a_rule_whose_output_has_no_derivative_is_refused(kind, way):
         jax.jit(lambda: curvature(lambda x: THROUGH[way](LOST[kind], x)))()
 
 
+@pytest.mark.parametrize("by", [by_vjp, lambda f, _: by_jvp(f, calls_itself=False)])
+@pytest.mark.parametrize(
+    "in_part",
+    [
+        lambda x: jnp.sign(x - jnp.mean(x)) * jnp.mean(jnp.abs(x)),
+        lambda x: jnp.floor(x / jnp.max(x)) * jnp.max(x),
+        lambda x: x - x % 0.25,
+    ],
+)
+def test_what_rounds_beside_a_part_that_varies_is_refused(in_part, by):
+    function = by(in_part, lambda _, g: (g,))
+    for reverse in (False, True):
+        with pytest.raises(ValueError, match="stop_gradient"):
+            curvature(lambda x: THROUGH["plain"](function, x), reverse=reverse)
+
+
 @pytest.mark.parametrize("way", THROUGH)
 def test_the_way_out_is_right(way):
     def passed_through(x):
@@ -87,10 +103,11 @@ def test_a_rule_that_calls_the_function_itself_is_right_but_in_loops():
 
 
 def test_reverse_of_a_function_whose_forward_rule_calls_it():
-    function = jax.custom_vjp(rounded)
-    function.defvjp(lambda x: (function(x), None), lambda _, g: (g,))
-    found = curvature(lambda x: THROUGH["plain"](function, x), reverse=True)
-    np.testing.assert_allclose(found, -jnp.sin(rounded(POINT)), rtol=1e-5)
+    for value in (rounded, lambda x: rounded(x / jnp.max(x)) * jnp.max(x)):
+        function = jax.custom_vjp(value)
+        function.defvjp(lambda x, f=function: (f(x), None), lambda _, g: (g,))
+        found = curvature(lambda x, f=function: THROUGH["plain"](f, x), reverse=True)
+        np.testing.assert_allclose(found, -jnp.sin(value(POINT)), rtol=1e-5)
 
 
 def test_what_has_no_gradient_may_be_constant():
@@ -116,7 +133,13 @@ def test_samples_of_a_gamma_distribution_by_its_parameter_are_refused():
     np.testing.assert_allclose(found, 2 * jax.random.t(key, 3.0, (3,)), rtol=1e-5)
 
 
-def test_python_may_decide_by_values_outside_of_jit():
-    np.testing.assert_array_equal(
-        curvature(lambda x: jnp.sum(x**2) if x[0] > 0 else jnp.sum(x)), np.full(3, 2.0)
-    )
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: jnp.sum(x**2) if x[0] > 0 else jnp.sum(x),
+        lambda x: jnp.sum(x[x < 2] ** 2),
+        lambda x: sum(x[i] ** 2 for i in range(3 + jnp.argmin(x) - 1)),
+    ],
+)
+def test_python_may_decide_by_values_outside_of_jit(loss):
+    np.testing.assert_array_equal(curvature(loss), np.full(3, 2.0))

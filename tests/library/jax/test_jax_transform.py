@@ -27,9 +27,15 @@ def test_curvature_that_does_not_fit():
     grads, hessian = derivatives(PARAMS)
     with pytest.raises(ValueError, match="hessian must be a tree like the gradients"):
         tx.update(grads, tx.init(PARAMS), PARAMS, hessian=hessian["conv"])
-    hessian["dense"]["kernel"] = hessian["dense"]["kernel"].T
-    with pytest.raises(ValueError, match=r"shape \(4, 3\) where .*'dense/kernel' has \(3, 4\)"):
-        tx.update(grads, tx.init(PARAMS), PARAMS, hessian=hessian)
+    kernel = hessian["dense"]["kernel"]
+    for wrong, shape in (
+        (kernel.T, r"\(4, 3\)"),
+        ({"a": kernel}, "of dict"),
+        (None, "of NoneType"),
+    ):
+        hessian["dense"]["kernel"] = wrong
+        with pytest.raises(ValueError, match=rf"{shape} where .*'dense/kernel' has \(3, 4\)"):
+            tx.update(grads, tx.init(PARAMS), PARAMS, hessian=hessian)
 
 
 @pytest.mark.parametrize(
@@ -162,10 +168,17 @@ def test_refuses_bad_options(options, message):
         adahessian(0.1, **options)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64])
-def test_refuses_parameters_that_are_not_real(dtype):
-    with pytest.raises(ValueError, match=r"parameter \['n'\] has dtype"):
-        adahessian(0.1).init({"n": jnp.zeros(3, dtype)})
+@pytest.mark.parametrize(
+    ("leaf", "kind"),
+    [
+        (jnp.zeros(3, jnp.int32), "int32"),
+        (jnp.zeros(3, jnp.complex64), "complex64"),
+        (jnp.tanh, r"\w+"),  # the activation of a module of Equinox
+    ],
+)
+def test_refuses_parameters_that_are_not_real(leaf, kind):
+    with pytest.raises(ValueError, match=rf"parameter \['n'\] is {kind}: AdaHessian is"):
+        adahessian(0.1).init({"n": leaf})
 
 
 def test_names_keep_a_key_that_is_called_value():

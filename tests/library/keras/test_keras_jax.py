@@ -23,6 +23,17 @@ def test_forgotten_second_order_is_named():
         model.train_on_batch(*problems.data())
 
 
+def test_nothing_is_assigned_to_a_model_within_a_trace():
+    class OfNnx(keras.Sequential):  # as all are with KERAS_NNX_ENABLED
+        def __setattr__(self, name, value):
+            assert name != "compute_loss_and_updates"
+            super().__setattr__(name, value)
+
+    model = compiled(OfNnx(network().layers), AdaHessian(0.1))
+    model.train_on_batch(*problems.data())
+    assert "compute_loss_and_updates" not in vars(model)
+
+
 def test_a_second_optimizer_of_a_step_is_told_that_it_cannot():
     class Two(keras.Sequential):
         def train_step(self, state, data):
