@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from support import spectrum_process
-from support.device import on_gpu
 from support.patience import PATIENCE
 from support.spectrum_problems import CURVATURES, batches, data, loss_of, network, trainable
 from torch import nn
@@ -192,7 +191,7 @@ def test_finite_differences_find_the_top_eigenvalues_in_single_precision():
     truth = spectrum.top_eigenvalues(exact, 3, tolerance=1e-4).eigenvalues
     found = spectrum.top_eigenvalues(approximate, 3)
     assert found.converged.all()
-    torch.testing.assert_close(found.eigenvalues, truth, rtol=1e-2 if on_gpu() else 5e-3, atol=0)
+    torch.testing.assert_close(found.eigenvalues, truth, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
