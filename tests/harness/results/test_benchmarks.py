@@ -417,6 +417,12 @@ HALVED = {
         "## What came out: small images", 36, -1, "{metric: val/accuracy, value: 0.8}",
         {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD", "sophia_h": "Sophia-H", **QUARTER},
     ),
+    "translation": (
+        "## What came out: a small translation", 36, 1, "{metric: val/loss, value: 1.7}",
+        {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD", "sophia_h": "Sophia-H",
+         "adahessian": "AdaHessian, whole pack",
+         "adahessian_quarter_clipped": "AdaHessian, a quarter, clipped"},
+    ),
 }  # fmt: skip
 
 
