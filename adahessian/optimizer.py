@@ -97,7 +97,7 @@ class AdaHessian(Optimizer):
             (:mod:`adahessian.part_correction`). A refresh then costs this fraction of what it costs
             otherwise, and the step's own gradient needs no graph. An element waits until some part
             has shown its curvature: only the weight decay moves it before. Models with embeddings
-            need ``update_clip`` with it: a part lacks words that the gradient has.
+            and a small eps need ``update_clip`` with it: a part lacks words that the gradient has.
         update_interval: steps between refreshes of the curvature, from the first step on. May be
             changed in ``param_groups`` during training.
         num_samples: probes per refresh.
