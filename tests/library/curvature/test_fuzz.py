@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.double_backward import DoubleBackward
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
@@ -250,7 +251,8 @@ def products(description):
     exactly.evaluate()
     exact = exactly.product(probe.keep()[0])
     rewind()
-    difference = FiniteDifference(closure, params, check=True)
+    accuracy = AccuracyCheck(due=True)  # as at an optimizer's first step, which chooses h
+    difference = FiniteDifference(closure, params, check=True, accuracy=accuracy)
     difference.evaluate()
     gradient = {p: p.grad.clone() for p in params if p.grad is not None}
     found = difference.product(probe.keep()[0])
