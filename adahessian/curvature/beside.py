@@ -169,7 +169,7 @@ class Beside:
             self._check_batch(module, args[0])
 
     def _check_batch(self, module: nn.Module, x: Tensor) -> None:
-        examples = len(x) * _replicas(module)
+        examples = x.shape[0] * _replicas(module)
         if examples < FEWEST:
             raise NoPart(
                 f"batch normalization over {examples} examples: an evaluation of "

@@ -10,7 +10,7 @@ in such a way are marked, and where one meets the graph again, its recorded valu
 Private to :mod:`adahessian.curvature.gates`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import getattr_static
 from typing import Any
 from weakref import ref
@@ -122,9 +122,9 @@ class Constants:
     def __bool__(self) -> bool:
         return bool(self._marked)
 
-    def depend(self, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether an argument depends on a parameter, in autograd's eyes or not."""
-        return any(requires_grad(t) or self.holds(t) for t in tensors_in((args, kwargs)))
+    def depend(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether one of some tensors depends on a parameter, in autograd's eyes or not."""
+        return any(requires_grad(t) or self.holds(t) for t in tensors)
 
     def holds(self, t: Tensor) -> bool:
         """Whether a tensor is a constant that depends on a parameter.
@@ -168,7 +168,7 @@ class Constants:
             outputs = [t for t in tensors_in(out) if t.is_floating_point() and not requires_grad(t)]
         if name in _LIKE_SECOND:
             args, kwargs = args[:1], {}
-        if outputs and not name.endswith(_BY_SHAPE) and self.depend(args, kwargs):
+        if outputs and not name.endswith(_BY_SHAPE) and self.depend(tensors_in((args, kwargs))):
             self.mark(outputs)
 
     def mark(self, tensors: Iterable[Tensor]) -> None:
@@ -212,15 +212,21 @@ def makes_a_leaf(func: Callable) -> bool:
     return is_set or func is Tensor.requires_grad_
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an argument or a result: itself, or in lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for v in value:
-            yield from tensors_in(v)
-    elif isinstance(value, dict):
-        yield from tensors_in(tuple(value.values()))
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in an argument or a result: itself, or in lists, tuples and dicts."""
+    found: list[Tensor] = []
+    _collect((value,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def replaced(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
@@ -234,8 +240,8 @@ def replaced(value: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def meets_the_graph(func: Callable, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a call brings its arguments into the graph."""
+def meets_the_graph(func: Callable, kwargs: dict[str, Any], given: Iterable[Tensor]) -> bool:
+    """Whether a call brings its arguments, and the tensors among them, into the graph."""
     if not torch.is_grad_enabled() or name_of(func) == "__set__" or writes(func, kwargs):
         return False
-    return any(requires_grad(t) for t in tensors_in((args, kwargs)))
+    return any(map(requires_grad, given))

@@ -303,9 +303,9 @@ class _BeforeBackward(SecondDerivatives):
             self._has_graph = False
         if is_backward or func is torch.autograd.grad:
             given = dict(zip(_PARAMETERS[func], args, strict=False)) | (kwargs or {})
-            tensors = list(tensors_in(given[_PARAMETERS[func][0]]))
+            tensors = tensors_in(given[_PARAMETERS[func][0]])
             if not given.get("create_graph") and is_backward:
-                inputs = list(tensors_in(given.get("inputs")))
+                inputs = tensors_in(given.get("inputs"))
                 self._without_graph(inputs or leaves_below(tensors))
             if given.get("create_graph"):
                 computed = self.computed if self._look else None

@@ -58,7 +58,7 @@ from adahessian.curvature.kernels import Kernels
 from adahessian.curvature.layouts import Layouts, copy_of
 from adahessian.curvature.moves import Move, Moves
 from adahessian.curvature.piecewise import ABOVE_AUTOGRAD, ELEMENTWISE, GATES, Detached
-from adahessian.curvature.ragged import is_ragged, on_values
+from adahessian.curvature.ragged import on_values
 from adahessian.curvature.searches import Searches
 from adahessian.curvature.second_derivatives import HINGES
 from adahessian.curvature.shifts import Shifts, is_of_the_graph
@@ -186,14 +186,16 @@ class Gates(TorchFunctionMode):
             self._note(name, args, kwargs)
         is_model = not _torch.in_function()  # what computes a derivative by itself comes with it
         statistics = statistics_written(func, args, kwargs)
-        if is_model and self._constants and meets_the_graph(func, args, kwargs):
-            hold = partial(self._held_still, besides=statistics)
-            args, kwargs = (replaced(value, hold) for value in (args, kwargs))
+        given = tensors_in((args, kwargs))
+        if is_model and self._constants and meets_the_graph(func, kwargs, given):
+            if any(map(self._constants.holds, given)):
+                hold = partial(self._held_still, besides=statistics)
+                args, kwargs = (replaced(value, hold) for value in (args, kwargs))
         if func in _RENORMALIZE:
             args, kwargs = self._renormalized_once(func, args, kwargs)
         written = self._constants.among(written_by(args, kwargs)) if is_write else None
         out = (self._write if is_write else self._call)(name, func, args, kwargs)
-        if is_model and name in NUMBERS and self._constants.depend(args, kwargs):
+        if is_model and name in NUMBERS and self._constants.depend(given):
             return self._number(func, out)
         # An empty one is no part of the model: torch 2.11's checkpointing makes some, in float32.
         if self._next is None and isinstance(out, Tensor) and requires_grad(out) and out.numel():
@@ -202,12 +204,13 @@ class Gates(TorchFunctionMode):
             self._behind_the_graph.add(filter(is_of_the_graph, args))
         if is_model or not _torch.in_backward():
             self._constants.note(name, out, args, kwargs, written)
-            if statistics and self._constants.depend((written_by(args, kwargs),), {}):
+            if statistics and self._constants.depend(tensors_in(written_by(args, kwargs))):
                 self._constants.mark(statistics)
         return out
 
     def _call(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
-        if self.searches.is_running or self._is_of_data(args, kwargs):
+        given = tensors_in((args, kwargs))
+        if self.searches.is_running or self._is_of_data(given):
             with self._below_gates():
                 return func(*args, **kwargs)
         gate = GATES.get(func)
@@ -221,7 +224,7 @@ class Gates(TorchFunctionMode):
         if self.kernels is not None and not isinstance(gate, ABOVE_AUTOGRAD):
             return func(*args, **kwargs)
         if gate is not None and _freezes(gate, _tensors(args, kwargs)):
-            if is_ragged(args, kwargs):
+            if any(t.is_nested for t in given):
                 by_element = isinstance(gate, ELEMENTWISE)
                 with self:
                     return on_values(func, args, kwargs, is_elementwise=by_element)
@@ -246,14 +249,14 @@ class Gates(TorchFunctionMode):
                     out = layouts.lay_out_outputs(value.clone())
         return out
 
-    def _is_of_data(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+    def _is_of_data(self, given: list[Tensor]) -> bool:
         """Whether a call's arguments do not depend on parameters: it has no pieces to freeze.
 
         The closure may keep what it returns (a mask, positions) outside of any module, and compute
         it in the first evaluation only. Gradients do not tell, in a backward pass and behind it.
         """
         has_gradients = self._passes > 0 or _torch.in_backward()
-        return not (has_gradients or self._constants.depend(args, kwargs))
+        return not (has_gradients or self._constants.depend(given))
 
     def _write(self, name: str, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         """Call what writes to tensors in place; to parameters, as :class:`Moves` says.

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from adahessian import _torch
 from adahessian.curvature.snapshot import generator_state, set_generator_state
 from adahessian.curvature.torch_calls import bind, name_of
 
@@ -74,7 +75,8 @@ class _Pool(Function):
     def backward(ctx, *grads):
         (grad,) = grads
         x, indices = ctx.saved_tensors
-        return ctx.kernel(grad, x, indices), None, None, None
+        with _torch.below_torch_functions():
+            return ctx.kernel(grad, x, indices), None, None, None
 
 
 def _pool(x: Tensor, indices: Tensor, dims: int, backward: _Backward) -> Tensor:

@@ -13,11 +13,6 @@ from adahessian.curvature.constants import replaced, tensors_in
 from adahessian.curvature.torch_calls import name_of, writes
 
 
-def is_ragged(args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a call has a nested tensor among its arguments."""
-    return any(t.is_nested for t in tensors_in((args, kwargs)))
-
-
 def on_values(
     func: Callable, args: tuple, kwargs: dict[str, Any], *, is_elementwise: bool
 ) -> Tensor:

@@ -6,7 +6,7 @@ difference takes the margin losses from here, whose kernels it could not freeze.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -231,10 +231,11 @@ class _Leaving(TorchFunctionMode):
     def __torch_function__(self, func, types, args: tuple[Any, ...] = (), kwargs=None):
         kwargs = kwargs or {}
         name, constants = name_of(func), self._constants
-        if name in ARRAYS and constants.depend(args, kwargs):
+        given = tensors_in((args, kwargs))
+        if name in ARRAYS and constants.depend(given):
             self.found = True
-        if constants and meets_the_graph(func, args, kwargs):
-            self.found |= any(map(constants.holds, tensors_in((args, kwargs))))
+        if constants and meets_the_graph(func, kwargs, given):
+            self.found |= any(map(constants.holds, given))
         out = func(*args, **kwargs)
         # Within another function's forward all is without a graph, and that one is looked at.
         if name.removesuffix("_") not in _STEPS and not _torch.in_function_forward():
@@ -251,8 +252,8 @@ def _is_once(backward: Any) -> bool:
     return False
 
 
-def _held_by(context: Any) -> Iterator[Tensor]:
-    """Yield what a custom function has saved for its backward, in either way."""
+def _held_by(context: Any) -> list[Tensor]:
+    """Return what a custom function has saved for its backward, in either way."""
     return tensors_in((context.saved_tensors, vars(context)))
 
 
@@ -300,7 +301,7 @@ class SecondDerivatives(TorchFunctionMode):
         out = func(*args, **kwargs)
         if self._look and _torch.in_function_forward():
             name = name_of(func)
-            written = list(tensors_in(args[0])) if func is Tensor.__setitem__ else None
+            written = tensors_in(args[0]) if func is Tensor.__setitem__ else None
             if name.removesuffix("_") not in _STEPS:
                 self.computed.note(name, out, args, kwargs, written)
             views = [t for t in tensors_in(out) if requires_grad(t) and not _is_among(t, args)]

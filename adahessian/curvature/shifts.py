@@ -29,7 +29,7 @@ class Shifts(NamedTuple):
         cls, func: Callable, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Any, "Shifts | None"]:
         """Call a function that writes; None where a difference of values says nothing."""
-        targets = list(tensors_in(written_by(args, kwargs)))
+        targets = tensors_in(written_by(args, kwargs))
         before = [_values(t).clone() for t in targets]
         out = func(*args, **kwargs)
         after = [_values(t).clone() for t in targets]  # ``.data = `` has brought another memory

@@ -121,8 +121,12 @@ class _Convolution(Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        (grad,) = grads
-        x, weight = ctx.saved_tensors
+        saved = ctx.saved_tensors  # for which a checkpoint computes again, through its gates
+        with _torch.below_torch_functions():
+            return _Convolution._backward(ctx, *grads, *saved)
+
+    @staticmethod
+    def _backward(ctx, grad, x, weight):
         of_data = not ctx.needs_input_grad[0]
         first = next(ctx.remaining, None)
         if first is None:
