@@ -92,6 +92,7 @@ class FiniteDifference:
         self._check = check
         self.step_size = step_size
         see = held_weakly(self._see_wrapper)
+        self._earlier = Earlier() if earlier is None else earlier
         self.replay = Replay(closure, params, gates, earlier, see, alone=central)
         self._central = self._is_beside = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
@@ -138,6 +139,7 @@ class FiniteDifference:
                 for p, grad in after.grads.items():
                     p.grad = grad
                 self._doubt(after, before.value, before.grads, 2 * h)
+                self._see_strays(z, after, before.value, before.grads, 2 * h)
                 return _quotients(after.grads, before.grads, 2 * h)
             self.replay.undo()
             self._central = False
@@ -147,7 +149,9 @@ class FiniteDifference:
             return self._checked_product(used)
         h = self._step_size(list(used))
         after = self._evaluate_at(used, h)
-        self._doubt(after, self._value, dict(zip(used, gradients(used), strict=True)), h)
+        first_grads = dict(zip(used, gradients(used), strict=True))
+        self._doubt(after, self._value, first_grads, h)
+        self._see_strays(used, after, self._value, first_grads, h)
         return self._difference(used, after.grads, h)
 
     def _see_wrapper(self, module: DistributedDataParallel) -> None:
@@ -222,6 +226,7 @@ class FiniteDifference:
         near = self._difference(z, after.grads, h)
         far = self._difference(z, before.grads, -2 * h)
         slope, blur = unexplained(after, before, 3 * h, _eps(precision))
+        self._see_strays(z, after, self._value, dict(zip(z, gradients(z), strict=True)), h)
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
         return Trial(
             scale,
@@ -307,8 +312,7 @@ class FiniteDifference:
         """
         values = after.value, first_value
         both = [p for p in after.grads if p in first_grads]
-        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in values)
-        if not self.accuracy.watches or not are_scalars or not both:
+        if not self.accuracy.watches or not all(map(_is_scalar, values)) or not both:
             return
         pairs = [(local(after.grads[p]), local(first_grads[p])) for p in both]
         seconds, firsts = (list(side) for side in zip(*pairs, strict=True))
@@ -320,6 +324,34 @@ class FiniteDifference:
         doubt = ((value - first).abs() > allowed) | (after.lost > _MOST_LOST).any()
         earlier = self.accuracy.doubt
         self.accuracy.doubt = doubt if earlier is None else earlier | doubt
+
+    def _see_strays(
+        self,
+        z: Vector,
+        after: Evaluation,
+        first_value: Any,
+        first_grads: dict[Tensor, Tensor],
+        width: float,
+    ) -> None:
+        """See whether the loss that the closure returns changes as the gradients say.
+
+        What joins a smooth loss without an operation of its own (a target of the network's) is
+        found in no other way before the next record. Over several processes gradients are
+        averaged, and losses are not.
+        """
+        accuracy, precision = self.accuracy, self.replay.precision(list(z))
+        values = after.value, first_value
+        is_seen = accuracy.watches and precision in TOLERANCES and not accuracy.process_groups
+        if not is_seen or not all(map(_is_scalar, values)):
+            return
+        second, first = (
+            Evaluation(grads, value, Slope.of(z, grads), [value.detach().reshape(())], after.lost)
+            for value, grads in zip(values, (after.grads, first_grads), strict=True)
+        )
+        part, _ = unexplained(second, first, width, _eps(precision))
+        strays = part > TOLERANCES[precision].slope
+        if self._earlier.is_explained or not self.replay.is_smooth:
+            accuracy.note_strays(strays, is_recorded=not self.replay.is_smooth)
 
     def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:
         """Raise if θ + h·z is not that for one of the parameters."""
@@ -353,6 +385,10 @@ def _refuse_coarse_reduction(module: nn.Module) -> None:
             f"fully_shard reduces gradients in {reduced}, which rounds away the small differences "
             f"that the finite difference reads: use MixedPrecisionPolicy(reduce_dtype={computed})"
         )
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
