@@ -75,28 +75,6 @@ class Slope:
         self._latest: dict[Tensor, Tensor] = {}
         self.seen: set[Tensor] = set()
 
-    @classmethod
-    def of(cls, z: Mapping[Tensor, Tensor], grads: Mapping[Tensor, Tensor]) -> "Slope":
-        """Return that of gradients that are there, in a few kernels for all of them."""
-        slope = cls(z)
-        slope.seen = {p for p in grads if p in z}
-        found = [grads[p] for p in slope.seen]
-        if not found or any(map(is_sharded, z)):
-            return slope
-
-        def norms(tensors: Iterable[Tensor], order: int) -> Tensor:
-            return torch.stack(
-                [n.to(slope._nothing) for n in torch._foreach_norm(list(tensors), order)]
-            )
-
-        products = torch._foreach_mul(found, [z[p] for p in slope.seen])
-        up = norms(torch._foreach_clamp_min(products, 0), 1).sum()
-        down = norms(torch._foreach_clamp_max(products, 0), 1).sum()
-        slope._returned[next(iter(slope.seen))] = torch.stack(
-            [up - down, norms(found, 2).square().sum()]
-        )
-        return slope
-
     @property
     def along(self) -> Tensor:
         """zᵀg, one element."""

@@ -19,15 +19,21 @@ from adahessian.curvature.check import (
     best_trial,
     unexplained,
 )
-from adahessian.curvature.closures import gradients, held_weakly, not_repeatable
+from adahessian.curvature.closures import (
+    gradients,
+    held_weakly,
+    not_repeatable,
+    refuse_uninitialized,
+)
 from adahessian.curvature.diagnosis import likely_cause
 from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Replay
+from adahessian.curvature.strays import strays
 from adahessian.curvature.trace import Trace
-from adahessian.replicas import local, mesh_groups, over_all
+from adahessian.replicas import is_sharded, local, mesh_groups, over_all
 
 _MOST_LOST = 0.5  # of a step, by rounding
 _NOTHING = contextlib.nullcontext()
@@ -66,6 +72,7 @@ class FiniteDifference:
 
     Raises:
         RuntimeError: there is no closure.
+        ValueError: a parameter is not initialized.
     """
 
     def __init__(
@@ -88,6 +95,7 @@ class FiniteDifference:
                 "passes none either: use bfloat16 autocast without a GradScaler, or "
                 "curvature='double_backward'."
             )
+        refuse_uninitialized(params)
         self._params = params
         self._check = check
         self.step_size = step_size
@@ -312,7 +320,8 @@ class FiniteDifference:
         """
         values = after.value, first_value
         both = [p for p in after.grads if p in first_grads]
-        if not self.accuracy.watches or not all(map(_is_scalar, values)) or not both:
+        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in values)
+        if not self.accuracy.watches or not are_scalars or not both:
             return
         pairs = [(local(after.grads[p]), local(first_grads[p])) for p in both]
         seconds, firsts = (list(side) for side in zip(*pairs, strict=True))
@@ -335,23 +344,19 @@ class FiniteDifference:
     ) -> None:
         """See whether the loss that the closure returns changes as the gradients say.
 
-        What joins a smooth loss without an operation of its own (a target of the network's) is
-        found in no other way before the next record. Over several processes gradients are
-        averaged, and losses are not.
+        In one process: over several the gradients are averaged, and losses are not.
         """
         accuracy, precision = self.accuracy, self.replay.precision(list(z))
-        values = after.value, first_value
-        is_seen = accuracy.watches and precision in TOLERANCES and not accuracy.process_groups
-        if not is_seen or not all(map(_is_scalar, values)):
+        is_recorded = not self.replay.is_smooth
+        is_of_use = is_recorded and not self.replay.met_pieces or self._earlier.is_explained
+        alone = not (accuracy.process_groups or any(map(is_sharded, z)))
+        if not (is_of_use and alone and accuracy.watches and precision in TOLERANCES):
             return
-        second, first = (
-            Evaluation(grads, value, Slope.of(z, grads), [value.detach().reshape(())], after.lost)
-            for value, grads in zip(values, (after.grads, first_grads), strict=True)
-        )
-        part, _ = unexplained(second, first, width, _eps(precision))
-        strays = part > TOLERANCES[precision].slope
-        if self._earlier.is_explained or not self.replay.is_smooth:
-            accuracy.note_strays(strays, is_recorded=not self.replay.is_smooth)
+        tolerance, eps = TOLERANCES[precision].slope, _eps(precision)
+        args = z, after, first_value, first_grads, width
+        found = strays(*args, eps=eps, tolerance=tolerance)
+        if found is not None:
+            accuracy.note_strays(found, is_recorded=is_recorded)
 
     def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:
         """Raise if θ + h·z is not that for one of the parameters."""
@@ -385,10 +390,6 @@ def _refuse_coarse_reduction(module: nn.Module) -> None:
             f"fully_shard reduces gradients in {reduced}, which rounds away the small differences "
             f"that the finite difference reads: use MixedPrecisionPolicy(reduce_dtype={computed})"
         )
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() == 1
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 
-def before_each_call(hook: Callable[[nn.Module, Any], None]) -> RemovableHandle:
+def before_each_call(hook: Callable[[nn.Module, Any], object]) -> RemovableHandle:
     """Call a hook with each module that this thread calls, and its arguments, until removed."""
     return register_module_forward_pre_hook(_of_this_thread(hook))
 

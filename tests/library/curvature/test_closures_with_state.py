@@ -206,8 +206,8 @@ class Checkpointed(Model):
 
 
 KINDS = [
-    Checkpointed, Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records, Constrained,
-    ConstrainedByData, InTheGraph, Outside,
+    Checkpointed, Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records,
+    Constrained, ConstrainedByData, InTheGraph, Outside,
 ]  # fmt: skip
 
 
