@@ -181,3 +181,29 @@ def test_a_loss_that_is_not_shown_is_always_recorded(returned):
 def test_nothing_is_known_at_first():
     earlier = Earlier()
     assert not earlier.smooth and not earlier.looked_at
+
+
+def test_a_single_example_may_go_another_way_when_it_is_repeated():
+    """A reshape of sizes of one does, behind an embedding: that counted as another loss."""
+    found = []
+    for curvature in ("double_backward", "finite_difference"):
+        torch.manual_seed(0)
+        embedding, heads = nn.Embedding(9, 4).double(), torch.ones(2, 2).double()
+        optimizer = AdaHessian(
+            embedding.parameters(), curvature=curvature, curvature_fraction=0.25, check_interval=0
+        )
+        optimizer.register_curvature_hook(lambda _, __, estimates: found.append(estimates[0] + 0))
+
+        def part(start, stop, embedding=embedding, heads=heads):
+            rows = torch.arange(40).view(8, 5)[round(8 * start) : round(8 * stop)] % 9
+            y = embedding(rows).view(-1, 5, 2, 2).transpose(1, 2).reshape(-1, 5, 2) @ heads
+            return y.tanh().square().mean()
+
+        def closure(optimizer=optimizer, part=part):
+            optimizer.zero_grad()
+            loss = part(0, 1)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure, curvature_closure=part)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-7)
