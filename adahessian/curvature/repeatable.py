@@ -54,14 +54,18 @@ def check_repeatable(
     # Of what is not finite nothing can be said here; the step says it.
     if not scale.isfinite():
         return []
-    if change <= _TOLERANCE * scale:
+    is_linear = bool(change <= _TOLERANCE * scale)
+    alone = scales and not groups  # what follows is decided by each process for itself
+    # The factor is a power of two: a difference is noise, or a gradient that is not quite linear
+    # in it (a solver's with a tolerance).
+    if is_linear and not (alone and change > 0):
         return list(found)
-    if scales and not groups:  # what follows is decided by each process for itself
+    if alone:
         _, same, reached = repeat(1.0)
         found = _less(same, first)
         change = _norm(found)
         if change <= _TOLERANCE * scale:
-            if _norm(scaled).isfinite():  # or so large a loss overflows somewhere
+            if not is_linear and _norm(scaled).isfinite():  # or so large a loss overflows somewhere
                 _, twice, _ = repeat(2 * _FACTOR)
                 _check_linear(params, reached, [same, scaled, twice])
             return found
