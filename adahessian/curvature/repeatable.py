@@ -14,6 +14,7 @@ from adahessian.replicas import any_of, local, mesh_groups, over_all
 
 _FACTOR = 32.0  # of the loss in another evaluation
 _TOLERANCE = 0.01  # of the gradient
+_ROUNDING = 100.0  # of it, in units of the precision
 
 Repeat = Callable[[float], tuple[Any, list[Tensor], set[Tensor]]]
 
@@ -56,9 +57,9 @@ def check_repeatable(
         return []
     is_linear = bool(change <= _TOLERANCE * scale)
     alone = scales and not groups  # what follows is decided by each process for itself
-    # The factor is a power of two: a difference is noise, or a gradient that is not quite linear
-    # in it (a solver's with a tolerance).
-    if is_linear and not (alone and change > 0):
+    # More than rounding is noise, or a gradient that is linear up to a solver's tolerance.
+    rounding = _ROUNDING * torch.finfo(first[0].dtype).eps * scale
+    if is_linear and not (alone and change > rounding):
         return list(found)
     if alone:
         _, same, reached = repeat(1.0)

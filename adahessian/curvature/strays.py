@@ -49,7 +49,8 @@ def strays(
     torch._foreach_clamp_max_(products, 0)
     along = up - _norms(products, 1).sum()
     second, first = (v.detach().reshape(()).to(along.device) for v in values)
-    rounding = 8 * eps * (second.abs() + first.abs())
+    # A small loss is rounded as the logits are that it is computed from: of the order of one.
+    rounding = 8 * eps * (0.5 + second.abs() + first.abs())
     unexplained = (second - first - width / 2 * along).abs()
     return unexplained > rounding + tolerance * width * _norms(firsts, 2).norm()
 
