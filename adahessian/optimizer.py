@@ -14,7 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from adahessian import _torch, grad_scaler
 from adahessian.curvature import Earlier
 from adahessian.curvature.attributes import may_change
-from adahessian.curvature.closures import call, gradients, refuse_capture
+from adahessian.curvature.closures import (
+    call,
+    gradients,
+    refuse_capture,
+    refuse_uninitialized,
+)
 from adahessian.curvature.compare import CurvatureError, compare_products
 from adahessian.curvature.hutchinson import Probes
 from adahessian.left_out import LeftOut
@@ -343,6 +348,7 @@ class AdaHessian(Optimizer):
             closure: as for :meth:`step`.
         """
         params = [p for p in self._all_params() if p.requires_grad]
+        refuse_uninitialized(params)
         grads = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in params]
         seed, step = (self.param_groups[0][key] for key in ("seed", "step"))
         probe = Probes(params, seed=seed, step=step)

@@ -23,6 +23,7 @@ SECOND_MOMENTS = {
     "signed": "exp_hessian_diag",
 }
 _BIAS_CORRECTIONS = ("refreshes", "steps", None)
+_LARGEST = 1e30  # of numbers that scale a step: not far above, float32 overflows
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,18 @@ def check_options(group: dict[str, Any]) -> None:
 
     lr = group["lr"]
     if isinstance(lr, Tensor):
-        require("lr", lr, lr.numel() == 1, "a number or a tensor with one element")
+        valid = lr.numel() == 1 and not lr.is_complex()
+        require("lr", lr, valid, "a number or a tensor with one element")
     # A schedule that ends at zero can end below it by rounding.
-    require("lr", lr, _is_number(lr) and -1e-12 < lr < math.inf, "finite and at least 0")
+    small = f"at least 0 and at most {_LARGEST:g}"
+    require("lr", lr, _is_number(lr) and -1e-12 < lr <= _LARGEST, small)
     betas = group["betas"]
     require("betas", betas, isinstance(betas, tuple | list) and len(betas) == 2, "two numbers")
-    require("betas", betas, all(_is_number(b) and 0 <= b < 1 for b in betas), "in [0, 1)")
+    plain = all(_is_number(b) and not isinstance(b, Tensor) for b in betas)
+    require("betas", betas, plain and all(0 <= b < 1 for b in betas), "Python numbers in [0, 1)")
     for name in ("eps", "weight_decay"):
         value = group[name]
-        require(name, value, _is_number(value) and 0 <= value < math.inf, "finite and at least 0")
+        require(name, value, _is_number(value) and 0 <= value <= _LARGEST, small)
     power = group["hessian_power"]
     require("hessian_power", power, _is_number(power) and 0 <= power <= 1, "in [0, 1]")
     check_block_size(group["block_size"])

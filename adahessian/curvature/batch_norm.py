@@ -22,6 +22,10 @@ def batch_norm(
 
     Calls that it does not cover (evaluation mode, no weight, reduced precision) go their usual way.
     """
+    if not training and running_mean is not None and running_var is not None:
+        # torch saves the buffers themselves for its derivatives, and does not notice when a pass in
+        # training mode changes them: another one of the closure, or a checkpoint's within backward.
+        running_mean, running_var = running_mean.clone(), running_var.clone()
     full_precision = input.dtype in (torch.float32, torch.float64)
     # Checkpointing runs the forward again within backward, where this mode is off: what is saved
     # under its hooks must be what torch itself saves.

@@ -16,7 +16,7 @@ parameters moves smoothly. But then the loss does not move as the gradient says,
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -252,6 +252,11 @@ class AccuracyCheck:
         slope_tolerance: what it may be.
         doubt: an evaluation was another computation than the first, one element; None where that
             was not seen, or is not the case.
+        strays: the loss that the closure returns changes otherwise than its gradients say, one
+            element; None where that was not seen. Of an evaluation that is not recorded, where
+            earlier losses did not: something moves that is to stand still.
+        recorded_strays: the same of one that is recorded, where nothing of the kind moves: what
+            the closure returns is not what its gradients are those of.
         cause: the operation that is likely to be behind what is wrong; "" for none.
     """
 
@@ -262,6 +267,8 @@ class AccuracyCheck:
     slope: Tensor | None = None
     slope_tolerance = math.inf
     doubt: Tensor | None = None
+    strays: Tensor | None = None
+    recorded_strays: Tensor | None = None
     cause = ""
 
     def __init__(
@@ -319,9 +326,18 @@ class AccuracyCheck:
         if self.doubt is not None and self.process_groups:
             self.doubt = over_all(self.doubt.float(), self.process_groups, "MAX") > 0
 
+    def note_strays(self, strays: Tensor, *, is_recorded: bool) -> None:
+        """Take in that of one of the refresh's evaluations."""
+        name = "recorded_strays" if is_recorded else "strays"
+        earlier = getattr(self, name)
+        setattr(self, name, strays if earlier is None else earlier | strays)
+
     def sent(self) -> "tuple[AccuracyCheck, torch.Event | None]":
         """Return a copy that the host can read, and when: from an event on, None for now."""
-        names = ("failed", "zeros", "disagreements", "noise", "slope", "doubt")
+        names = (
+            "failed", "zeros", "disagreements", "noise", "slope", "doubt", "strays",
+            "recorded_strays",
+        )  # fmt: skip
         values = {name: t for name in names if (t := getattr(self, name)) is not None}
         device = next((t.device for t in values.values() if t.device.type != "cpu"), None)
         if device is None:
@@ -333,13 +349,14 @@ class AccuracyCheck:
         arrival.record()
         return there, arrival
 
-    def wrong(self, params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    def wrong(self, params: Collection[Tensor]) -> dict[Tensor, Tensor]:
         """Return one bool for each of some parameters, where anything can be wrong."""
         wrong = {}
         if self.failed is not None:
             wrong |= zip(self.params, self.failed.unbind(), strict=True)
-        if self.doubt is not None and not (self.waits and not self.doubt):
-            return {p: self.doubt | wrong[p] if p in wrong else self.doubt for p in params}
+        for doubt in (self.doubt, self.strays):
+            if doubt is not None and not (self.waits and not doubt):
+                wrong = {p: doubt | wrong[p] if p in wrong else doubt for p in params}
         return {p: wrong[p] for p in params if p in wrong}
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from weakref import WeakMethod
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 
 def call(closure: Callable[[], Any] | None) -> Any:
@@ -44,6 +45,15 @@ def refuse_capture(params: Sequence[Tensor]) -> None:
             "AdaHessian.step cannot be captured in a CUDA graph: every replay would repeat the "
             "captured step's probe and bias corrections. Capture the model instead, for the steps "
             "that do not refresh the curvature"
+        )
+
+
+def refuse_uninitialized(params: Iterable[Tensor]) -> None:
+    """Raise ValueError if a parameter has no shape yet, where a probe has to have it."""
+    if any(map(is_lazy, params)):
+        raise ValueError(
+            "a parameter of a lazy module (nn.LazyLinear, say) has no shape before the module has "
+            "seen a batch: call the model once, under torch.no_grad(), before the first step"
         )
 
 

@@ -38,8 +38,8 @@ class CurvatureError(NamedTuple):
 
     @property
     def largest(self) -> float:
-        """Of ``relative``, without those in ``flat``."""
-        return max((e for e in self.relative if e == e), default=math.nan)
+        """Of ``relative`` and ``flat``: double backward may have no curvature and be wrong."""
+        return max((e for e in (*self.relative, *self.flat.values()) if e == e), default=math.nan)
 
 
 def compare_products(

@@ -12,6 +12,7 @@ from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.constants import Storages, tensors_in, writes_values
 from adahessian.curvature.graph import leaves_below, nodes_below
 from adahessian.curvature.hutchinson import Probes
+from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.products import Vector
 from adahessian.curvature.second_derivatives import (
     NO_SECOND_DERIVATIVE,
@@ -19,6 +20,7 @@ from adahessian.curvature.second_derivatives import (
     SecondDerivatives,
     warn_of_a_constant,
 )
+from adahessian.curvature.snapshot import Snapshot
 from adahessian.curvature.torch_calls import written_by
 from adahessian.replicas import is_sharded
 
@@ -342,6 +344,9 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
     grads = gradients(params)
     if not all(g.requires_grad for g in grads) and _has_node(grads, _REENTRANT_NODE):
         raise RuntimeError(_REENTRANT)
+    # A checkpoint runs its part of the model again. That is no further evaluation of the closure.
+    kept = Snapshot((), (), (), places={})
+    hook = before_each_call(lambda module, _: kept.add(module))
     try:
         return double_backward(grads, params, [z[p] for p in params], retain_graph=retain_graph)
     except RuntimeError as error:
@@ -349,6 +354,9 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
             raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
         error.add_note(_WHILE_DIFFERENTIATING_TWICE)
         raise
+    finally:
+        hook.remove()
+        kept.restore()
 
 
 def lacks_a_second_derivative(error: RuntimeError) -> bool:

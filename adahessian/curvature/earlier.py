@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian.curvature.attributes import Places
+from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.searches import Searches
 from adahessian.curvature.snapshot import modules_around
@@ -40,6 +41,8 @@ class Earlier:
         searches: the forward methods of custom functions that are not to be frozen.
         looked_at: the losses in which such pieces were looked for, by their operations.
         smooth: those that met no gate.
+        is_explained: whether the gradients of the last recorded evaluation are those of what the
+            closure returned.
     """
 
     LOOK_AGAIN = 64
@@ -59,6 +62,7 @@ class Earlier:
         self.searches = Searches()
         self.looked_at: set[Kinds] = set()
         self.smooth: set[Kinds] = set()
+        self.is_explained = False
         self._remaining = 0
 
     def begin_refresh(self, *, look: bool = False) -> None:
@@ -82,8 +86,16 @@ class Earlier:
         """
         found = False
         while len(self.verdicts) > but:
-            found |= self.verdicts.popleft().tell()
+            verdict = self.verdicts.popleft()
+            found |= verdict.tell()
+            self._learn_of_strays(verdict.accuracy)
         return found
+
+    def _learn_of_strays(self, accuracy: AccuracyCheck) -> None:
+        if accuracy.recorded_strays is not None:
+            self.is_explained = not accuracy.recorded_strays
+        if accuracy.strays is not None and accuracy.strays:
+            self.always_record()
 
     def known_modules(self, params: Iterable[Tensor]) -> list[nn.Module]:
         """Return ``modules``; the first time, look for those around some parameters."""

@@ -19,15 +19,21 @@ from adahessian.curvature.check import (
     best_trial,
     unexplained,
 )
-from adahessian.curvature.closures import gradients, held_weakly, not_repeatable
+from adahessian.curvature.closures import (
+    gradients,
+    held_weakly,
+    not_repeatable,
+    refuse_uninitialized,
+)
 from adahessian.curvature.diagnosis import likely_cause
 from adahessian.curvature.earlier import Earlier
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Replay
+from adahessian.curvature.strays import strays
 from adahessian.curvature.trace import Trace
-from adahessian.replicas import local, mesh_groups, over_all
+from adahessian.replicas import is_sharded, local, mesh_groups, over_all
 
 _MOST_LOST = 0.5  # of a step, by rounding
 _NOTHING = contextlib.nullcontext()
@@ -66,6 +72,7 @@ class FiniteDifference:
 
     Raises:
         RuntimeError: there is no closure.
+        ValueError: a parameter is not initialized.
     """
 
     def __init__(
@@ -88,10 +95,12 @@ class FiniteDifference:
                 "passes none either: use bfloat16 autocast without a GradScaler, or "
                 "curvature='double_backward'."
             )
+        refuse_uninitialized(params)
         self._params = params
         self._check = check
         self.step_size = step_size
         see = held_weakly(self._see_wrapper)
+        self._earlier = Earlier() if earlier is None else earlier
         self.replay = Replay(closure, params, gates, earlier, see, alone=central)
         self._central = self._is_beside = central
         self.accuracy = AccuracyCheck() if accuracy is None else accuracy
@@ -138,6 +147,7 @@ class FiniteDifference:
                 for p, grad in after.grads.items():
                     p.grad = grad
                 self._doubt(after, before.value, before.grads, 2 * h)
+                self._see_strays(z, after, before.value, before.grads, 2 * h)
                 return _quotients(after.grads, before.grads, 2 * h)
             self.replay.undo()
             self._central = False
@@ -147,7 +157,9 @@ class FiniteDifference:
             return self._checked_product(used)
         h = self._step_size(list(used))
         after = self._evaluate_at(used, h)
-        self._doubt(after, self._value, dict(zip(used, gradients(used), strict=True)), h)
+        first_grads = dict(zip(used, gradients(used), strict=True))
+        self._doubt(after, self._value, first_grads, h)
+        self._see_strays(used, after, self._value, first_grads, h)
         return self._difference(used, after.grads, h)
 
     def _see_wrapper(self, module: DistributedDataParallel) -> None:
@@ -222,6 +234,7 @@ class FiniteDifference:
         near = self._difference(z, after.grads, h)
         far = self._difference(z, before.grads, -2 * h)
         slope, blur = unexplained(after, before, 3 * h, _eps(precision))
+        self._see_strays(z, after, self._value, dict(zip(z, gradients(z), strict=True)), h)
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
         return Trial(
             scale,
@@ -320,6 +333,30 @@ class FiniteDifference:
         doubt = ((value - first).abs() > allowed) | (after.lost > _MOST_LOST).any()
         earlier = self.accuracy.doubt
         self.accuracy.doubt = doubt if earlier is None else earlier | doubt
+
+    def _see_strays(
+        self,
+        z: Vector,
+        after: Evaluation,
+        first_value: Any,
+        first_grads: dict[Tensor, Tensor],
+        width: float,
+    ) -> None:
+        """See whether the loss that the closure returns changes as the gradients say.
+
+        In one process: over several the gradients are averaged, and losses are not.
+        """
+        accuracy, precision = self.accuracy, self.replay.precision(list(z))
+        is_recorded = not self.replay.is_smooth
+        is_of_use = is_recorded and not self.replay.met_pieces or self._earlier.is_explained
+        alone = not (accuracy.process_groups or any(map(is_sharded, z)))
+        if not (is_of_use and alone and accuracy.watches and precision in TOLERANCES):
+            return
+        tolerance, eps = TOLERANCES[precision].slope, _eps(precision)
+        args = z, after, first_value, first_grads, width
+        found = strays(*args, eps=eps, tolerance=tolerance)
+        if found is not None:
+            accuracy.note_strays(found, is_recorded=is_recorded)
 
     def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:
         """Raise if θ + h·z is not that for one of the parameters."""

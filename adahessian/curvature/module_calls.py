@@ -9,7 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.hooks import RemovableHandle
 
 
-def before_each_call(hook: Callable[[nn.Module, Any], None]) -> RemovableHandle:
+def before_each_call(hook: Callable[[nn.Module, Any], object]) -> RemovableHandle:
     """Call a hook with each module that this thread calls, and its arguments, until removed."""
     return register_module_forward_pre_hook(_of_this_thread(hook))
 
@@ -19,7 +19,7 @@ def after_each_call(hook: Callable[[nn.Module, Any, Any], None]) -> RemovableHan
     return register_module_forward_hook(_of_this_thread(hook), always_call=True)
 
 
-def _of_this_thread(hook: Callable[..., None]) -> Callable[..., None]:
+def _of_this_thread(hook: Callable[..., object]) -> Callable[..., None]:
     """torch's hooks are for all threads: another one may train a model of its own meanwhile."""
     thread = threading.get_ident()
 

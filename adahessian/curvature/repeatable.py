@@ -14,6 +14,7 @@ from adahessian.replicas import any_of, local, mesh_groups, over_all
 
 _FACTOR = 32.0  # of the loss in another evaluation
 _TOLERANCE = 0.01  # of the gradient
+_ROUNDING = 100.0  # of it, in units of the precision
 
 Repeat = Callable[[float], tuple[Any, list[Tensor], set[Tensor]]]
 
@@ -54,14 +55,18 @@ def check_repeatable(
     # Of what is not finite nothing can be said here; the step says it.
     if not scale.isfinite():
         return []
-    if change <= _TOLERANCE * scale:
+    is_linear = bool(change <= _TOLERANCE * scale)
+    alone = scales and not groups  # what follows is decided by each process for itself
+    # More than rounding is noise, or a gradient that is linear up to a solver's tolerance.
+    rounding = _ROUNDING * torch.finfo(first[0].dtype).eps * scale
+    if is_linear and not (alone and change > rounding):
         return list(found)
-    if scales and not groups:  # what follows is decided by each process for itself
+    if alone:
         _, same, reached = repeat(1.0)
         found = _less(same, first)
         change = _norm(found)
         if change <= _TOLERANCE * scale:
-            if _norm(scaled).isfinite():  # or so large a loss overflows somewhere
+            if not is_linear and _norm(scaled).isfinite():  # or so large a loss overflows somewhere
                 _, twice, _ = repeat(2 * _FACTOR)
                 _check_linear(params, reached, [same, scaled, twice])
             return found

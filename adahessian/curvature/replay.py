@@ -126,12 +126,15 @@ class Replay:
     def is_another(self, value: Any, used: Collection[Tensor]) -> bool:
         """Whether an evaluation that was to be smooth was of a loss that is not known to be.
 
-        Then it counts as not smooth from now on.
+        Then it counts as not smooth from now on. One that is recorded is what was recorded, though
+        a reshape, say, may go another way.
 
         Args:
             value: what the closure returned.
             used: the parameters that got a gradient.
         """
+        if not self.is_smooth:
+            return False
         self.is_smooth = self._kinds(value, used) in self._earlier.smooth
         return not self.is_smooth
 

@@ -23,17 +23,20 @@ class Verdict:
     Args:
         accuracy: the check.
         names: of the parameters.
+
+    Attributes:
+        accuracy: the check, where the host can read it.
     """
 
     def __init__(self, accuracy: AccuracyCheck, names: Mapping[Tensor, str]) -> None:
         self._names = names
-        self._accuracy, self._arrival = accuracy.sent()
+        self.accuracy, self._arrival = accuracy.sent()
 
     def tell(self) -> bool:
         """Warn of what is wrong; return whether a product is, so that another h may help."""
         if self._arrival is not None:
             self._arrival.synchronize()
-        found = self._accuracy
+        found = self.accuracy
         if found.doubt is not None and found.doubt:
             _warn(
                 "the second evaluation of the closure is not the first one's computation: its loss "

@@ -331,3 +331,14 @@ def test_numbers_of_each_kind_are_refused_before_anything_is_computed(curvature,
     optimizer.curvature_closure = lambda start, stop: pytest.fail("evaluated")
     with pytest.raises(ValueError, match="complex|has dtype|to_empty"):
         optimizer.step(lambda: pytest.fail("evaluated"))
+
+
+def test_parameters_without_a_shape_are_refused_where_a_probe_comes_first():
+    model = nn.Sequential(nn.LazyLinear(2))
+    optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+    for evaluate in (optimizer.step, optimizer.curvature_error):
+        with pytest.raises(ValueError, match="lazy module .* call the model once"):
+            evaluate(lambda: pytest.fail("evaluated"))
+    exact = AdaHessian(model.parameters())
+    take_step(exact, list(model.parameters()), lambda *_: model(torch.ones(4, 3)).square().sum())
+    assert len(exact.state) == 2

@@ -274,6 +274,22 @@ def test_the_comparison_tells_how_much():
         assert optimizer.curvature_error(closure).largest > 0.1
 
 
+def test_the_comparison_tells_of_an_exact_product_that_is_zero_and_wrong():
+    """Of a tensor that seems to have no curvature, beside others that have some."""
+    p, alone = (torch.ones(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = AdaHessian([p, alone])
+
+    def closure():
+        optimizer.zero_grad()
+        value = p.exp().sum() + Attribute.apply(alone).sum()
+        value.backward(create_graph=optimizer.needs_graph)
+        return value
+
+    with pytest.warns(UserWarning, match=SAYS):
+        error = optimizer.curvature_error(closure)
+    assert error.flat.keys() == {1} and error.largest == error.flat[1] > 0.5
+
+
 def test_it_is_warned_of_once():
     p = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     optimizer = AdaHessian([p])

@@ -94,10 +94,31 @@ def first_step(make, **options):
     return products, exact, [str(w.message) for w in found]
 
 
+class _Solver(torch.autograd.Function):
+    """Whose gradient is linear in the loss up to a tolerance, as an adaptive solver's is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 + 1e-6 * grad.log())
+
+
+def by_a_solver(params, loss):
+    value = loss(*params)
+    _Solver.apply(value).backward()
+    return value
+
+
 @pytest.mark.parametrize(
     "make",
-    [by_parts, the_other_way, in_addition, all_by_hand, clipped_without_effect, by_torch_func],
-)
+    [
+        by_parts, the_other_way, in_addition, all_by_hand, clipped_without_effect, by_torch_func,
+        by_a_solver,
+    ],
+)  # fmt: skip
 def test_gradients_of_both_kinds_are_right_and_no_alarm(make):
     products, exact, found = first_step(make)
     assert not found
