@@ -3,8 +3,8 @@
 The rule of a ``jax.custom_vjp`` gives a function's gradient. H·z needs the derivative of its output
 as well, and JAX takes that from the code of the forward rule: of a straight-through rounding, or of
 a spike with a surrogate gradient, it is zero. So it is where the rule of a ``jax.custom_jvp``
-computes the output by itself, and in loops whatever it does: there JAX forgets the rule once it has
-the gradient. torch takes the given gradient for both.
+computes the output by itself, and in loops whatever it does: there JAX (0.10, not 0.12) forgets the
+rule once it has the gradient. torch takes the given gradient for both.
 
 Which operations cut the derivative off the program tells; whether that matters (of
 ``sign(x) * log1p(abs(x))`` it does not) only numbers do: the function alone is run with some.
@@ -205,7 +205,7 @@ def _differ(this: Callable, other: Callable, *avals: list[Any]) -> bool | None:
                 found = jax.jit(core.jaxpr_as_fun(program))(0.0)[0]
                 _SEEN[text] = bool(jax.device_get(found))
         return _SEEN.get(text)
-    except Exception:  # noqa: BLE001 (code of others: the axis of a mesh, what some devices lack)
+    except Exception:
         return None
 
 

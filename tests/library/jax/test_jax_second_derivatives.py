@@ -1,4 +1,4 @@
-# ruff: noqa: E402 (the imports follow the check that JAX is there)
+
 """What JAX differentiates wrongly a second time is refused, and nothing else is."""
 
 import pytest
@@ -101,9 +101,13 @@ def test_a_rule_that_calls_the_function_itself_is_right_but_in_loops():
     for reverse in (False, True):
         found = curvature(lambda x: THROUGH["plain"](function, x), reverse=reverse)
         np.testing.assert_allclose(found, -jnp.sin(rounded(POINT)), rtol=1e-5)
-        # JAX forgets the rule there: jax.hessian gives zero.
-        with pytest.raises(ValueError, match="stop_gradient"):
-            curvature(lambda x: THROUGH["scan"](function, x), reverse=reverse)
+        # JAX 0.10 forgets the rule there, and jax.hessian gives zero; 0.12 does not.
+        try:
+            found = curvature(lambda x: THROUGH["scan"](function, x), reverse=reverse)
+        except ValueError as error:
+            assert "stop_gradient" in str(error)
+        else:
+            np.testing.assert_allclose(found, -jnp.sin(rounded(POINT)), rtol=1e-5)
 
 
 def test_reverse_of_a_function_whose_forward_rule_calls_it():
