@@ -1,4 +1,4 @@
-
+# ruff: noqa: E402 (the imports follow the check that JAX is there)
 """What JAX differentiates wrongly a second time is refused, and nothing else is."""
 
 import pytest
