@@ -3,14 +3,18 @@
 The rule of a ``jax.custom_vjp`` gives a function's gradient. H·z needs the derivative of its output
 as well, and JAX takes that from the code of the forward rule: of a straight-through rounding, or of
 a spike with a surrogate gradient, it is zero. So it is where the rule of a ``jax.custom_jvp``
-computes the output by itself, and in loops whatever it does: there JAX forgets the rule once it has
-the gradient. torch takes the given gradient for both.
+computes the output by itself, and in loops whatever it does: there JAX (0.10, not 0.12) forgets the
+rule once it has the gradient. torch takes the given gradient for both.
+
+Which operations cut the derivative off the program tells; whether that matters (of
+``sign(x) * log1p(abs(x))`` it does not) only numbers do: the function alone is run with some.
 
 For :mod:`adahessian.jax` and for Keras on JAX, which has no optax.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +24,20 @@ from jax.extend import core
 
 # Of floats to floats: integers and truth values are no floats anyway.
 _PIECEWISE_CONSTANT = frozenset({"round", "floor", "ceil", "sign", "stop_gradient"})
-# Beside a part that varies, as where a layer quantizes its input by its maximum: x - x % s, too.
-_ROUNDING = frozenset({"round", "floor", "ceil", "sign", "rem"})
+_ROUNDING = frozenset({"round", "floor", "ceil", "sign", "rem"})  # x - x % s, too
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-_TO_BE_LOOKED_AT = _CUSTOM | _ROUNDING | {"random_gamma"}
+# Not to be run with random numbers: loops may not end, kernels may read outside of their arrays.
+_NOT_RUN = frozenset({"while", "pallas_call", "ffi_call", "pure_callback", "io_callback"})
+_LARGEST = 2**28  # elements of a function that is run
+_SEEN: dict[str, bool] = {}  # by their program, which functions differed
 
 _LOST = (
     "a function ({places}) has a gradient by a rule of its own (custom_vjp, custom_jvp, "
-    "custom_gradient) and rounds, or is constant otherwise, so that JAX has no derivative of its "
-    "output: curvature would be missing without a word. Write it without a rule: "
-    "s + jax.lax.stop_gradient(f(x) - s), with an s of the same gradient (x itself where that is "
-    "passed through); where the rule is the derivative, let JAX take it"
+    "custom_gradient) that is not the derivative of its code, which rounds, compares or is "
+    "constant otherwise: JAX has no derivative of its output, or a part, and curvature would be "
+    "missing without a word. Write it without a rule: s + jax.lax.stop_gradient(f(x) - s), with an "
+    "s of the same gradient (x itself where that is passed through); where the rule is the "
+    "derivative, let JAX take it"
 )
 _GAMMA = (
     "JAX's second derivative of random.gamma (within beta, dirichlet and t, too) by its parameters "
@@ -62,8 +69,7 @@ def _varying(
 ) -> list[bool]:
     """Return which outputs of a program vary with those inputs.
 
-    ``look`` gets each operation that may need it, each of its inputs that varies, and whether it is
-    in a loop.
+    ``look`` gets each operation, each of its inputs that varies, and whether it is in a loop.
     """
     moving = {v for v, does in zip(program.invars, inputs, strict=True) if does}
     for eqn in program.eqns:
@@ -77,7 +83,7 @@ def _varying(
 
 def _varying_outputs(eqn: Any, inputs: list[bool], look: Any, in_loop: bool) -> list[bool]:
     name, everything = eqn.primitive.name, [True] * len(eqn.outvars)
-    if look and name in _TO_BE_LOOKED_AT:
+    if look:
         for v in {v for v, does in zip(eqn.invars, inputs, strict=True) if does}:
             look(eqn, v, in_loop)
     if name in _PIECEWISE_CONSTANT:
@@ -107,24 +113,31 @@ def _check(reverse: bool, eqn: Any, v: Any, in_loop: bool) -> None:
     if name not in _CUSTOM:
         return
     (program,) = core.jaxprs_in_params(eqn.params)
-    varies, rounds = _rounds(program, [u is v for u in eqn.invars])
-    # Most functions vary by their code: a look at their derivatives would be for nothing.
-    if varies and not rounds:
-        return
-    has_gradient, has_derivative = _derivatives(eqn, v, reverse, in_loop)
-    if has_gradient and not has_derivative:
+    varies, cuts = _cuts(program, [u is v for u in eqn.invars])
+    # Most functions vary by all of their code: a look at their derivatives would be for nothing.
+    if (cuts or not varies) and _is_lost(eqn, v, reverse, in_loop):
         raise ValueError(_LOST.format(places=_places(eqn, program)))
 
 
-def _rounds(program: Any, inputs: Sequence[bool]) -> tuple[bool, bool]:
-    """Return whether a program varies with those inputs, and whether its own code rounds them."""
-    found: list[str] = []
-    outputs = _varying(program, inputs, lambda eqn, *_: found.append(eqn.primitive.name))
-    return any(outputs), not _ROUNDING.isdisjoint(found)
+def _cuts(program: Any, inputs: Sequence[bool]) -> tuple[bool, set[str]]:
+    """Return whether a program varies with those inputs, and which operations of its own cut them.
+
+    They round, compare, or take a place (argmax), perhaps beside a part that varies.
+    """
+    found: set[str] = set()
+
+    def look(eqn: Any, *_: Any) -> None:
+        name, one_operation = eqn.primitive.name, not list(core.jaxprs_in_params(eqn.params))
+        to_other_kind = one_operation and not all(map(_is_float, eqn.outvars))
+        if to_other_kind or name in _PIECEWISE_CONSTANT | _ROUNDING:
+            found.add(name)
+
+    outputs = _varying(program, inputs, look)
+    return any(outputs), found
 
 
-def _derivatives(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> tuple[bool, bool]:
-    """Return whether a function has a gradient by ``v``, and its output then all its derivative."""
+def _is_lost(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> bool:
+    """Return whether a function has a gradient by ``v``, and its output not all its derivative."""
     invars = list(dict.fromkeys(u for u in eqn.invars if not isinstance(u, core.Literal)))
     outvars = [o for o in eqn.outvars if _is_float(o)]
     info = core.DebugInfo("custom rule", "a function with a rule of its own", None, None)
@@ -139,29 +152,81 @@ def _derivatives(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> tuple[bool, 
         return jax.vjp(lambda x: call(*args[:place], x, *args[place + 1 :]), args[place])
 
     def gradient(args: list[Any], upstream: list[Any]) -> Any:
-        return of_input(args)[1](upstream)
+        return of_input(args)[1](upstream)[0]
 
     def output(args: list[Any]) -> Any:
         return of_input(args)[0]
 
-    def derivative(args: list[Any], upstream: list[Any], direction: Any) -> Any:
-        def output_of(x: Any) -> Any:
-            return output([*args[:place], x, *args[place + 1 :]])
+    def output_of(args: list[Any]) -> Callable:
+        return lambda x: output([*args[:place], x, *args[place + 1 :]])
 
-        if reverse:
-            return jax.vjp(output_of, args[place])[1](upstream)
-        return jax.jvp(output_of, (args[place],), (direction,))[1]
+    def of_output(args: list[Any], upstream: list[Any]) -> Any:
+        return jax.vjp(output_of(args), args[place])[1](upstream)[0]
 
-    fixed, given = [False] * len(args), [True] * len(upstream)
-    by_upstream = jax.make_jaxpr(gradient)(args, upstream).jaxpr
-    if not any(_varying(by_upstream, [*fixed, *given])):
-        return False, False
+    def along(args: list[Any], direction: Any) -> Any:
+        return jax.jvp(output_of(args), (args[place],), (direction,))[1]
+
+    def varies(function: Callable, given: Any) -> bool:
+        program = jax.make_jaxpr(function)(args, given).jaxpr
+        return any(_varying(program, [i >= len(args) for i, _ in enumerate(program.invars)]))
+
+    if not varies(gradient, upstream):
+        return False
+    if not (varies(of_output, upstream) if reverse else varies(along, v.aval)):
+        return True
     # What JAX differentiates for the output: a function that calls itself still has its rule there.
     only = [place == i for i in range(len(args))]
-    if _rounds(jax.make_jaxpr(output)(args).jaxpr, only)[1]:
-        return True, False
-    program = jax.make_jaxpr(derivative)(args, upstream, v.aval).jaxpr
-    return True, any(_varying(program, [*fixed, *(reverse for _ in given), not reverse]))
+    cuts = _cuts(jax.make_jaxpr(output)(args).jaxpr, only)[1]
+    if not cuts:
+        return False
+    differ = _differ(gradient, of_output, args, upstream)
+    return not _ROUNDING.isdisjoint(cuts) if differ is None else differ
+
+
+def _differ(this: Callable, other: Callable, *avals: list[Any]) -> bool | None:
+    """Return whether two functions of arrays differ; None where they cannot be run."""
+
+    def differ(zero: Any) -> jax.Array:
+        numbers = count(1)
+        drawn = [[_made_up(next(numbers), zero, aval) for aval in of_one] for of_one in avals]
+        a, b = this(*drawn), other(*drawn)
+        size = jnp.abs(a) + jnp.abs(b)
+        largest = jnp.max(size, initial=0, where=jnp.isfinite(size))
+        # Where one of them is no number, they do not.
+        return jnp.any(jnp.abs(a - b) > jnp.finfo(a.dtype).eps ** 0.25 * largest)
+
+    if sum(aval.size for of_one in avals for aval in of_one) > _LARGEST:
+        return None
+    try:
+        program = jax.make_jaxpr(differ)(0.0)
+        text = str(program)
+        if text not in _SEEN and _NOT_RUN.isdisjoint(_names(program.jaxpr)):
+            with jax.ensure_compile_time_eval():  # also where a training step is being compiled
+                found = jax.jit(core.jaxpr_as_fun(program))(0.0)[0]
+                _SEEN[text] = bool(jax.device_get(found))
+        return _SEEN.get(text)
+    except Exception:  # code of others: the axis of a mesh, what some devices lack
+        return None
+
+
+def _made_up(number: int, zero: Any, aval: Any) -> jax.Array:
+    """Return an array of this kind: numbers between -1 and 1, either truth value, or ones.
+
+    ``zero`` is known when the program runs: what is known before would be computed for each use.
+    """
+    if jnp.issubdtype(aval.dtype, jnp.inexact) or aval.dtype == bool:
+        waves = jnp.sin((number + zero) * jnp.arange(1.0, 1.0 + aval.size)).reshape(aval.shape)
+        return waves > 0 if aval.dtype == bool else waves.astype(aval.dtype)
+    is_number = jnp.issubdtype(aval.dtype, jnp.number)
+    return jax.lax.full(aval.shape, int(is_number), aval.dtype)  # the others: keys of jax.random
+
+
+def _names(program: Any) -> Iterator[str]:
+    """Yield the names of all operations of a program."""
+    for eqn in program.eqns:
+        yield eqn.primitive.name
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _names(inner)
 
 
 def _places(eqn: Any, program: Any) -> str:
