@@ -284,9 +284,9 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
     every = config.curvature_error_every_epochs
     if training.capabilities.compares_curvature and every and epoch % every == 0:
         model.train()
-        batch = next(iter(task.training_batches(epoch - 1, 0)))
+        (batch,) = curvature.first_batches(task, model, epoch - 1, 1)
         closure = make_closure(training, batch, [])
-        row |= curvature.curvature_error(training.optimizer, closure)
+        row |= curvature.curvature_error(training.optimizer, closure, epoch)
     with evaluated_weights(model, training.optimizer, training.average):
         return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 
