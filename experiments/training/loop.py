@@ -125,7 +125,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     """
     task = build_task(config, build_device(config), data_root)
     if directory.writes and distributed.world_size() == 1:
-        _warn_of_what_is_forgotten(config)
+        _warn_of_doubts(config)
     checkpoint.seed_generators(_model_seed(config.seed))
     model = task.build_model()
     initial = weights.initialize(config, model)
@@ -146,15 +146,9 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     return training
 
 
-def _warn_of_what_is_forgotten(config: Config) -> None:
-    if found := optimizers.forgets(config):
-        spec = config.optimizer
-        warnings.warn(
-            f"optimizers.{config.optimizer_name}: the steps of {spec.constructor} depend on "
-            f"{found}, which its state_dict does not have: a run that is interrupted will not end "
-            "as one that is not. State belongs into `state` and `param_groups`",
-            stacklevel=2,
-        )
+def _warn_of_doubts(config: Config) -> None:
+    for said in optimizers.doubts(config):
+        warnings.warn(f"optimizers.{config.optimizer_name}: {said}", stacklevel=2)
 
 
 def train_epoch(
