@@ -15,7 +15,8 @@ CLASSES = ("num_classes", "classes", "n_classes", "num_labels")
 # What a constructor raises of arguments that it does not take.
 # The last one: weights that cannot be fetched, a file that is not there.
 REFUSALS = (
-    TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError, OSError
+    TypeError, ValueError, RuntimeError, LookupError, AssertionError, ArithmeticError, OSError,
+    AttributeError,
 )  # fmt: skip
 # What people write for a truth value, and YAML 1.2 reads as a text.
 TRUTHS = ("yes", "no", "on", "off", "y", "n", "true", "false")
@@ -191,10 +192,20 @@ def call(
 
 def refusal(path: str, given: Mapping[str, Any], error: Exception) -> str:
     """Say in one line what a constructor did not take, and where it says so."""
+    return f"{path} refuses {_words(given)}: {raised(error)}"
+
+
+def raised(error: Exception) -> str:
+    """What an error of others' code says, in one line with its place."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split()) or type(error).__name__
-    at = f"({Path(place.filename).name}, line {place.lineno})"
-    return f"{path} refuses {_words(given)}: {said} {at}"
+    return f"{said} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def is_said(error: Exception) -> bool:
+    """Whether others' code refuses a value in words of its own, rather than stumbles over it."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return isinstance(error, TypeError | ValueError) and line.lstrip().startswith("raise ")
 
 
 def _words(arguments: Mapping[str, Any]) -> str:

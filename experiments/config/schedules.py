@@ -54,6 +54,11 @@ class Schedule(Section):
         return bool(self.warmup_steps or self.warmup_epochs)
 
     @property
+    def changes(self) -> bool:
+        """Whether the rate is ever another than `lr`."""
+        return True
+
+    @property
     def waits_for(self) -> Plateau | None:
         """What the rate waits for, in place of the shape; None where it is a function of the step.
 
@@ -136,6 +141,10 @@ class Constant(Schedule):
 
     name: Literal["constant"]
     """The shape."""
+
+    @property
+    def changes(self) -> bool:
+        return self.warms_up
 
     def decay(self, step: int, warmup: int, steps_per_epoch: int, epochs: int) -> float:
         return 1.0

@@ -32,18 +32,24 @@ from experiments.runs import checkpoint
 from experiments.runs.storage import replacing, writing
 from experiments.runtime import distributed
 from experiments.tasks.task import Task
+from experiments.training.evaluation import unchanged
 
 Progress = Callable[[int, int], None]
 
 
 def curvature_error(
-    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor], epoch: int
 ) -> dict[str, float]:
     """The error of the optimizer's finite difference on the closure's batch, as a row has it.
 
-    The optimizer compares curvature (`optimizers.Capabilities`).
+    The optimizer compares curvature (`optimizers.Capabilities`). What cannot be compared, as a
+    loss without a second derivative, is skipped with a warning: it must not end a training.
     """
-    error = optimizer.curvature_error(closure)
+    try:
+        error = optimizer.curvature_error(closure)
+    except RuntimeError as error:
+        warnings.warn(f"no curvature error after epoch {epoch}: {error}", stacklevel=2)
+        return {}
     return {
         "hessian/relative_error_median": error.median,
         "hessian/relative_error_largest": error.largest,
@@ -142,7 +148,7 @@ def compute_spectrum(
         UserError: more eigenvalues are asked for than the model has parameters.
         RuntimeError: a product is not finite.
     """
-    batches = islice(task.training_batches(0, 0), settings.batches)
+    batches = first_batches(task, model, 0, settings.batches)
     sample = [part for batch in batches for part, _ in task.micro_batches(batch)]
     weights: dict[int, float] = {}
 
@@ -202,6 +208,16 @@ def compute_spectrum(
         settings,
         seconds,
     )
+
+
+def first_batches(task: Task, model: nn.Module, epoch: int, number: int) -> list[Any]:
+    """The first batches of an epoch, to be measured.
+
+    Making them may change the model (a replay buffer, a slow copy of a network) and draw from
+    torch's generators; it is all put back.
+    """
+    with unchanged(model), _seeded(0):
+        return list(islice(task.training_batches(epoch, 0), number))
 
 
 def record_spectrum(

@@ -18,6 +18,8 @@ from experiments.training.optimizers import Capabilities
 from experiments.training.position import add, read
 from experiments.training.weights import tensors
 
+NO_GRAPH = "does not require grad"  # torch's words
+
 
 def build_average(
     config: Config, model: nn.Module, optimizer: torch.optim.Optimizer
@@ -89,17 +91,26 @@ def evaluated_weights(
     if not with_modes and not averaged:
         yield
         return
-    trained = {name: tensor.clone() for name, tensor in tensors(model).items()}
-    if with_modes:
-        with_modes.eval()
-    if averaged:
-        _copy(average.module.state_dict(), model)
+    with unchanged(model):
+        if with_modes:
+            with_modes.eval()
+        if averaged:
+            _copy(average.module.state_dict(), model)
+        try:
+            yield
+        finally:
+            if with_modes:
+                with_modes.train()  # comes back up to rounding
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model holds the tensors that it holds now."""
+    before = {name: tensor.clone() for name, tensor in tensors(model).items()}
     try:
         yield
     finally:
-        if with_modes:
-            with_modes.train()  # comes back up to rounding
-        _copy(trained, model)
+        _copy(before, model)
 
 
 def _copy(state: dict[str, Tensor], model: nn.Module) -> None:
@@ -125,14 +136,24 @@ def evaluate(task: Task, model: nn.Module, split: str, final: bool = False) -> d
     """The task's metrics on a whole split; `final`: also its `final_metrics`.
 
     Raises:
-        UserError: the task measures something else than the numbers that it declares.
+        UserError: the task measures something else than the numbers that it declares, or takes
+            gradients.
     """
     model.eval()
     totals: dict[str, Any] = {}
     for batch in task.evaluation_batches(split):
-        sums = measures.sums(task, split, task.evaluate(model, batch))
+        try:
+            sums = measures.sums(task, split, task.evaluate(model, batch))
+            more = task.measure_final(model, batch) if final else {}
+        except RuntimeError as error:
+            if NO_GRAPH not in str(error):
+                raise
+            raise UserError(
+                f"task '{task.config.task}', split {split}: evaluations are under torch.no_grad(), "
+                "and what is measured here differentiates: do so within `with torch.enable_grad():`"
+            ) from error
         if final:
-            sums = sums | measures.sums(task, split, {**sums, **task.measure_final(model, batch)})
+            sums = sums | measures.sums(task, split, {**sums, **more})
         add(totals, {key: value.double() for key, value in sums.items()})
     totals = dict(zip(totals, read(list(totals.values())), strict=True))
     declared = [metric.name for metric in task.metrics]

@@ -125,7 +125,7 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     """
     task = build_task(config, build_device(config), data_root)
     if directory.writes and distributed.world_size() == 1:
-        _warn_of_what_is_forgotten(config)
+        _warn_of_doubts(config)
     checkpoint.seed_generators(_model_seed(config.seed))
     model = task.build_model()
     initial = weights.initialize(config, model)
@@ -146,15 +146,9 @@ def build(config: Config, directory: RunDirectory, data_root: Path) -> Training:
     return training
 
 
-def _warn_of_what_is_forgotten(config: Config) -> None:
-    if found := optimizers.forgets(config):
-        spec = config.optimizer
-        warnings.warn(
-            f"optimizers.{config.optimizer_name}: the steps of {spec.constructor} depend on "
-            f"{found}, which its state_dict does not have: a run that is interrupted will not end "
-            "as one that is not. State belongs into `state` and `param_groups`",
-            stacklevel=2,
-        )
+def _warn_of_doubts(config: Config) -> None:
+    for said in optimizers.doubts(config):
+        warnings.warn(f"optimizers.{config.optimizer_name}: {said}", stacklevel=2)
 
 
 def train_epoch(
@@ -284,9 +278,9 @@ def measure_curvature(training: Training, epoch: int) -> dict[str, float]:
     every = config.curvature_error_every_epochs
     if training.capabilities.compares_curvature and every and epoch % every == 0:
         model.train()
-        batch = next(iter(task.training_batches(epoch - 1, 0)))
+        (batch,) = curvature.first_batches(task, model, epoch - 1, 1)
         closure = make_closure(training, batch, [])
-        row |= curvature.curvature_error(training.optimizer, closure)
+        row |= curvature.curvature_error(training.optimizer, closure, epoch)
     with evaluated_weights(model, training.optimizer, training.average):
         return row | curvature.record_spectrum(config, training.directory.path, task, model, epoch)
 

@@ -125,7 +125,7 @@ def _construct(config: Config, params: Any, changed: dict[str, Any], where: str)
         return constructor(params, **arguments)
     except constructors.REFUSALS as error:
         said = str(error)
-        if not isinstance(error, TypeError | ValueError):  # it was not meant for the user
+        if not constructors.is_said(error):
             said = constructors.refusal(spec.constructor, arguments, error)
         raise UserError(f"optimizers.{config.optimizer_name}{where}: {said}") from None
 
@@ -162,28 +162,74 @@ def _check_instance(optimizer: torch.optim.Optimizer, what: str) -> None:
         )
 
 
-def forgets(config: Config) -> str:
-    """What an optimizer's steps depend on and no checkpoint brings back, in words; empty: nothing.
+def doubts(config: Config) -> list[str]:
+    """What a training would not tell of its optimizer, in words: it is tried on four numbers.
 
-    It is tried on four numbers: a second instance that gets the state of the first must make the
-    same steps. An optimizer that this problem does not suit is not judged.
+    A second instance that gets the state of the first must make the same steps, and the learning
+    rate that the schedule writes into the groups must count. An optimizer that this problem does
+    not suit is not judged.
     """
-    if config.optimizer.constructor.startswith(("torch.optim.", "adahessian.")):
-        return ""
+    spec = config.optimizer
+    if spec.constructor.startswith(("torch.optim.", "adahessian.")):
+        return []
+    found = []
+    if lost := _forgets(config):
+        found.append(
+            f"{lost}: a run that is interrupted will not end as one that is not. State belongs "
+            "into `state` and `param_groups`"
+        )
+    if spec.lr and config.learning_rate_schedule.changes and _ignores_rate(config):
+        found.append(
+            f"the first steps of {spec.constructor} are the same whatever `lr` is in its "
+            "`param_groups`, into which the schedule writes it: they do not follow that"
+        )
+    return found
+
+
+def _forgets(config: Config) -> str:
     try:
         one, first = _small_training(config, torch.eye(2) + 1)
         _take_steps(one, first)
         other, second = _small_training(config, first.detach())
-        other.load_state_dict(copy.deepcopy(one.state_dict()))
-        mine, theirs = (_numbers(optimizer) for optimizer in (one, other))
+        state, mine = copy.deepcopy(one.state_dict()), _numbers(one)
+        _scale_rate(one)
         _take_steps(one, first)
-        _take_steps(other, second)
     except Exception:  # of whatever kind: the training will say what is wrong, if anything is
         return ""
+    constructor = config.optimizer.constructor
+    try:
+        other.load_state_dict(state)
+        theirs = _numbers(other)
+        _scale_rate(other)
+        _take_steps(other, second)
+    except Exception as error:
+        said = constructors.raised(error)
+        return f"{constructor} does not go on from what its state_dict has ({said})"
     if first.equal(second) or not (first.isfinite().all() and second.isfinite().all()):
         return ""
     names = [name for name, value in mine.items() if value != theirs.get(name)]
-    return ", ".join(names) or "something"
+    what = ", ".join(names) or "something (are `param_groups` those in use after load_state_dict?)"
+    return f"the steps of {constructor} depend on {what}, which its state_dict does not have"
+
+
+def _ignores_rate(config: Config) -> bool:
+    start, ends = torch.eye(2, dtype=torch.float64) + 1, []
+    try:
+        for factor in (1.0, 0.5):
+            optimizer, param = _small_training(config, start)
+            _scale_rate(optimizer, factor)
+            _take_steps(optimizer, param)
+            ends.append(param.detach())
+    except Exception:  # as above
+        return False
+    return ends[0].equal(ends[1]) and not ends[0].equal(start)
+
+
+def _scale_rate(optimizer: torch.optim.Optimizer, factor: float = 0.5) -> None:
+    """As the schedule does."""
+    for group in optimizer.param_groups:
+        if isinstance(group.get("lr"), float):
+            group["lr"] *= factor
 
 
 def _small_training(config: Config, values: Tensor) -> tuple[Any, nn.Parameter]:

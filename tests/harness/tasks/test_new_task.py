@@ -81,8 +81,24 @@ def test_its_metrics_are_means_over_the_split(path, tmp_path):
     assert last["test/loss"] == pytest.approx(errors.square().mean().item())
 
 
+class Replay(Regression):
+    """Its batches come from a buffer of its model, into which making them writes."""
+
+    def build_model(self):
+        self.model = super().build_model()
+        self.model.register_buffer("met", torch.zeros(self.config.model.width))
+        return self.model
+
+    def training_batches(self, epoch, first_step):
+        for x, y in super().training_batches(epoch, first_step):
+            self.model.met += x.mean(0) + torch.rand(1)
+            yield x + self.model.met, y
+
+
+@pytest.mark.parametrize("task", [Regression, Replay])
 @pytest.mark.parametrize("optimizer", ["sgd", "adahessian"])
-def test_interrupted_it_goes_on(optimizer, path, tmp_path, monkeypatch):
+def test_interrupted_it_goes_on(optimizer, task, path, tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_task_class", lambda name: task)
     every = ("checkpoint_every_steps=2",)
     whole = train(path, tmp_path / "whole", *every, optimizer=optimizer)
     step = interrupted(loop.optimizer_step, lambda call: call % 7 == 3)
@@ -165,6 +181,60 @@ def test_runs_of_earlier_versions_are_read_and_go_on(path, tmp_path):
     again = read_json(directory.path / "meta.json")
     assert len(again.pop("sessions")) == 2
     assert again.items() <= new.items()
+
+
+class OneDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad
+
+
+MEASURED = ("curvature_error_every_epochs=2", "spectrum_every_epochs=2", "spectrum.k=1",
+            "spectrum.trace_matvecs=4", "spectrum.num_lanczos_steps=2", "epochs=4")  # fmt: skip
+
+
+def test_measuring_the_curvature_changes_no_model_that_batches_change(path, tmp_path, monkeypatch):
+    """The keys that ask for it enter no signature."""
+    monkeypatch.setattr(registry, "_task_class", lambda name: Replay)
+    plain, measured = (
+        train(path, tmp_path / name, "epochs=4", *more, optimizer="adahessian")
+        for name, more in (("plain", ()), ("measured", MEASURED))
+    )
+    (rows, weights, _), (others, same, _) = result(plain), result(measured)
+    assert [row.items() - other.items() for row, other in zip(rows, others, strict=True)] == [
+        set()
+    ] * 4
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
+    assert {"hessian/trace", "hessian/mean_ratio"} <= others[-1].keys()
+
+
+def test_a_loss_without_second_derivative_ends_no_measured_training(path, tmp_path, monkeypatch):
+    loss = Regression.loss
+
+    def once(self, model, batch):
+        value, sums = loss(self, model, batch)
+        return OneDerivative.apply(value), sums
+
+    monkeypatch.setattr(Regression, "loss", once)
+    more = ("optimizers.adahessian.curvature=finite_difference", "spectrum_every_epochs=0")
+    with pytest.warns(UserWarning, match="no curvature error after epoch [24]: "):
+        assert train(path, tmp_path, *MEASURED, *more, optimizer="adahessian").done
+
+
+def test_a_loss_that_differentiates_says_so_in_an_evaluation(path, tmp_path, monkeypatch):
+    def loss(self, model, batch):
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return slope.square().mean(), {"weight": len(x)}
+
+    monkeypatch.setattr(Regression, "loss", loss)
+    with pytest.raises(UserError, match="split val: .* within `with torch.enable_grad\\(\\):`"):
+        train(path, tmp_path)
 
 
 REAL = {

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from support.harness import small_config
@@ -165,6 +167,28 @@ class Caching(Plain):
     def rate(self):
         self.steps += 1
         return super().rate()
+
+
+class OwnRate(Plain):
+    def rate(self):
+        return self.defaults["lr"]
+
+
+class Stale(Plain):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self._groups = self.param_groups
+
+    def rate(self):
+        return self._groups[0]["lr"]
+
+
+class Unkind(Plain):  # torch's load_state_dict gives all of the state the parameters' type
+    def rate(self):
+        kept = self.state[self.param_groups[0]["params"][0]]
+        kept.setdefault("sign", torch.ones((), dtype=torch.int8))
+        assert kept["sign"].dtype == torch.int8
+        return super().rate()
 """
 
 
@@ -196,11 +220,11 @@ def test_what_is_no_optimizer_is_refused(name, options, message, tmp_path, monke
             optimizers.check(small_config(override, optimizer="own"))
 
 
-def own(name, tmp_path, monkeypatch):
+def own(name, tmp_path, monkeypatch, *overrides):
     (tmp_path / "own_optimizers.py").write_text(OWN, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     row = f"{{constructor: own_optimizers.{name}, lr: 0.1}}"
-    return small_config(f"optimizers.own={row}", "epochs=1", optimizer="own")
+    return small_config(f"optimizers.own={row}", "epochs=1", *overrides, optimizer="own")
 
 
 @pytest.mark.parametrize(
@@ -223,10 +247,26 @@ def test_a_step_without_gradients_gets_those_of_its_closure(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("Counting", "steps"), ("Lookahead", "_base"), ("Saving", ""), ("Caching", ""), ("Plain", "")],
+    [
+        ("Counting", "the steps of .*Counting depend on steps, which its state_dict does not have"),
+        ("Lookahead", "the steps of .* depend on _base, which.*|whatever `lr` is in"),
+        ("Stale", r"depend on something \(are `param_groups` those in use after load_state_dict"),
+        ("Unkind", r"Unkind does not go on from .* has \(AssertionError \(own_optimizers.py, line"),
+        ("OwnRate", "first steps of .*OwnRate are the same whatever `lr` is in its `param_groups`"),
+        ("Saving", None),
+        ("Caching", None),
+        ("Plain", None),
+    ],
 )
-def test_state_that_no_checkpoint_has_is_named(name, found, tmp_path, monkeypatch):
-    assert optimizers.forgets(own(name, tmp_path, monkeypatch)) == found
+@pytest.mark.parametrize("changes", [True, False])
+def test_what_a_checkpoint_or_the_schedule_would_not_do_is_named(
+    name, found, changes, tmp_path, monkeypatch
+):
+    """The rate counts where it changes at all."""
+    config = own(name, tmp_path, monkeypatch, *([] if changes else ["schedule={name: constant}"]))
+    said = optimizers.doubts(config)
+    expected = found and (changes or name != "OwnRate")
+    assert (len(said) == 1 and re.search(found, said[0])) if expected else not said
 
 
 def test_a_training_says_what_its_optimizer_forgets(tmp_path, monkeypatch):
