@@ -85,10 +85,12 @@ class LeftOut:
                 mesh = m.param.device_mesh if is_sharded(m.param) else None
                 kinds.setdefault((m.param.device, m.param.dtype, mesh), []).append(m)
         for (*_, mesh), alike in kinds.items():
-            good = _are_finite([curvature[m.param] for m in alike], mesh)
+            curvatures = [curvature[m.param] for m in alike]
             gradients = [local(cast(Tensor, m.param.grad)) for m in alike]
+            both = _are_finite([*curvatures, *gradients], mesh)
+            good, has_gradient = both.view(2, -1).unbind()
             # Where the gradient is not finite either, all is lost already, and seen in the loss.
-            lost = ~good & _are_finite(gradients, mesh)
+            lost = ~good & has_gradient
             finite |= zip([m.param for m in alike], good.unbind(), strict=True)
             if all(counts([states.get(m.param, {}) for m in alike], "num_refreshes")):
                 self._on_their_way.append(_Flags.send(alike, lost, scale))

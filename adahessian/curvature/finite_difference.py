@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
+from adahessian.curvature.changes import Change, norms
 from adahessian.curvature.check import (
     TOLERANCES,
     AccuracyCheck,
@@ -31,7 +32,6 @@ from adahessian.curvature.gates import Gates
 from adahessian.curvature.precision import CENTRAL_STEP_SIZES, STEP_SIZES
 from adahessian.curvature.products import Vector
 from adahessian.curvature.replay import Replay
-from adahessian.curvature.strays import strays
 from adahessian.curvature.trace import Trace
 from adahessian.replicas import is_sharded, local, mesh_groups, over_all
 
@@ -146,8 +146,7 @@ class FiniteDifference:
                 before = self._evaluate_at(z, -h)
                 for p, grad in after.grads.items():
                     p.grad = grad
-                self._doubt(after, before.value, before.grads, 2 * h)
-                self._see_strays(z, after, before.value, before.grads, 2 * h)
+                self._watch(z, after, Change(after, before.value, before.grads, 2 * h))
                 return _quotients(after.grads, before.grads, 2 * h)
             self.replay.undo()
             self._central = False
@@ -158,8 +157,7 @@ class FiniteDifference:
         h = self._step_size(list(used))
         after = self._evaluate_at(used, h)
         first_grads = dict(zip(used, gradients(used), strict=True))
-        self._doubt(after, self._value, first_grads, h)
-        self._see_strays(used, after, self._value, first_grads, h)
+        self._watch(used, after, Change(after, self._value, first_grads, h))
         return self._difference(used, after.grads, h)
 
     def _see_wrapper(self, module: DistributedDataParallel) -> None:
@@ -203,7 +201,7 @@ class FiniteDifference:
 
     def _size(self, params: Sequence[Tensor]) -> float:
         """Return the root mean square of parameters, over all processes that have a part."""
-        norm = _norm([local(p.detach()) for p in params])
+        norm = norms([local(p.detach()) for p in params]).norm()
         count = norm.new_tensor(sum(local(p).numel() for p in params))
         square, count = over_all(torch.stack([norm**2, count]), self._groups).tolist()
         return (square / count) ** 0.5
@@ -213,7 +211,7 @@ class FiniteDifference:
         accuracy = self.accuracy
         is_kink = accuracy.failed is not None and bool(accuracy.failed.any())
         h = self._step_size(list(z), trial.scale if is_kink else trial.slope_scale)
-        size = 3 * h * float(_norm([local(g) for g in gradients(z)]))
+        size = 3 * h * float(norms([local(g) for g in gradients(z)]).norm())
 
         def evaluate(trace: Trace, step: float) -> None:
             self._evaluate_at(z, step, look=True, within=trace)
@@ -234,7 +232,8 @@ class FiniteDifference:
         near = self._difference(z, after.grads, h)
         far = self._difference(z, before.grads, -2 * h)
         slope, blur = unexplained(after, before, 3 * h, _eps(precision))
-        self._see_strays(z, after, self._value, dict(zip(z, gradients(z), strict=True)), h)
+        first_grads = dict(zip(z, gradients(z), strict=True))
+        self._see_strays(z, Change(after, self._value, first_grads, h))
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
         return Trial(
             scale,
@@ -310,38 +309,16 @@ class FiniteDifference:
         slope.count_last(grads)
         return Evaluation(grads, value, slope, [value.detach().sum()], lost)
 
-    def _doubt(
-        self, after: Evaluation, first_value: Any, first_grads: dict[Tensor, Tensor], h: float
-    ) -> None:
-        """See whether an evaluation was the first one's computation, by its loss.
-
-        It may change by h·zᵀg and by half of h·zᵀ(g₂ − g); both are bounded here, the former as
-        for random signs, thirty times its usual size.
-        """
-        values = after.value, first_value
-        both = [p for p in after.grads if p in first_grads]
-        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in values)
-        if not self.accuracy.watches or not are_scalars or not both:
+    def _watch(self, z: Vector, after: Evaluation, change: Change) -> None:
+        """See whether an evaluation was the first one's computation, by its loss."""
+        accuracy = self.accuracy
+        if not accuracy.watches or not change.is_seen:
             return
-        pairs = [(local(after.grads[p]), local(first_grads[p])) for p in both]
-        seconds, firsts = (list(side) for side in zip(*pairs, strict=True))
-        size = _norm(firsts)
-        growth = _norm(torch._foreach_sub(seconds, firsts))
-        root = sum(g.numel() for g in firsts) ** 0.5
-        value, first = (v.detach().reshape(()).to(size) for v in values)
-        allowed = 1e-3 * first.abs() + h * (30 * size + root / 2 * growth)
-        doubt = ((value - first).abs() > allowed) | (after.lost > _MOST_LOST).any()
-        earlier = self.accuracy.doubt
-        self.accuracy.doubt = doubt if earlier is None else earlier | doubt
+        doubt = change.is_anothers() | (after.lost > _MOST_LOST).any()
+        accuracy.doubt = doubt if accuracy.doubt is None else accuracy.doubt | doubt
+        self._see_strays(z, change)
 
-    def _see_strays(
-        self,
-        z: Vector,
-        after: Evaluation,
-        first_value: Any,
-        first_grads: dict[Tensor, Tensor],
-        width: float,
-    ) -> None:
+    def _see_strays(self, z: Vector, change: Change) -> None:
         """See whether the loss that the closure returns changes as the gradients say.
 
         In one process: over several the gradients are averaged, and losses are not.
@@ -350,13 +327,10 @@ class FiniteDifference:
         is_recorded = not self.replay.is_smooth
         is_of_use = is_recorded and not self.replay.met_pieces or self._earlier.is_explained
         alone = not (accuracy.process_groups or any(map(is_sharded, z)))
-        if not (is_of_use and alone and accuracy.watches and precision in TOLERANCES):
-            return
-        tolerance, eps = TOLERANCES[precision].slope, _eps(precision)
-        args = z, after, first_value, first_grads, width
-        found = strays(*args, eps=eps, tolerance=tolerance)
-        if found is not None:
-            accuracy.note_strays(found, is_recorded=is_recorded)
+        watches = accuracy.watches and change.is_seen
+        if is_of_use and alone and watches and precision in TOLERANCES:
+            strays = change.strays(z, eps=_eps(precision), tolerance=TOLERANCES[precision].slope)
+            accuracy.note_strays(strays, is_recorded=is_recorded)
 
     def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:
         """Raise if θ + h·z is not that for one of the parameters."""
@@ -422,13 +396,8 @@ def _lost(values: list[Tensor], first_values: list[Tensor], z: list[Tensor], h: 
     """Return the part of the step h·z that rounding took from θ + h·z, for each parameter."""
     errors = torch._foreach_sub(values, first_values)
     torch._foreach_add_(errors, z, alpha=-h)
-    norms = torch._foreach_norm(errors)
+    found = torch._foreach_norm(errors)
     # Divided by numbers: a tensor of them would be copied to the device, which waits for it.
     sizes = [max(v.numel(), 1) ** 0.5 * abs(h) or 1.0 for v in values]
-    lost = torch._foreach_div(norms, sizes)
-    return torch.stack([part.to(norms[0]) for part in lost])
-
-
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(list(tensors))
-    return torch.stack([n.to(norms[0]) for n in norms]).norm()
+    lost = torch._foreach_div(found, sizes)
+    return torch.stack([part.to(found[0]) for part in lost])
