@@ -310,6 +310,11 @@ def is_view(tensor: Tensor) -> bool:
     return tensor._is_view()
 
 
+def is_without_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is one of the zeros that some derivatives return instead of a tensor."""
+    return tensor._is_zerotensor()
+
+
 def version(tensor: Tensor) -> int:
     """Return how often a tensor was changed in place: autograd's own count.
 

@@ -39,7 +39,7 @@ def single_update(
         if diagonals is not None and second_moment == "rms":
             hessian_avg.mul_(beta2).addcmul_(diagonals[i], diagonals[i], value=1 - beta2)
         elif diagonals is not None:
-            d = diagonals[i].abs_() if second_moment == "mean_abs" else diagonals[i]
+            d = diagonals[i].abs() if second_moment == "mean_abs" else diagonals[i]
             hessian_avg.lerp_(d, 1 - beta2)
         denom = denominator(hessian_avg, bias_correction2, eps, hessian_power, second_moment)
         param.mul_(1 - lr * weight_decay)
@@ -77,7 +77,7 @@ def foreach_update(
         torch._foreach_addcmul_(hessian_avgs, diagonals, diagonals, value=1 - beta2)
     elif diagonals is not None:
         if second_moment == "mean_abs":
-            torch._foreach_abs_(diagonals)
+            diagonals = torch._foreach_abs(diagonals)
         torch._foreach_lerp_(hessian_avgs, diagonals, 1 - beta2)
     denoms = torch._foreach_div(hessian_avgs, [c[1] for c in corrections])
     if second_moment == "signed":
@@ -93,8 +93,11 @@ def foreach_update(
         torch._foreach_add_(denoms, eps)
     torch._foreach_mul_(params, 1 - lr * weight_decay)
     if wait:
-        seen = torch._foreach_abs(torch._foreach_sign(hessian_avgs))
-        exp_avgs = torch._foreach_mul(seen, exp_avgs)
+        seen = torch._foreach_sign(hessian_avgs)
+        if second_moment == "signed":
+            torch._foreach_abs_(seen)
+        torch._foreach_mul_(seen, exp_avgs)
+        exp_avgs = seen
     if update_clip is None:
         torch._foreach_addcdiv_(params, exp_avgs, denoms, [-lr / c[0] for c in corrections])
     else:
@@ -123,12 +126,19 @@ def in_place_of(
         divisors: what v is to be divided by (:func:`_divisor`).
         second_moment: of the rule.
     """
+    if _can_be_read(finite) and all(finite):
+        return diagonals
     averages = torch._foreach_div(hessian_avgs, list(divisors))
     if second_moment == "rms":
         torch._foreach_sqrt_(averages)
     for is_finite, d, average in zip(finite, diagonals, averages, strict=True):
         torch.where(is_finite, d, average, out=average)
     return list(averages)
+
+
+def _can_be_read(flags: Sequence[Tensor]) -> bool:
+    """Whether the host has the flags: a device is not waited for."""
+    return all(flag.is_cpu for flag in flags)
 
 
 def corrections_of(

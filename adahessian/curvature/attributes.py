@@ -119,8 +119,11 @@ class Attributes:
 
 
 def may_change(tensor: Tensor) -> bool:
-    """Whether torch lets anybody write to a tensor: not if expanded, or of inference mode."""
-    if tensor.is_inference() or tensor.is_meta:
+    """Whether torch lets anybody write to a tensor.
+
+    Not if it is expanded, of inference mode, or zeros without memory.
+    """
+    if tensor.is_inference() or tensor.is_meta or _torch.is_without_memory(tensor):
         return False
     if tensor.layout is not torch.strided:
         return True

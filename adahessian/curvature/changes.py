@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adahessian.curvature.check import Evaluation
 from adahessian.replicas import local
 
 
 class Change:
-    """That of a loss.
+    """That of a loss and its gradients, from one evaluation to the next.
 
     Args:
-        after: the evaluation that is a step further.
-        first_value, first_grads: what the other one returned, and left.
-        width: of the step.
+        second, first: the gradients, by parameter; what one of them lacks is left out.
+        values: what the second and the first evaluation returned.
+        width: of the step between them.
 
     Attributes:
         is_seen: whether the values are a loss's, and there are gradients to compare.
@@ -33,18 +32,27 @@ class Change:
 
     def __init__(
         self,
-        after: Evaluation,
-        first_value: Any,
-        first_grads: Mapping[Tensor, Tensor],
+        second: Mapping[Tensor, Tensor],
+        first: Mapping[Tensor, Tensor],
+        values: tuple[Any, Any],
         width: float,
     ) -> None:
-        self._params = [p for p in after.grads if p in first_grads]
-        self._seconds = [local(after.grads[p]) for p in self._params]
-        self._firsts = [local(first_grads[p]) for p in self._params]
-        self._values = after.value, first_value
-        self._width = width
-        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in self._values)
+        self._params = [p for p in second if p in first]
+        self._seconds = [local(second[p]) for p in self._params]
+        self._firsts = [local(first[p]) for p in self._params]
+        self._values, self._width = values, width
+        are_scalars = all(isinstance(v, Tensor) and v.numel() == 1 for v in values)
         self.is_seen = are_scalars and bool(self._params)
+
+    @torch.no_grad()
+    def quotients(self) -> dict[Tensor, Tensor]:
+        """Return the differences of the gradients, divided by the width, by parameter.
+
+        They take the memory of the differences: to be asked for last.
+        """
+        if self._params:
+            torch._foreach_div_(self._differences, self._width)
+        return dict(zip(self._params, self._differences, strict=True))
 
     def is_anothers(self) -> Tensor:
         """Return whether the second evaluation was not the first one's computation, one element.
@@ -53,7 +61,7 @@ class Change:
         as for random signs, thirty times its usual size.
         """
         second, first = self._losses
-        growth = norms(torch._foreach_sub(self._seconds, self._firsts)).norm()
+        growth = norms(self._differences).norm()
         root = sum(g.numel() for g in self._firsts) ** 0.5
         allowed = 1e-3 * first.abs() + self._width * (30 * self._size + root / 2 * growth)
         return (second - first).abs() > allowed
@@ -68,16 +76,17 @@ class Change:
         """
         products = torch._foreach_add(self._firsts, self._seconds)
         torch._foreach_mul_(products, [z[p] for p in self._params])
-        # The sum of a list's elements, of which torch has no function: twice the positive part,
-        # less all.
-        both = norms([*products, *torch._foreach_clamp_min(products, 0)], 1)
-        total, positive = both.view(2, -1).sum(1).unbind()
-        along = 2 * positive - total
+        along = _total(products)
         second, first = self._losses
         # A small loss is rounded as the logits are that it is computed from: of the order of one.
         rounding = 8 * eps * (0.5 + second.abs() + first.abs())
         unexplained = (second - first - self._width / 2 * along).abs()
         return unexplained > rounding + tolerance * self._width * self._size
+
+    @cached_property
+    def _differences(self) -> list[Tensor]:
+        with torch.no_grad():
+            return list(torch._foreach_sub(self._seconds, self._firsts)) if self._params else []
 
     @cached_property
     def _size(self) -> Tensor:
@@ -91,6 +100,15 @@ class Change:
             for v in self._values
         )
         return second, first
+
+
+def _total(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of all elements, on the device of the first tensor, in few kernels."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for t in tensors:
+        by_device.setdefault(t.device, []).append(t.reshape(-1))
+    sums = [torch.cat(parts).sum() for parts in by_device.values()]
+    return sum((s.to(sums[0].device) for s in sums[1:]), sums[0])
 
 
 def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:

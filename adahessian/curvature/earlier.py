@@ -38,6 +38,8 @@ class Earlier:
         verdicts: of the last refreshes, where they have not been told.
         has_compared: whether the processes are known to ask for the same products.
         has_hidden_pieces: whether there are some that only the kernels below autograd show.
+        refills: whether the closure writes its gradients into the tensors that held those of the
+            evaluation before; None before that is known.
         searches: the forward methods of custom functions that are not to be frozen.
         looked_at: the losses in which such pieces were looked for, by their operations.
         smooth: those that met no gate.
@@ -59,6 +61,7 @@ class Earlier:
         self.part_wrappers: dict[DistributedDataParallel, None] | None = None
         self.verdicts: deque[Verdict] = deque()
         self.has_hidden_pieces = self.has_compared = False
+        self.refills: bool | None = None
         self.searches = Searches()
         self.looked_at: set[Kinds] = set()
         self.smooth: set[Kinds] = set()

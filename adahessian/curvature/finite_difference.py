@@ -143,11 +143,12 @@ class FiniteDifference:
             h = self._step_size(list(z))
             after = self._evaluate_at(z, h)
             if not self.replay.is_another(after.value, after.grads):
-                before = self._evaluate_at(z, -h)
+                before = self._evaluate_at(z, -h, lost=after.lost)
                 for p, grad in after.grads.items():
                     p.grad = grad
-                self._watch(z, after, Change(after, before.value, before.grads, 2 * h))
-                return _quotients(after.grads, before.grads, 2 * h)
+                change = Change(after.grads, before.grads, (after.value, before.value), 2 * h)
+                self._watch(z, after, change)
+                return change.quotients()
             self.replay.undo()
             self._central = False
             self.evaluate()
@@ -156,9 +157,9 @@ class FiniteDifference:
             return self._checked_product(used)
         h = self._step_size(list(used))
         after = self._evaluate_at(used, h)
-        first_grads = dict(zip(used, gradients(used), strict=True))
-        self._watch(used, after, Change(after, self._value, first_grads, h))
-        return self._difference(used, after.grads, h)
+        change = self._change(used, after, h)
+        self._watch(used, after, change)
+        return change.quotients()
 
     def _see_wrapper(self, module: DistributedDataParallel) -> None:
         """Take in that the closure calls a module that averages its gradients over processes."""
@@ -229,11 +230,10 @@ class FiniteDifference:
         precision = self.replay.precision(list(z))
         h = self._step_size(list(z), scale)
         after, before = (self._evaluate_at(z, step, look=True) for step in (h, -2 * h))
-        near = self._difference(z, after.grads, h)
-        far = self._difference(z, before.grads, -2 * h)
+        change = self._change(z, after, h)
+        self._see_strays(z, change)
+        near, far = change.quotients(), self._change(z, before, -2 * h).quotients()
         slope, blur = unexplained(after, before, 3 * h, _eps(precision))
-        first_grads = dict(zip(z, gradients(z), strict=True))
-        self._see_strays(z, Change(after, self._value, first_grads, h))
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
         return Trial(
             scale,
@@ -246,12 +246,14 @@ class FiniteDifference:
             after.slope.seen,
         )
 
-    def _difference(self, z: Vector, found: dict[Tensor, Tensor], h: float) -> dict[Tensor, Tensor]:
-        if not found.keys() >= self._used.intersection(z):
+    def _change(self, z: Vector, after: Evaluation, h: float) -> Change:
+        """Return that from the recorded evaluation to another one."""
+        if not after.grads.keys() >= self._used.intersection(z):
             raise not_repeatable("a parameter got a gradient in the first evaluation only")
         first = dict(zip(z, gradients(z), strict=True))
         # A gradient that no evaluation fills is a zero for the sake of other processes.
-        return _quotients({p: found.get(p, grad) for p, grad in first.items()}, first, h)
+        second = {p: after.grads.get(p, grad) for p, grad in first.items()}
+        return Change(second, first, (after.value, self._value), h)
 
     def resolution(self) -> float:
         """Return how fine products are: an element below this times |gradient| is noise.
@@ -278,12 +280,14 @@ class FiniteDifference:
         *,
         look: bool = False,
         within: contextlib.AbstractContextManager = _NOTHING,
+        lost: Tensor | None = None,
     ) -> Evaluation:
         """Evaluate the gradient at θ + h·z; θ is afterwards what it was.
 
         Args:
             look: see how the loss changes along z.
             within: a context for the closure.
+            lost: what a step of the same length is known to lose (:class:`Evaluation`).
         """
         values = [local(p.detach()) for p in z]
         first_values = [torch.empty_like(v) for v in values]
@@ -292,8 +296,9 @@ class FiniteDifference:
         try:
             with torch.no_grad():
                 torch._foreach_add_(values, list(z.values()), alpha=h)
-                lost = _lost(values, first_values, list(z.values()), h)
-                over_all(lost, self._groups, "MAX")  # or one raises, and the others wait
+                if lost is None:
+                    lost = _lost(values, first_values, list(z.values()), h)
+                    over_all(lost, self._groups, "MAX")  # or one raises, and the others wait
             if not look and lost.is_cpu:  # a device is not waited for
                 self._refuse_lost(list(z), lost, abs(h))
             with slope if look else _NOTHING:
@@ -314,9 +319,9 @@ class FiniteDifference:
         accuracy = self.accuracy
         if not accuracy.watches or not change.is_seen:
             return
+        self._see_strays(z, change)
         doubt = change.is_anothers() | (after.lost > _MOST_LOST).any()
         accuracy.doubt = doubt if accuracy.doubt is None else accuracy.doubt | doubt
-        self._see_strays(z, change)
 
     def _see_strays(self, z: Vector, change: Change) -> None:
         """See whether the loss that the closure returns changes as the gradients say.
@@ -375,21 +380,6 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _eps(precision: torch.dtype | str) -> float:
     return torch.finfo(torch.float64 if precision == torch.float64 else torch.float32).eps
-
-
-@torch.no_grad()
-def _quotients(
-    after: dict[Tensor, Tensor], before: dict[Tensor, Tensor], width: float
-) -> dict[Tensor, Tensor]:
-    """Return the differences of gradients, by parameter, divided by ``width``."""
-    params = [p for p in after if p in before]
-    if not params:
-        return {}
-    differences = torch._foreach_sub(
-        [local(after[p]) for p in params], [local(before[p]) for p in params]
-    )
-    torch._foreach_div_(differences, width)
-    return dict(zip(params, differences, strict=True))
 
 
 def _lost(values: list[Tensor], first_values: list[Tensor], z: list[Tensor], h: float) -> Tensor:

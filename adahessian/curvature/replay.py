@@ -8,6 +8,7 @@ So the second evaluation starts from the first one's buffers and random states, 
 import contextlib
 import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from itertools import starmap
 from typing import Any, TypeGuard
 
 import torch
@@ -26,14 +27,19 @@ from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.precision import STEP_SIZES, coarsest
 from adahessian.curvature.repeatable import check_repeatable
 from adahessian.curvature.snapshot import Snapshot
-from adahessian.replicas import any_of, mesh_groups, place_gradients, whole
+from adahessian.replicas import any_of, local, mesh_groups, place_gradients, whole
 
 _NOTHING = contextlib.nullcontext()
 
 
-def _lies_in_a_buffer(grad: Tensor | None) -> TypeGuard[Tensor]:
-    """Whether a gradient is part of another tensor, of which it is to stay one."""
-    return grad is not None and _torch.is_view(grad) and may_change(grad)
+def _is_part(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.nbytes
+
+
+def _have_one_memory(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.layout != torch.strided or b.layout != torch.strided:
+        return a is b is not None
+    return local(a).data_ptr() == local(b).data_ptr() != 0
 
 
 class Replay:
@@ -81,6 +87,7 @@ class Replay:
         if self._earlier.has_hidden_pieces:
             self.gates.record_anew(kernels=True)
         self.noise: dict[Tensor, Tensor] = {}
+        self._latest: dict[Tensor, Tensor] = {}  # gradients of the last evaluation
         self._given = self.gates.params = dict.fromkeys(params)
         # An ordered set: those of the modules join it.
         self._params: dict[Tensor, None] = dict.fromkeys(params)
@@ -257,7 +264,7 @@ class Replay:
             if self._after is self._before:  # nothing was recorded: this is the first evaluation
                 self._after = self._snapshot()
             found = ((p, p.grad) for p in self._params if p.grad is not None)
-            return value, {p: g.clone() if _lies_in_a_buffer(g) else g for p, g in found}
+            return value, {p: g.clone() if self._may_be_refilled(g) else g for p, g in found}
 
     @contextlib.contextmanager
     def rewound(self, clear_grads: bool = True) -> Generator[None]:
@@ -269,19 +276,56 @@ class Replay:
         # What is evaluated within writes its gradients into tensors of its own; but for those that
         # lie in a buffer, of communication or of the closure's own, which it fills again.
         grads = [(p, p.grad) for p in self._params]
-        kept = [(grad, grad.clone()) for _, grad in grads if _lies_in_a_buffer(grad)]
+        kept = [(grad, grad.clone()) for _, grad in grads if self._may_be_refilled(grad)]
         try:
             if clear_grads:
                 for p, grad in grads:
-                    p.grad = grad.zero_() if _lies_in_a_buffer(grad) else None
+                    p.grad = grad.zero_() if self._lies_in_a_buffer(grad) else None
             self._before.restore()
             yield
+            if clear_grads:
+                self._refuse_overwritten(grads)
         finally:
             for p, grad in grads:
                 p.grad = grad
             for grad, values in kept:
                 grad.copy_(values)
             self._after.restore()
+
+    def _lies_in_a_buffer(self, grad: Tensor | None) -> TypeGuard[Tensor]:
+        """Whether a gradient is part of another tensor, of which it is to stay one.
+
+        Autograd itself makes views of all of a tensor, a transposed product for example.
+        """
+        if grad is None or not (_torch.is_view(grad) and may_change(grad)):
+            return False
+        return bool(self._earlier.refills) or _is_part(local(grad))
+
+    def _may_be_refilled(self, grad: Tensor | None) -> TypeGuard[Tensor]:
+        """Whether another evaluation may write its gradient where this one lies."""
+        if grad is None or self._alone:  # those of an evaluation beside the step are new ones
+            return False
+        refills = self._earlier.refills is not False and may_change(grad)
+        return refills or self._lies_in_a_buffer(grad)
+
+    def _learn_of_refills(self) -> None:
+        """Compare where two evaluations in turn have written their gradients."""
+        if self._earlier.refills is not None or self._alone:
+            return
+        now = {p: p.grad for p in self._params if not self._lies_in_a_buffer(p.grad)}
+        pairs = [(now[p], grad) for p, grad in self._latest.items() if now.get(p) is not None]
+        self._earlier.refills = any(starmap(_have_one_memory, pairs)) if pairs else None
+        self._latest = {} if pairs else {p: grad for p, grad in now.items() if grad is not None}
+
+    def _refuse_overwritten(self, grads: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+        """Raise if the closure has written where the gradients lay that were taken away."""
+        taken = [(p.grad, grad) for p, grad in grads if not self._lies_in_a_buffer(grad)]
+        if self._earlier.refills is False and any(starmap(_have_one_memory, taken)):
+            self._earlier.refills = True
+            raise RuntimeError(
+                "the closure has begun to write its gradients into tensors that it keeps, and "
+                "this step's are lost: take the step again, which reckons with it"
+            )
 
     def undo(self) -> None:
         """Go back to the buffers and random states of before the recorded evaluation."""
@@ -341,6 +385,7 @@ class Replay:
         for p in self._params:
             if p.grad is not None and p.grad.requires_grad:
                 p.grad = p.grad.detach()
+        self._learn_of_refills()
 
     def _evaluate_again(self, within: contextlib.AbstractContextManager = _NOTHING) -> Any:
         if self.is_smooth:
@@ -401,7 +446,7 @@ class Replay:
                 for hook in hooks:
                     hook.remove()
                 for p, grad in kept.items():
-                    if not _lies_in_a_buffer(p.grad):  # it was overwritten, or added to
+                    if not self._lies_in_a_buffer(p.grad):  # it was overwritten, or added to
                         p.grad = grad
 
         noise = check_repeatable(value, params, [kept[p] for p in params], repeat, scales)

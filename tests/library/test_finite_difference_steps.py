@@ -4,9 +4,11 @@
 docs/implementations.md).
 """
 
+import copy
+
 import pytest
 import torch
-from support.device import on_gpu, random_state
+from support.device import on_gpu, random_state, set_random_state
 from support.stepping import assert_unchanged, save_and_load, snapshot, take_step
 from torch import nn
 
@@ -176,6 +178,40 @@ def test_gradients_stay_in_their_buffer():
         left.append([*params, *(views if in_buffer else [p.grad for p in params])])
     for alone, found in zip(*left, strict=True):
         assert torch.equal(alone, found)
+
+
+@pytest.mark.parametrize("begins", [0, 2])
+@pytest.mark.parametrize("are_views", [False, True])
+def test_a_closure_may_keep_the_tensors_of_its_gradients(are_views, begins):
+    """Regression: the second evaluation wrote over the first one's gradients, H·z was zero."""
+    left = []
+    for in_its_own in (False, True):
+        model = network()
+        optimizer = AdaHessian(model.parameters(), curvature="finite_difference")
+        usual = closure_of(model, optimizer)
+        own = [torch.zeros(p.numel(), dtype=p.dtype) for p in model.parameters()]
+        if not are_views:
+            own = [torch.zeros_like(p) for p in model.parameters()]
+
+        def closure(step, model=model, own=own, in_its_own=in_its_own, usual=usual):
+            loss = usual()
+            for p, kept in zip(model.parameters(), own, strict=True):
+                if in_its_own and step >= begins:
+                    p.grad = kept.view_as(p).copy_(p.grad)
+            return loss
+
+        torch.manual_seed(1)
+        for step in range(4):
+            if in_its_own and step == begins > 0:
+                state, before = random_state(), copy.deepcopy(model.state_dict())
+                with pytest.raises(RuntimeError, match="tensors that it keeps, .* step again"):
+                    optimizer.step(lambda: closure(begins))
+                set_random_state(state)
+                model.load_state_dict(before)
+            optimizer.step(lambda step=step: closure(step))
+        left.append(list(model.parameters()))
+    for alone, found in zip(*left, strict=True):
+        torch.testing.assert_close(alone, found, rtol=1e-12, atol=0)
 
 
 def new_batch(model, optimizer):
