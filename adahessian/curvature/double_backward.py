@@ -353,6 +353,8 @@ def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list
         if lacks_a_second_derivative(error):
             raise RuntimeError(f"{error}: {NO_SECOND_DERIVATIVE}") from error
         error.add_note(_WHILE_DIFFERENTIATING_TWICE)
+        if torch.distributed.is_initialized():
+            error.add_note(_NOT_UNDER_DDP)
         raise
     finally:
         hook.remove()

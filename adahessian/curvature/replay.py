@@ -295,15 +295,18 @@ class Replay:
     def _lies_in_a_buffer(self, grad: Tensor | None) -> TypeGuard[Tensor]:
         """Whether a gradient is part of another tensor, of which it is to stay one.
 
-        Autograd itself makes views of all of a tensor, a transposed product for example.
+        Autograd itself makes views of all of a tensor, a transposed product for example. A bucket
+        of DistributedDataParallel can hold a single gradient, and is another one after a step.
         """
-        if grad is None or not (_torch.is_view(grad) and may_change(grad)):
+        # Those of an evaluation beside the step are new ones.
+        if grad is None or self._alone or not (_torch.is_view(grad) and may_change(grad)):
             return False
-        return bool(self._earlier.refills) or _is_part(local(grad))
+        can_be_all = bool(self._earlier.refills or self._earlier.wrappers)
+        return can_be_all or _is_part(local(grad))
 
     def _may_be_refilled(self, grad: Tensor | None) -> TypeGuard[Tensor]:
         """Whether another evaluation may write its gradient where this one lies."""
-        if grad is None or self._alone:  # those of an evaluation beside the step are new ones
+        if grad is None or self._alone:
             return False
         refills = self._earlier.refills is not False and may_change(grad)
         return refills or self._lies_in_a_buffer(grad)

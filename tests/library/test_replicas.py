@@ -38,8 +38,8 @@ def results(request, tmp_path_factory):
     ]
 
 
-def alone(unused=False, **options):
-    model = distributed_cases.network(unused)
+def alone(unused=False, only=None, **options):
+    model = distributed_cases.network(unused, only)
     distributed_cases.train(model, 0, 1, **options)
     return distributed_cases.values(model)
 
@@ -73,6 +73,7 @@ def test_double_backward_on_the_bare_module(results, case, options):
         ("finite difference, unused parameter", {"unused": True}),
         ("ddp", {}),
         ("ddp, bucket views", {}),
+        ("ddp, one parameter", {"only": "out.bias"}),  # a bucket holds nothing else
         ("ddp, plain hook", {}),
         ("fsdp", {}),
         ("fsdp, runs of 7", {"block_size": 7}),
@@ -122,10 +123,11 @@ def test_a_part_that_one_process_lacks_postpones_the_refresh_of_all(results, cur
     assert all(result[case] == [0, 1, 1, 3] for result in results)
 
 
-def test_double_backward_under_ddp_names_the_ways_out(results):
+@pytest.mark.parametrize("which", ["", ", one parameter"])
+def test_double_backward_under_ddp_names_the_ways_out(results, which):
     for result in results:
-        assert "process_group=" in result["ddp, double backward"]
-        assert "finite_difference" in result["ddp, double backward"]
+        assert "process_group=" in result[f"ddp, double backward{which}"]
+        assert "finite_difference" in result[f"ddp, double backward{which}"]
 
 
 @pytest.mark.parametrize("hook", ["bf16_compress_hook", "FP16_COMPRESS"])

@@ -144,11 +144,14 @@ def train(model, rank, world, optimizer=None, micro_batches=1, shards=1, **optio
     return optimizer
 
 
-def network(unused=False):
+def network(unused=False, only=None):
     torch.manual_seed(0)
     model = Network().double()
     if unused:
         model.unused = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    if only is not None:  # the only parameter that is trained
+        model.requires_grad_(False)
+        model.get_parameter(only).requires_grad_()
     return model
 
 
@@ -170,9 +173,9 @@ def bare(curvature, unused=False, **options):
     return case
 
 
-def ddp(curvature="finite_difference", options=None, **wrapping):
+def ddp(curvature="finite_difference", options=None, only=None, **wrapping):
     def case(rank, world):
-        model = nn.parallel.DistributedDataParallel(network(), **wrapping)
+        model = nn.parallel.DistributedDataParallel(network(only=only), **wrapping)
         train(model, rank, world, curvature=curvature, **(options or {})).check_replicas()
         return values(model)
 
@@ -188,12 +191,17 @@ def fsdp(**options):
     return case
 
 
-def ddp_double_backward(rank, world):
-    model = nn.parallel.DistributedDataParallel(network())
-    try:
-        train(model, rank, world)
-    except RuntimeError as error:
-        return str(error)
+def ddp_double_backward(only=None):
+    def case(rank, world):
+        model = nn.parallel.DistributedDataParallel(network(only=only))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, of the same
+                train(model, rank, world)
+        except RuntimeError as error:
+            return "\n".join([str(error), *getattr(error, "__notes__", ())])
+
+    return case
 
 
 def ddp_with_hook(hook, **options):
@@ -582,6 +590,7 @@ CASES = {
     "finite difference, unused parameter": bare("finite_difference", unused=True),
     "ddp": ddp(),
     "ddp, bucket views": ddp(gradient_as_bucket_view=True),
+    "ddp, one parameter": ddp(only="out.bias", gradient_as_bucket_view=True),
     "part, bare": bare("double_backward", **PART),
     "part, bare, finite difference": bare("finite_difference", **PART),
     "part, ddp": ddp("double_backward", PART),
@@ -594,7 +603,8 @@ CASES = {
     "fsdp, clipped": fsdp(max_grad_norm=0.05),
     "fsdp, sassha": fsdp(**SASSHA),
     "part, bare, sophia": bare("double_backward", **{**PART, **SOPHIA, "lr": 0.5}),
-    "ddp, double backward": ddp_double_backward,
+    "ddp, double backward": ddp_double_backward(),
+    "ddp, double backward, one parameter": ddp_double_backward("out.bias"),
     "ddp, plain hook": ddp_with_hook(default_hooks.allreduce_hook),
     "ddp, bf16_compress_hook": ddp_with_hook(default_hooks.bf16_compress_hook),
     "ddp, FP16_COMPRESS": ddp_with_hook(dist.BuiltinCommHookType.FP16_COMPRESS),
