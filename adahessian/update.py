@@ -126,7 +126,7 @@ def in_place_of(
         divisors: what v is to be divided by (:func:`_divisor`).
         second_moment: of the rule.
     """
-    if _can_be_read(finite) and all(finite):
+    if _can_be_read(finite) and torch.stack(list(finite)).all():
         return diagonals
     averages = torch._foreach_div(hessian_avgs, list(divisors))
     if second_moment == "rms":
