@@ -29,7 +29,7 @@ What the derivation leaves out: batch normalization makes the loss of a part ano
 that of the batch, and within a tensor the inflation is uneven (docs/curvature.md).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def remember(
     *,
     fraction: float,
     beta2: float,
-) -> None:
+) -> Callable[[Tensor], None]:
     """Take two halves into the running means.
 
     Args:
@@ -65,6 +65,9 @@ def remember(
         noises: (s₁ − s₂) / 2.
         fraction: f, in (0, 1].
         beta2: decay of v at a refresh. Most take no halves: it counts once for each of them.
+
+    Returns:
+        A function that forgets the halves again but for the parameters where a bool is true.
     """
     squares, differences = (
         torch.stack([torch.stack(torch._foreach_norm(tensors)) for tensors in probes])
@@ -82,6 +85,11 @@ def remember(
     # A refresh that overflows is not remembered; the device decides, so that nobody waits for it.
     after = torch.where(seen.isfinite().all(0), before.lerp(seen, 1 - beta2**HALVES_EVERY), before)
     torch._foreach_copy_(running, after.view(-1).unbind())
+
+    def keep(good: Tensor) -> None:
+        torch._foreach_copy_(running, torch.where(good, after, before).view(-1).unbind())
+
+    return keep
 
 
 def scale_factors(states: Sequence[dict[str, Any]], fraction: float) -> list[Tensor]:

@@ -268,6 +268,7 @@ class PartOfBatch(Refresh):
     ) -> None:
         super().__init__(*args)
         self._get_closure = curvature_closure
+        self._remembered: list[tuple[list[Tensor], Callable[[Tensor], None]]] = []
         if any(is_sharded(p) for p in self._params):
             raise ValueError(
                 "curvature_closure does not work with fully_shard, which gathers parameters for a "
@@ -294,6 +295,12 @@ class PartOfBatch(Refresh):
             if self._is_first:
                 raise
             return {}
+
+    def leave_out_wrong(self, good: dict[Tensor, Tensor]) -> None:
+        """As that of any refresh; its sampling noise is not remembered either."""
+        super().leave_out_wrong(good)
+        for params, keep in self._remembered:
+            keep(torch.stack([good[p] for p in params]))
 
     def _samples(self, members: Sequence[Member], reduction: Reduction) -> Iterator[list[Tensor]]:
         fraction = self._options.curvature_fraction
@@ -391,13 +398,15 @@ class PartOfBatch(Refresh):
             ]
 
         for places in _alike(members):
-            remember(
-                [self._states[members[i].param] for i in places],
+            params = [members[i].param for i in places]
+            keep = remember(
+                [self._states[p] for p in params],
                 [squared(sample, places) for sample in samples],
                 [squared(noise, places) for noise in noises],
                 fraction=self._options.curvature_fraction,
                 beta2=members[places[0]].group["betas"][1],
             )
+            self._remembered.append((params, keep))
 
     def _factors(self, members: Sequence[Member]) -> dict[int, Tensor]:
         """Return the factor of a member's curvature by its place; those without need none."""

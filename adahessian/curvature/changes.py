@@ -54,34 +54,38 @@ class Change:
             torch._foreach_div_(self._differences, self._width)
         return dict(zip(self._params, self._differences, strict=True))
 
-    def is_anothers(self) -> Tensor:
-        """Return whether the second evaluation was not the first one's computation, one element.
+    def at_all(self) -> tuple[Tensor, Tensor]:
+        """Return how far the loss changes, and how far one and the same computation's may.
 
-        The loss may change by h·zᵀg and by half of h·zᵀ(g₂ − g); both are bounded here, the former
-        as for random signs, thirty times its usual size.
+        It may change by h·zᵀg and by half of h·zᵀ(g₂ − g); both are bounded here, the former as for
+        random signs, thirty times its usual size. One element each.
         """
         second, first = self._losses
         growth = norms(self._differences).norm()
         root = sum(g.numel() for g in self._firsts) ** 0.5
         allowed = 1e-3 * first.abs() + self._width * (30 * self._size + root / 2 * growth)
-        return (second - first).abs() > allowed
+        return (second - first).abs(), allowed
 
-    def strays(self, z: Mapping[Tensor, Tensor], *, eps: float, tolerance: float) -> Tensor:
-        """Return whether the loss changes otherwise than both gradients explain, one element.
+    def unexplained(
+        self, z: Mapping[Tensor, Tensor], *, eps: float, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return how far the loss changes otherwise than both gradients say, and how far it may.
 
         Args:
             z: the direction.
             eps: of the numbers that the loss is computed in.
             tolerance: the part that may be left open, as in a check.
+
+        Returns:
+            One element each. The second has the rounding of the loss itself.
         """
         products = torch._foreach_add(self._firsts, self._seconds)
         torch._foreach_mul_(products, [z[p] for p in self._params])
         along = _total(products)
         second, first = self._losses
-        # A small loss is rounded as the logits are that it is computed from: of the order of one.
-        rounding = 8 * eps * (0.5 + second.abs() + first.abs())
+        rounding = 8 * eps * (second.abs() + first.abs())
         unexplained = (second - first - self._width / 2 * along).abs()
-        return unexplained > rounding + tolerance * self._width * self._size
+        return unexplained, rounding + tolerance * abs(self._width) * self._size
 
     @cached_property
     def _differences(self) -> list[Tensor]:
@@ -109,6 +113,30 @@ def _total(tensors: Sequence[Tensor]) -> Tensor:
         by_device.setdefault(t.device, []).append(t.reshape(-1))
     sums = [torch.cat(parts).sum() for parts in by_device.values()]
     return sum((s.to(sums[0].device) for s in sums[1:]), sums[0])
+
+
+class Usual:
+    """Tells a change that is too large from the rounding of what a loss is computed from.
+
+    A cross entropy of 1e-6 comes from logits of 20, a squared error of one from targets of a
+    thousand, and either may be scaled. So its rounding is no function of the loss; but refreshes
+    that went well have shown it. Where that is all that changes, a normal number is ``MARGIN``
+    times the largest of five earlier ones once in some ten thousand times. ``FADES`` forgets the
+    rounding of a loss that was larger in as many refreshes as there are between two records.
+    """
+
+    MARGIN, FADES = 8.0, 0.98
+
+    def __init__(self) -> None:
+        self._largest: Tensor | None = None
+
+    def exceeded(self, change: Tensor, allowed: Tensor) -> Tensor:
+        """Return whether a change is too large, and remember it if not; the device decides."""
+        largest = torch.zeros_like(allowed) if self._largest is None else self._largest.to(allowed)
+        is_exceeded = change > allowed.add(largest, alpha=self.MARGIN)
+        # fmax: what is no number is not remembered.
+        self._largest = torch.where(is_exceeded, largest, torch.fmax(self.FADES * largest, change))
+        return is_exceeded
 
 
 def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adahessian.curvature.attributes import Places
+from adahessian.curvature.changes import Usual
 from adahessian.curvature.check import AccuracyCheck
 from adahessian.curvature.gates import Gates
 from adahessian.curvature.searches import Searches
@@ -43,6 +44,8 @@ class Earlier:
         searches: the forward methods of custom functions that are not to be frozen.
         looked_at: the losses in which such pieces were looked for, by their operations.
         smooth: those that met no gate.
+        changes, unexplained: those of losses from one evaluation to the next, and of smooth ones
+            what the gradients do not say of it.
         is_explained: whether the gradients of the last recorded evaluation are those of what the
             closure returned.
     """
@@ -66,6 +69,7 @@ class Earlier:
         self.looked_at: set[Kinds] = set()
         self.smooth: set[Kinds] = set()
         self.is_explained = False
+        self.changes, self.unexplained = Usual(), Usual()
         self._remaining = 0
 
     def begin_refresh(self, *, look: bool = False) -> None:

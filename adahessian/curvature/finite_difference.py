@@ -230,9 +230,10 @@ class FiniteDifference:
         precision = self.replay.precision(list(z))
         h = self._step_size(list(z), scale)
         after, before = (self._evaluate_at(z, step, look=True) for step in (h, -2 * h))
-        change = self._change(z, after, h)
-        self._see_strays(z, change)
-        near, far = change.quotients(), self._change(z, before, -2 * h).quotients()
+        changes = self._change(z, after, h), self._change(z, before, -2 * h)
+        for change in changes:
+            self._see_strays(z, change)
+        near, far = (change.quotients() for change in changes)
         slope, blur = unexplained(after, before, 3 * h, _eps(precision))
         disagreement = self.accuracy.disagreement(near, far, TOLERANCES[precision].flat)
         return Trial(
@@ -320,7 +321,8 @@ class FiniteDifference:
         if not accuracy.watches or not change.is_seen:
             return
         self._see_strays(z, change)
-        doubt = change.is_anothers() | (after.lost > _MOST_LOST).any()
+        is_anothers = self._earlier.changes.exceeded(*change.at_all())
+        doubt = is_anothers | (after.lost > _MOST_LOST).any()
         accuracy.doubt = doubt if accuracy.doubt is None else accuracy.doubt | doubt
 
     def _see_strays(self, z: Vector, change: Change) -> None:
@@ -334,7 +336,9 @@ class FiniteDifference:
         alone = not (accuracy.process_groups or any(map(is_sharded, z)))
         watches = accuracy.watches and change.is_seen
         if is_of_use and alone and watches and precision in TOLERANCES:
-            strays = change.strays(z, eps=_eps(precision), tolerance=TOLERANCES[precision].slope)
+            tolerance = TOLERANCES[precision].slope
+            found = change.unexplained(z, eps=_eps(precision), tolerance=tolerance)
+            strays = self._earlier.unexplained.exceeded(*found)
             accuracy.note_strays(strays, is_recorded=is_recorded)
 
     def _refuse_lost(self, params: Sequence[Tensor], lost: Tensor, h: float) -> None:

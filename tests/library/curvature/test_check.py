@@ -16,6 +16,7 @@ from adahessian import AdaHessian, CurvatureWarning
 from adahessian.curvature.compare import compare_products
 from adahessian.curvature.finite_difference import FiniteDifference
 from adahessian.curvature.hutchinson import Probes
+from adahessian.part_correction import SUMS
 
 
 class Unseen(Function):
@@ -60,11 +61,12 @@ class Wrapped(nn.Module):
         return self.function(x)
 
 
-def step(params, loss, backward=True, **options):
+def step(params, loss, backward=True, part=None, **options):
     """Take one step; return the optimizer and the warnings."""
     params = list(params)
     options = {"lr": 0.0, "curvature": "finite_difference", **options}
     optimizer = AdaHessian(params, **options)
+    optimizer.curvature_closure = part
 
     def closure():
         optimizer.zero_grad()
@@ -381,28 +383,37 @@ def test_a_state_that_moves_slowly_is_found(decay, fraction):
     assert len(found) == (decay < 1)
 
 
-def test_noise_that_comes_later_is_found_and_left_out():
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_noise_that_comes_later_is_found_and_left_out(fraction):
     """By a generator that nobody rewinds, in a refresh that is not checked."""
     model, x, y = network(torch.tanh, torch.float32)
-    generator, noisy = torch.Generator(), []
+    generator, noisy = np.random.default_rng(0), []
 
     def loss():
         h = model(x)
         if noisy:
-            h = h + torch.randn(h.shape, generator=generator)
+            h = h * generator.uniform(0.5, 1.5)
         return F.cross_entropy(h, y)
 
-    optimizer, found = step(model.parameters(), loss, betas=(0.9, 0.5))
+    part = (lambda start, stop: loss()) if fraction < 1 else None
+    options = {"betas": (0.9, 0.5), "curvature_fraction": fraction}
+    optimizer, found = step(model.parameters(), loss, part=part, **options)
     assert not found
     before = {p: v_hat(optimizer, p) for p in model.parameters()}
+    sums = remembered(optimizer)
     noisy.append(1)
     with pytest.warns(CurvatureWarning, match="left out"):
         optimizer.step(optimizer.closure)
         for p, v in before.items():
             torch.testing.assert_close(v_hat(optimizer, p), v)
+        assert remembered(optimizer) == sums
         noisy.clear()
         for _ in range(2):  # a device's verdict comes later
             optimizer.step(optimizer.closure)
+
+
+def remembered(optimizer):
+    return [[float(s[name]) for name in SUMS if name in s] for s in optimizer.state.values()]
 
 
 def test_a_loss_that_is_no_number_is_called_that():

@@ -1,6 +1,7 @@
 """A closure may compute another loss than before: what the first one has shown is not its own."""
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -25,10 +26,13 @@ CONSTANTS = {
 }
 
 
-def train(later, begins, *, smooth=True, steps=4, lr=0.01, **options):
+WAYS = "double_backward", "finite_difference"
+
+
+def train(later, begins, *, smooth=True, steps=4, lr=0.01, factor=1.0, **options):
     """z · Hz of the last step, by the exact and the finite-difference product."""
     found = []
-    for curvature in ("double_backward", "finite_difference"):
+    for curvature in WAYS:
         torch.manual_seed(1)
         activation = nn.Tanh() if smooth else nn.ReLU()
         net = nn.Sequential(nn.Linear(4, 6), activation, nn.Linear(6, 3)).double()
@@ -44,7 +48,7 @@ def train(later, begins, *, smooth=True, steps=4, lr=0.01, **options):
             def loss(x, net=net, step=step):
                 y = net(x)
                 # The same operations before and after, but for those of `later`.
-                return (y - 1).square().mean() + (later(y) if step >= begins else 0)
+                return factor * ((y - 1).square().mean() + (later(y) if step >= begins else 0))
 
             def closure(loss=loss, optimizer=optimizer):
                 optimizer.zero_grad()
@@ -69,17 +73,43 @@ def test_pieces_that_come_later_are_frozen(later, smooth, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"curvature_fraction": 0.5}], ids=["whole", "part"])
+@pytest.mark.parametrize("factor", [1e-12, 1.0, 1e3])
 @pytest.mark.parametrize("later", CONSTANTS.values(), ids=CONSTANTS)
-def test_constants_that_come_later_are_frozen(later, options):
+def test_constants_that_come_later_are_frozen(later, factor, options):
     """The refresh in which they come is left out: there the loss moves as nothing explains."""
-    exact, found = train(later, begins=2, steps=6, lr=0.0, **options)
+    exact, found = train(later, begins=2, steps=6, lr=0.0, factor=factor, **options)
     assert (found - exact).norm() < (1e-6 if not options else 0.05) * exact.norm()
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e3])
+def test_rounding_is_nothing_that_moves(factor):
+    """Of logits that are larger than the loss by orders of magnitude: no refresh is left out."""
+    torch.manual_seed(1)
+    x, y = torch.randn(4, 10), torch.randint(4, (4,))
+    net = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 4))
+    options = {"betas": (0.9, 0.9), "eps": 1e-4 * factor, "curvature": "finite_difference"}
+    optimizer = AdaHessian(net.parameters(), **options)
+    seen = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = factor * F.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(60):
+        loss = optimizer.step(closure)
+        state = optimizer.state[net[0].weight]
+        average = state["exp_hessian_diag_sq"] / (1 - 0.9 ** float(state["num_refreshes"]))
+        seen.append(float(average.sum()))
+    assert loss < 1e-5 * factor
+    assert all(abs(a - b) > 1e-5 * a for a, b in itertools.pairwise(seen))
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_tasks_in_turns(first):
     found = []
-    for curvature in ("double_backward", "finite_difference"):
+    for curvature in WAYS:
         torch.manual_seed(0)
         body = nn.Sequential(nn.Linear(4, 8), nn.GELU()).double()
         heads = [
@@ -186,7 +216,7 @@ def test_nothing_is_known_at_first():
 def test_a_single_example_may_go_another_way_when_it_is_repeated():
     """A reshape of sizes of one does, behind an embedding: that counted as another loss."""
     found = []
-    for curvature in ("double_backward", "finite_difference"):
+    for curvature in WAYS:
         torch.manual_seed(0)
         embedding, heads = nn.Embedding(9, 4).double(), torch.ones(2, 2).double()
         optimizer = AdaHessian(
