@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adahessian import _torch
 from adahessian.curvature.earlier import Earlier
+from adahessian.curvature.graph import REENTRANT, has_node
 from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.snapshot import Snapshot
 
@@ -72,16 +73,35 @@ def filling_gradients(
                 "backward"
             )
         scaled = loss if scale is None else loss * scale.to(loss)
-        if create_graph:
-            grads = torch.autograd.grad(scaled, wanted, create_graph=True, allow_unused=True)
-        else:
-            grads = _torch.gradients(scaled, wanted)
+        try:
+            if create_graph:
+                grads = torch.autograd.grad(scaled, wanted, create_graph=True, allow_unused=True)
+            else:
+                grads = _torch.gradients(scaled, wanted)
+        except RuntimeError:
+            _refuse_reentrant(loss)
+            raise
+        if any(grad is None for grad in grads):
+            _refuse_reentrant(loss)
         with _torch.below_torch_functions():
             for p, grad in zip(wanted, grads, strict=True):
                 p.grad = grad
         return scaled
 
     return closure
+
+
+def _refuse_reentrant(loss: Tensor) -> None:
+    """Raise if a loss comes through a reentrant checkpoint.
+
+    torch raises where gradients lead through it, and otherwise leaves out what is inside.
+    """
+    if has_node([loss], REENTRANT):
+        raise RuntimeError(
+            "activation checkpointing with use_reentrant=True fills gradients in a backward pass "
+            "alone, and curvature_closure's are taken beside the step's: use checkpoint(..., "
+            "use_reentrant=False), in transformers by gradient_checkpointing_kwargs"
+        )
 
 
 class Beside:

@@ -10,7 +10,7 @@ from torch import Tensor
 from adahessian import _torch
 from adahessian.curvature.closures import call, gradients
 from adahessian.curvature.constants import Storages, tensors_in, writes_values
-from adahessian.curvature.graph import leaves_below, nodes_below
+from adahessian.curvature.graph import REENTRANT, has_node, leaves_below
 from adahessian.curvature.hutchinson import Probes
 from adahessian.curvature.module_calls import before_each_call
 from adahessian.curvature.products import Vector
@@ -62,8 +62,6 @@ def double_backward(
     ]
 
 
-# A reentrant checkpoint, whose inner backward drops create_graph.
-_REENTRANT_NODE = "CheckpointFunctionBackward"
 _MISSING_GRAPH = (
     "the curvature is due at this step, but no gradient has a graph: call "
     "loss.backward(create_graph=True) before optimizer.step(). In a closure use "
@@ -108,11 +106,6 @@ _WHILE_DIFFERENTIATING_TWICE = (
 )
 # What torch and torchvision say of it.
 _LACKS_ONE = ("is not implemented", "not supported", "is not differentiable")
-
-
-def _has_node(tensors: Sequence[Tensor], name: str) -> bool:
-    """Whether a function's derivative, by its name in autograd, is in the tensors' graph."""
-    return any(node.name() == name for node in nodes_below(tensors))
 
 
 class DoubleBackward:
@@ -206,7 +199,7 @@ class DoubleBackward:
             has_graph = any(grad is not None and grad.requires_grad for grad in others)
             if not self._graph_was_asked_for and not has_graph:
                 raise RuntimeError(_MISSING_GRAPH)
-            if _has_node(self._losses, _REENTRANT_NODE):
+            if has_node(self._losses, REENTRANT):
                 raise RuntimeError(_REENTRANT)
             # The loss is linear in them: their gradient is constant.
         if self._num_products == 1:
@@ -217,7 +210,7 @@ class DoubleBackward:
             self._custom = []
             if self._doubt:
                 warn_of_a_constant(self._doubt)
-            if self._check and _has_node(gradients(params), "WeightNormInterfaceBackward0"):
+            if self._check and has_node(gradients(params), "WeightNormInterfaceBackward0"):
                 warnings.warn(_WRONG_SECOND_DERIVATIVE, stacklevel=2)
         self._losses = []
         last = self._num_products == len(self._probes)
@@ -342,7 +335,7 @@ _PARAMETERS: dict[Callable, tuple[str, ...]] = {
 def _product(params: Sequence[Tensor], z: Vector, *, retain_graph: bool) -> list[Tensor]:
     """Return the product by the graph of the gradients; say what to do where there is none."""
     grads = gradients(params)
-    if not all(g.requires_grad for g in grads) and _has_node(grads, _REENTRANT_NODE):
+    if not all(g.requires_grad for g in grads) and has_node(grads, REENTRANT):
         raise RuntimeError(_REENTRANT)
     # A checkpoint runs its part of the model again. That is no further evaluation of the closure.
     kept = Snapshot((), (), (), places={})

@@ -8,6 +8,9 @@ from torch.autograd.graph import Node
 
 from adahessian.curvature.constants import tensors_in
 
+# A reentrant checkpoint, which runs a backward pass of its own within that of the loss.
+REENTRANT = "CheckpointFunctionBackward"
+
 
 def nodes_below(tensors: Iterable[Tensor]) -> Iterator[Node]:
     """Yield each operation on the way from tensors to the leaves that they are computed from."""
@@ -27,6 +30,11 @@ def kinds_below(value: Any) -> frozenset[str]:
     The same loss has the same ones for another batch, also if a loop runs more often.
     """
     return frozenset(node.name() for node in nodes_below(tensors_in(value)))
+
+
+def has_node(tensors: Iterable[Tensor], name: str) -> bool:
+    """Return whether a function's derivative, by its name in autograd, is in the tensors' graph."""
+    return any(node.name() == name for node in nodes_below(tensors))
 
 
 def leaves_below(tensors: Iterable[Tensor]) -> dict[Tensor, None]:

@@ -593,6 +593,23 @@ def test_a_closure_that_returns_no_loss(way, result, message):
     assert all(torch.equal(p.grad, g) for p, g in zip(problem.params, grads, strict=True))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["first", "behind a layer"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_reentrant_checkpoint_is_refused(way, first):
+    """torch's own message there names neither; where the data come to it first, there is none."""
+    inner, outer = nn.Linear(4, 4), nn.Linear(4, 4)
+    optimizer = AdaHessian([*inner.parameters(), *outer.parameters()], curvature=way)
+
+    def loss(start=0, stop=1):
+        x = torch.ones(2, 4, requires_grad=True)
+        x = checkpoint(inner, x if first else outer(x), use_reentrant=True)
+        return (outer(x) if first else x).square().mean()
+
+    loss().backward()
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        optimizer.step(curvature_closure=loss)
+
+
 @pytest.mark.parametrize(("examples", "outcome"), [(28, "refused"), (56, "warned"), (64, "silent")])
 def test_batch_normalization_over_few_examples(examples, outcome, recwarn):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
