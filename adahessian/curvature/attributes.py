@@ -5,8 +5,9 @@ features. Its second evaluation has to find them as the first did, and to leave 
 them. Which they are is found by comparison, once.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -18,20 +19,25 @@ from adahessian.curvature.constants import Storages
 Places = dict[nn.Module, set[str]]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_CONTAINERS = (list, dict, set, deque, OrderedDict)
+_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_TENSORS = " and the tensors within"  # of an attribute's name
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - {"training"}
 
 
 class _Entry(NamedTuple):
-    """One attribute: the object, and what to fill it with again, where that can change."""
+    """One attribute: the object, and what to fill it with again, where that can change.
+
+    Or what lies within one: whether it still does, its container's entry knows.
+    """
 
     module: nn.Module
     name: str
     value: Any
     contents: Any
+    is_within: bool
 
     def now(self) -> Any:
-        if isinstance(self.value, nn.Parameter):
+        if self.is_within or isinstance(self.value, nn.Parameter):
             return self.value
         return vars(self.module).get(self.name)
 
@@ -54,7 +60,7 @@ class _Entry(NamedTuple):
         )
 
     def restore(self) -> None:
-        if not isinstance(self.value, nn.Parameter):
+        if not self.is_within and not isinstance(self.value, nn.Parameter):
             vars(self.module)[self.name] = self.value
         if self.contents is None:
             return
@@ -87,14 +93,23 @@ class Attributes:
             names = None if self._places is None else self._places.get(module, ())
             for name, value in _candidates(module) if names is None or names else ():
                 if (names is None or name in names) and not self._is_ours(value):
-                    self._entries.append(_Entry(module, name, value, self._copy(value)))
+                    self._entries.append(_Entry(module, name, value, self._copy(value), False))
+                    # Tensors of a long queue stay as they are, if none was written to.
+                    tensors_too = names is None or name + _TENSORS in names
+                    for part in _parts(value, {id(value)}):
+                        if not isinstance(part, Tensor) or tensors_too and not self._is_ours(part):
+                            entry = _Entry(module, name, part, self._copy(part), True)
+                            self._entries.append(entry)
 
     def settle(self, written: Storages) -> Places:
         """Keep those that have changed since, or were written to; return which they are."""
         self._entries = [entry for entry in self._entries if entry.has_changed(written)]
         self._places = {}
         for entry in self._entries:
-            self._places.setdefault(entry.module, set()).add(entry.name)
+            names = self._places.setdefault(entry.module, set())
+            names.add(entry.name)
+            if entry.is_within and isinstance(entry.value, Tensor):
+                names.add(entry.name + _TENSORS)
         return self._places
 
     @torch.no_grad()
@@ -114,8 +129,10 @@ class Attributes:
         if value.grad_fn is not None or not may_change(value):
             return None
         if self._places is None:
+            if value.numel() > self._room:
+                return None
             self._room -= value.numel()
-        return value.detach().clone() if self._room >= 0 else None
+        return value.detach().clone()
 
 
 def may_change(tensor: Tensor) -> bool:
@@ -148,6 +165,21 @@ def _candidates(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in vars(module).items():
         if name not in _OF_EVERY_MODULE:
             yield name, value
+
+
+def _parts(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Yield the containers and tensors within a container or a dataclass, each once."""
+    parts: list[Any] = []
+    if type(value) in _CONTAINERS:
+        parts = list(value.values() if isinstance(value, dict) else value)
+    elif is_dataclass(value) and hasattr(value, "__dict__") and not isinstance(value, type):
+        parts = [vars(value)]
+    for part in parts:
+        if not isinstance(part, _PLAIN) and id(part) not in seen:
+            seen.add(id(part))
+            if type(part) in _CONTAINERS or isinstance(part, Tensor):
+                yield part
+            yield from _parts(part, seen)
 
 
 def _elements(container: Any) -> list[Any]:

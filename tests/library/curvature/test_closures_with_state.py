@@ -1,7 +1,8 @@
 """Closures that change more than buffers: both ways train alike, and each call counts once."""
 
 import copy
-from collections import deque
+import dataclasses
+from collections import defaultdict, deque
 from functools import lru_cache
 
 import numpy as np
@@ -205,9 +206,37 @@ class Checkpointed(Model):
         return loss
 
 
+@dataclasses.dataclass
+class State:
+    hidden: torch.Tensor | None = None
+    seen: dict = dataclasses.field(default_factory=lambda: {"calls": [0], "last": []})
+
+
+class Carried(nn.Module):
+    """A hidden state that goes on from batch to batch, in containers within others."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4))
+        self.carried = State()
+        self.layers = {"queue": [torch.ones(4).double()]}
+        self.log = defaultdict(list)
+
+    def loss(self):
+        state = self.carried
+        out = self.net(X) + (0 if state.hidden is None else state.hidden)
+        out = out * (1 + 0.1 * state.seen["calls"][0] + 0.1 * len(self.log["sums"]))
+        loss = F.cross_entropy(out * self.layers["queue"][0].clone(), LABELS)
+        state.hidden = out.detach().tanh()
+        state.seen["calls"][0] += 1
+        self.log["sums"].append(out.detach().sum())
+        self.layers["queue"][0].mul_(0.9).add_(out.detach().abs().mean(0), alpha=0.1)
+        return loss
+
+
 KINDS = [
     Checkpointed, Observed, Annealed, ByData, InPlace, ByForeach, WithGradient, Bank, Records,
-    Constrained, ConstrainedByData, InTheGraph, Outside,
+    Constrained, ConstrainedByData, InTheGraph, Outside, Carried,
 ]  # fmt: skip
 
 
@@ -215,6 +244,7 @@ def attributes(model):
     """All that is no module: numbers, lists and tensors, and the parameters."""
     plain = {k: v for k, v in vars(model).items() if not k.startswith("_")}
     for name, value in plain.items():
+        value = vars(value) if isinstance(value, State) else value
         plain[name] = list(value) if isinstance(value, list | deque) else value
     return plain | dict(model.named_parameters())
 
