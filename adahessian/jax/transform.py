@@ -31,6 +31,12 @@ _OTHER_STATE = (
     "left out of both alike (optax.masked, optax.partition)"
 )
 
+_FLATTENED = (
+    "hessian is a tree ({hessian}), but the gradients are one array of shape {grad}: optax.flatten "
+    "makes a vector of the gradients alone. Leave it out: the curvature is averaged over blocks of "
+    "arrays, whose shapes it takes away"
+)
+
 
 class ScaleByAdaHessianState(NamedTuple):
     """State of :func:`scale_by_adahessian`; the counters are int32 scalars."""
@@ -345,6 +351,8 @@ def flatten_hessian(hessian: Any, named: list[tuple[str, Any]], treedef: Any) ->
             continue
         shape = _shape(leaf)
         if grad.shape not in (shape, shape[1:]):  # the latter: one estimate for each sample
+            if not name and isinstance(shape, str):
+                raise ValueError(_FLATTENED.format(hessian=shape, grad=grad.shape))
             raise ValueError(
                 f"hessian has shape {shape} where the gradient {name!r} has {grad.shape}"
             )

@@ -7,14 +7,17 @@ computes the output by itself, and in loops whatever it does: there JAX (0.10, n
 rule once it has the gradient. torch takes the given gradient for both.
 
 Which operations cut the derivative off the program tells; whether that matters (of
-``sign(x) * log1p(abs(x))`` it does not) only numbers do: the function alone is run with some.
+``sign(x) * log1p(abs(x))`` it does not) only numbers do: the function alone is run with some. A
+gradient without a derivative of the output at the same place is lost (a clip that passes all
+gradients). Another gradient than the code's is, where that is not the output's own: along a line
+it does not add up to the output's change. Reversed and clipped gradients are nobody's derivative,
+but nothing of their output is lost.
 
 For :mod:`adahessian.jax` and for Keras on JAX, which has no optax.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from adahessian.jax_second_derivatives.evaluation import scan_counts
+from adahessian.jax_second_derivatives.trial import loses
+
 # Of floats to floats: integers and truth values are no floats anyway.
 _PIECEWISE_CONSTANT = frozenset({"round", "floor", "ceil", "sign", "stop_gradient"})
 _ROUNDING = frozenset({"round", "floor", "ceil", "sign", "rem"})  # x - x % s, too
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-# Not to be run with random numbers: loops may not end, kernels may read outside of their arrays.
-_NOT_RUN = frozenset({"while", "pallas_call", "ffi_call", "pure_callback", "io_callback"})
-_LARGEST = 2**28  # elements of a function that is run
-_SEEN: dict[str, bool] = {}  # by their program, which functions differed
+_CLIPPING = frozenset({"max", "min", "clamp"})
 
 _LOST = (
     "a function ({places}) has a gradient by a rule of its own (custom_vjp, custom_jvp, "
@@ -92,7 +95,7 @@ def _varying_outputs(eqn: Any, inputs: list[bool], look: Any, in_loop: bool) -> 
         return everything
     programs = list(core.jaxprs_in_params(eqn.params))
     in_loop = in_loop or name in ("scan", "while")
-    carries = name == "while" or bool(eqn.params.get("num_carry"))
+    carries = name == "while" or (name == "scan" and scan_counts(eqn.params)[1] > 0)
     if carries:  # what comes out goes in again
         inputs = [True] * len(inputs)
     outputs = [carries or not programs] * len(eqn.outvars)
@@ -129,7 +132,7 @@ def _cuts(program: Any, inputs: Sequence[bool]) -> tuple[bool, set[str]]:
     def look(eqn: Any, *_: Any) -> None:
         name, one_operation = eqn.primitive.name, not list(core.jaxprs_in_params(eqn.params))
         to_other_kind = one_operation and not all(map(_is_float, eqn.outvars))
-        if to_other_kind or name in _PIECEWISE_CONSTANT | _ROUNDING:
+        if to_other_kind or name in _PIECEWISE_CONSTANT | _ROUNDING | _CLIPPING:
             found.add(name)
 
     outputs = _varying(program, inputs, look)
@@ -175,58 +178,13 @@ def _is_lost(eqn: Any, v: Any, reverse: bool, in_loop: bool) -> bool:
     if not (varies(of_output, upstream) if reverse else varies(along, v.aval)):
         return True
     # What JAX differentiates for the output: a function that calls itself still has its rule there.
-    only = [place == i for i in range(len(args))]
-    cuts = _cuts(jax.make_jaxpr(output)(args).jaxpr, only)[1]
+    by_code = jax.make_jaxpr(output)(args)
+    cuts = _cuts(by_code.jaxpr, [place == i for i in range(len(args))])[1]
     if not cuts:
         return False
-    differ = _differ(gradient, of_output, args, upstream)
-    return not _ROUNDING.isdisjoint(cuts) if differ is None else differ
-
-
-def _differ(this: Callable, other: Callable, *avals: list[Any]) -> bool | None:
-    """Return whether two functions of arrays differ; None where they cannot be run."""
-
-    def differ(zero: Any) -> jax.Array:
-        numbers = count(1)
-        drawn = [[_made_up(next(numbers), zero, aval) for aval in of_one] for of_one in avals]
-        a, b = this(*drawn), other(*drawn)
-        size = jnp.abs(a) + jnp.abs(b)
-        largest = jnp.max(size, initial=0, where=jnp.isfinite(size))
-        # Where one of them is no number, they do not.
-        return jnp.any(jnp.abs(a - b) > jnp.finfo(a.dtype).eps ** 0.25 * largest)
-
-    if sum(aval.size for of_one in avals for aval in of_one) > _LARGEST:
-        return None
-    try:
-        program = jax.make_jaxpr(differ)(0.0)
-        text = str(program)
-        if text not in _SEEN and _NOT_RUN.isdisjoint(_names(program.jaxpr)):
-            with jax.ensure_compile_time_eval():  # also where a training step is being compiled
-                found = jax.jit(core.jaxpr_as_fun(program))(0.0)[0]
-                _SEEN[text] = bool(jax.device_get(found))
-        return _SEEN.get(text)
-    except Exception:  # code of others: the axis of a mesh, what some devices lack
-        return None
-
-
-def _made_up(number: int, zero: Any, aval: Any) -> jax.Array:
-    """Return an array of this kind: numbers between -1 and 1, either truth value, or ones.
-
-    ``zero`` is known when the program runs: what is known before would be computed for each use.
-    """
-    if jnp.issubdtype(aval.dtype, jnp.inexact) or aval.dtype == bool:
-        waves = jnp.sin((number + zero) * jnp.arange(1.0, 1.0 + aval.size)).reshape(aval.shape)
-        return waves > 0 if aval.dtype == bool else waves.astype(aval.dtype)
-    is_number = jnp.issubdtype(aval.dtype, jnp.number)
-    return jax.lax.full(aval.shape, int(is_number), aval.dtype)  # the others: keys of jax.random
-
-
-def _names(program: Any) -> Iterator[str]:
-    """Yield the names of all operations of a program."""
-    for eqn in program.eqns:
-        yield eqn.primitive.name
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _names(inner)
+    by_rule = jax.make_jaxpr(gradient)(args, upstream)
+    lost = loses(by_rule, by_code, place, len(args), complete=cuts <= _CLIPPING)
+    return not _ROUNDING.isdisjoint(cuts) if lost is None else lost
 
 
 def _places(eqn: Any, program: Any) -> str:

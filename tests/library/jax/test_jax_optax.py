@@ -227,6 +227,13 @@ def test_masked_and_partition(compatible):
     np.testing.assert_array_equal(updates["dense"]["kernel"], grads["dense"]["kernel"])
 
 
+def test_a_flattened_gradient_has_no_blocks():
+    tx = optax.flatten(adahessian())
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"of shape \(8,\): optax.flatten"):
+        tx.update(params, tx.init(params), params, hessian=params)
+
+
 def test_apply_if_finite_skips_a_step():
     tx = optax.apply_if_finite(adahessian(0.1, update_interval=2), 3)
     grads, hessian = derivatives(PARAMS)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from adahessian.jax import value_grad_and_hessian
 
@@ -50,13 +52,17 @@ THROUGH = {
     "plain": lambda f, x: jnp.sum(jnp.sin(f(x))),
     "jit": lambda f, x: jnp.sum(jnp.sin(jax.jit(f)(x))),
     "scan": lambda f, x: jnp.sum(lax.scan(lambda c, a: (c, jnp.sin(f(a))), 0.0, x[None])[1]),
+    # It varies in the second round, by what the first has left.
+    "carry": lambda f, x: jnp.sum(
+        lax.scan(lambda c, _: (x, jnp.sin(f(c))), jnp.zeros(3), None, 2)[1]
+    ),
     "cond": lambda f, x: lax.cond(x[0] > 0, lambda x: jnp.sin(f(x)), jnp.cos, x).sum(),
     "remat": lambda f, x: jnp.sum(jax.checkpoint(lambda x: jnp.sin(f(x)))(x)),
 }
 
 
-def curvature(loss, **options):
-    return value_grad_and_hessian(loss, (POINT,), 0, **options)[2]
+def curvature(loss, point=POINT, **options):
+    return value_grad_and_hessian(loss, (point,), 0, **options)[2]
 
 
 @pytest.mark.parametrize("way", THROUGH)
@@ -77,6 +83,8 @@ def test_a_rule_whose_output_has_no_derivative_is_refused(kind, way):
         lambda x: (4 * x / jnp.max(x)).astype(int) * jnp.max(x),
         lambda x: jnp.eye(3)[jnp.argmin(jnp.square(x - jnp.eye(3)).sum(1))] + 0.1 * x,
         lambda x: x * lax.stop_gradient(x),
+        lambda x: jnp.clip(x, -0.5, 0.5),
+        lambda x: jnp.clip(x, -6.0, 6.0) @ jnp.tri(3),
     ],
 )
 def test_what_is_constant_beside_a_part_that_varies_is_refused(in_part, by):
@@ -84,6 +92,29 @@ def test_what_is_constant_beside_a_part_that_varies_is_refused(in_part, by):
     for reverse in (False, True):
         with pytest.raises(ValueError, match="stop_gradient"):
             curvature(lambda x: THROUGH["plain"](function, x), reverse=reverse)
+
+
+def until_it_is_short(x):
+    return lax.while_loop(lambda a: jnp.mean(jnp.abs(a)) > 0.1, lambda a: a / 2, x)
+
+
+def halved_and_signed(x):
+    return jnp.where(x > 0, 1.0, -1.0) * jnp.mean(jnp.abs(until_it_is_short(x)))
+
+
+@pytest.mark.parametrize("place", ["loop", "explicit axes", "shard_map"])
+def test_where_arrays_lie_and_how_long_it_loops_does_not_hide_it(place):
+    function = by_vjp(halved_and_signed, lambda _, g: (g,))
+
+    def found(x):
+        return curvature(lambda x: THROUGH["plain"](function, x), x)
+
+    axis_type = AxisType.Auto if place == "shard_map" else AxisType.Explicit
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(axis_type,))
+    sharded = jax.device_put(POINT, NamedSharding(mesh, P("data")))
+    by_device = jax.shard_map(found, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="stop_gradient"):
+        (by_device if place == "shard_map" else found)(POINT if place == "loop" else sharded)
 
 
 @pytest.mark.parametrize("way", THROUGH)
@@ -166,8 +197,12 @@ def test_what_may_not_end_is_not_run():
 
 
 def test_rules_of_functions_that_vary_are_as_ever():
-    reversed_ = by_vjp(lambda x: x * 1.0, lambda x, g: (-g,))
-    np.testing.assert_allclose(curvature(lambda x: jnp.sum(jnp.sin(reversed_(x)))), jnp.sin(POINT))
+    for same in (lambda x: x * 1.0, lambda x: jnp.where(jnp.isnan(x), 0.0, x)):
+        reversed_ = by_vjp(same, lambda x, g: (-g,))
+        found = curvature(lambda x, f=reversed_: jnp.sum(jnp.sin(f(x))))
+        np.testing.assert_allclose(found, jnp.sin(POINT))
+    clipped = by_vjp(lambda x: jnp.where(jnp.isnan(x), 0.0, x), lambda x, g: (g.clip(-0.2, 0.2),))
+    np.testing.assert_allclose(curvature(lambda x: jnp.sum(0.1 * clipped(x) ** 2)), [0.2, 0.2, 0.0])
     np.testing.assert_allclose(curvature(lambda x: jnp.sum(jax.nn.silu(x * 0))), np.zeros(3))
 
 
