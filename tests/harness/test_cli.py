@@ -143,6 +143,14 @@ def test_a_report_is_written_whoever_reads_it(tmp_path, monkeypatch):
         (root / "report.html").unlink()
 
 
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "scratch").symlink_to(tmp_path / "purged")
+    directory = RunDirectory(tmp_path / "scratch", small_config())
+    with pytest.raises(UserError, match="/scratch is no folder, or a link to what is not there"):
+        with directory.locked():
+            pass
+
+
 def test_a_backend_that_matplotlib_has_no_more():
     done = python("from experiments.plots import canvas; canvas.pyplot()", MPLBACKEND="qt4agg")
     assert done.returncode == 0, done.stderr
