@@ -135,7 +135,7 @@ def test_a_report_is_written_whoever_reads_it(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNS_ROOT", str(root))
     read, write = os.pipe()
     os.close(read)
-    for stdout in (None, os.fdopen(write, "w")):
+    for stdout in (None, os.fdopen(write, "w", encoding="utf-8")):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
             assert report.main([]) == 0
