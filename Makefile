@@ -79,7 +79,7 @@ export lock
 define install
 	@exec 9>>.venv.lock && $(PYTHON) -c "$$lock" || exit; \
 	test -e $@ && test -z "$$(find $^ -newer $@)" && exit; \
-	export PATH="$$PATH:$(CURDIR)/$(VENV)/bin"; \
+	export PATH="$$PATH:$$PWD/$(VENV)/bin"; \
 	test -x $(PY) && { command -v uv || $(PY) -m pip --version; } >/dev/null 2>&1 || \
 		$(PYTHON) -m venv $(VENV) || exit; \
 	echo 'Installing $(1) into $(VENV) ...'; \

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from experiments.errors import FAILED, INTERRUPTED, USER_ERROR, UserError, nearest
@@ -60,13 +61,13 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 def guarded(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """As `execute`, for a command whose arguments are known."""
     warnings.showwarning = _show_warning
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or log may know ASCII alone
             stream.reconfigure(errors="replace")
     try:
         code = command() or 0
-        if sys.stdout:  # none where it was closed
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except UserError as error:
         say(f"error: {error}")
@@ -121,15 +122,25 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # what printing to 
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE}
 
 
+def _open_streams() -> None:
+    """Where the shell has closed a standard stream, one that leads nowhere.
+
+    The next file that is opened would have its number, and in it what a library prints.
+    """
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(free, True)
+    os.close(free)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+
+
 def _forget_stdout() -> None:
     """Python flushes stdout once more when it ends, which must not fail again."""
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
-    except OSError:
-        pass
-    if sys.stdout:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError):
+        sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Help(argparse.HelpFormatter):

@@ -3,9 +3,10 @@
 FILE is an experiment, a sweep, a benchmark or a table of the paper; `experiments.plans.select` has
 the settings. Several runs are trained at a time, each in a process and a directory of its own below
 `RUNS_ROOT` (default `runs`), with data from `DATA_ROOT` (default `data`). A run that is done is
-skipped; one that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2 and SIGHUP
-finish the steps, save them, and exit with 130, 143, 140 and 129. `--dry-run` shows instead what
-would be trained: each run's network, parameter groups and learning rate.
+skipped; one that was interrupted goes on from its checkpoint. Ctrl-C, SIGTERM, SIGUSR2, SIGHUP,
+SIGUSR1 and SIGXCPU finish the steps, save them, and exit with 128 + the signal's number.
+`--dry-run` shows instead what would be trained: each run's network, parameter groups and learning
+rate.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from experiments.errors import UserError, nearest
@@ -200,6 +201,13 @@ def raised(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(str(error).split()) or type(error).__name__
     return f"{said} ({Path(place.filename).name}, line {place.lineno})"
+
+
+def is_said_by(package: ModuleType, error: Exception) -> bool:
+    """Whether a package refuses something in words of its own."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    inside = Path(last.filename).is_relative_to(Path(package.__path__[0]))
+    return inside and (last.line or "").startswith("raise ")
 
 
 def is_said(error: Exception) -> bool:

@@ -1,6 +1,8 @@
 """Empty pictures and their files: nothing else sets matplotlib up."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from pathlib import Path
@@ -9,9 +11,10 @@ from typing import Any
 
 def pyplot() -> Any:
     """matplotlib's pyplot, without a window; imported here because it takes a second."""
+    os.environ["MPLBACKEND"] = "agg"  # one that matplotlib does not have (any more) ends its import
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
     return pyplot
@@ -38,7 +41,8 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
     # A logarithmic axis places ticks beyond its ends, where there may be no numbers any more.
     with numpy.errstate(over="ignore"):
         _show_texts_as_they_are(figure)
-        figure.savefig(path, dpi=dpi)
+        with _naming(path):
+            figure.savefig(path, dpi=dpi)
         for ending in _formats.get():
             _save_vectors(figure, path.with_suffix(f".{ending}"))
     pyplot().close(figure)
@@ -64,7 +68,18 @@ def _save_vectors(figure: Any, path: Path) -> None:
     """The same figure gives the same file; a PDF has its fonts embedded as journals want them."""
     date = "Date" if path.suffix == ".svg" else "CreationDate"
     with pyplot().rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
-        figure.savefig(path, metadata={date: None})
+        with _naming(path):
+            figure.savefig(path, metadata={date: None})
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give an error its file: a full disk is met while writing, which names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def as_vectors(command: Callable[[Any], None]) -> Callable[[Any], None]:

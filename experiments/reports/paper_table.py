@@ -31,7 +31,7 @@ def write(results: TableResults, folder: Path) -> Path | None:
     for ending, text in texts.items():
         path.with_suffix(ending).write_text(text, encoding="utf-8")
     written = ", ".join(f"{path}{ending}" for ending in texts)
-    console.print(f"written: {written}", markup=False, soft_wrap=True)
+    console.print(f"written: {written}", soft_wrap=True)
     return picture
 
 

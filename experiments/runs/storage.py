@@ -25,9 +25,12 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, FileExistsError):  # as Python says of a folder that cannot be made
+            reason = f"{error.filename} is no folder, or a link to what is not there"
         raise StorageError(
-            f"cannot write {path}: {error.strerror or error}. What was saved before stays: make "
-            "room, or make it writable, and give the same command again"
+            f"cannot write {path}: {reason}. What was saved before stays: make room, or make it "
+            "writable, and give the same command again"
         ) from error
 
 

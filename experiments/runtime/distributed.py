@@ -41,13 +41,16 @@ def start(device: torch.device) -> None:
 
 
 def _check_launcher(device: torch.device) -> None:
-    """Refuse `WORLD_SIZE` alone, which some environment has left."""
+    """Refuse what some environment has left: `WORLD_SIZE` alone, a rank that there is not."""
     needed = ["RANK", "MASTER_ADDR", "MASTER_PORT", *["LOCAL_RANK"] * (device.type == "cuda")]
     if missing := [name for name in needed if not os.environ.get(name)]:
         raise UserError(
             f"WORLD_SIZE = {world_size()} without {', '.join(missing)}: start the processes with "
             "torchrun, or unset WORLD_SIZE to train in one"
         )
+    number("MASTER_PORT", 1)
+    if rank() >= world_size():  # which would wait for ever
+        raise UserError(f"RANK = {rank()} of WORLD_SIZE = {world_size()}: ranks count from 0")
 
 
 def leave() -> None:

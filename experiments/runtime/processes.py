@@ -9,14 +9,17 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+from experiments.errors import UserError
 from experiments.runtime.stopping import Stopped, heard
 
 
@@ -56,7 +59,7 @@ def run_each(
                 process = context.Process(
                     target=_call, args=(dict(os.environ), function, item, slot)
                 )
-                process.start()
+                _start(process)
                 assert process.pid is not None  # it was started
                 running[slot] = process, place
                 for number in came:  # while it was being started
@@ -72,6 +75,19 @@ def run_each(
     if came:
         raise Stopped(signal.Signals(came[0]))
     return codes
+
+
+def _start(process: BaseProcess) -> None:
+    """Start it; the first one starts the server, whose socket lies in the temporary folder."""
+    try:
+        process.start()
+    except OSError as error:
+        if "AF_UNIX path too long" not in str(error):
+            raise
+        raise UserError(
+            f"TMPDIR = {tempfile.gettempdir()}: too long a path for a socket; set a shorter one "
+            "(TMPDIR=/tmp), or train one run at a time, each by a command of its own"
+        ) from None
 
 
 @contextmanager

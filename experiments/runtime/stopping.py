@@ -1,7 +1,8 @@
 """Stopping on request: a signal asks, and the training loop answers once its step is finished.
 
 Slurm sends SIGUSR2 ahead of the time limit and of a preemption, SIGTERM where it will not wait;
-a person presses Ctrl-C, or closes the terminal (SIGHUP, which `nohup` ignores). Each ends the
+other schedulers, or whoever asked them to, SIGUSR1, and SIGXCPU where the processor's time is used
+up; a person presses Ctrl-C, or closes the terminal (SIGHUP, which `nohup` ignores). Each ends the
 training at the next step with a checkpoint of that step.
 """
 
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+SIGNALS = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU,
+)  # fmt: skip
 
 _requested: signal.Signals | None = None
 
@@ -20,7 +23,8 @@ class Stopped(Exception):
 
     Attributes:
         signal: the one that asked.
-        exit_code: 128 + its number, as shells do: 130 SIGINT, 143 SIGTERM, 140 SIGUSR2, 129 SIGHUP.
+        exit_code: 128 + its number, as shells do: 130 SIGINT, 143 SIGTERM, 140 SIGUSR2, 129 SIGHUP,
+            138 SIGUSR1, 152 SIGXCPU.
     """
 
     def __init__(self, number: signal.Signals) -> None:

@@ -29,6 +29,7 @@ import functools
 import json
 import os
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -389,8 +390,9 @@ def base_url(wandb: Any) -> str:
 
 
 def summarize(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0].rstrip('.')}" if text else type(error).__name__
+    """The error in a line: the first ones may say no more than that something is invalid."""
+    text = textwrap.shorten(str(error), 200, placeholder=" ...").rstrip(".")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @functools.cache

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel
 
+import adahessian
 from adahessian.curvature.beside import NoPart
+from experiments.config import constructors
 from experiments.config.experiment import Config
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory
@@ -90,19 +92,22 @@ def optimizer_step(training: Training, batch: Any) -> dict[str, Tensor]:
     """
     evaluations: list[dict[str, Tensor]] = []
     closure = make_closure(training, batch, evaluations)
+    place = f"optimizers.{training.config.optimizer_name}"
+    more = {}
     if training.takes_part_of_batch:
-        part = make_curvature_closure(training, batch)
-        try:
-            training.optimizer.step(closure, curvature_closure=part)
-        except NoPart as error:
-            name = training.config.optimizer_name
-            raise UserError(f"optimizers.{name}.curvature_fraction: {error}") from None
-    else:
-        training.optimizer.step(closure)
+        more["curvature_closure"] = make_curvature_closure(training, batch)
+    try:
+        training.optimizer.step(closure, **more)
+    except NoPart as error:
+        raise UserError(f"{place}.curvature_fraction: {error}") from None
+    except (RuntimeError, ValueError) as error:
+        if not constructors.is_said_by(adahessian, error):
+            raise
+        raise UserError(f"{place}: {error}") from error
     if not evaluations:
         raise UserError(
-            f"optimizers.{training.config.optimizer_name}: step has not called its closure, which "
-            "computes the loss and its gradient: call it first"
+            f"{place}: step has not called its closure, which computes the loss and its gradient: "
+            "call it first"
         )
     return distributed.add_over_ranks(evaluations[0])
 

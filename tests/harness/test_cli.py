@@ -128,6 +128,59 @@ def python(script, *redirections, **environment):
                           capture_output=True, timeout=PATIENCE)  # fmt: skip
 
 
+def test_a_report_is_written_whoever_reads_it(tmp_path, monkeypatch):
+    """Of a place that has what rich takes for markup in it."""
+    root = tmp_path / "[/b] [red] :smile:"
+    finish_run(root, small_config(), [0.5])
+    monkeypatch.setenv("RUNS_ROOT", str(root))
+    read, write = os.pipe()
+    os.close(read)
+    for stdout in (None, os.fdopen(write, "w", encoding="utf-8")):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            assert report.main([]) == 0
+            sys.stdout.close()
+        (root / "report.html").unlink()
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    (tmp_path / "scratch").symlink_to(tmp_path / "purged")
+    directory = RunDirectory(tmp_path / "scratch", small_config())
+    with pytest.raises(UserError, match="/scratch is no folder, or a link to what is not there"):
+        with directory.locked():
+            pass
+
+
+def test_a_backend_that_matplotlib_has_no_more():
+    done = python("from experiments.plots import canvas; canvas.pyplot()", MPLBACKEND="qt4agg")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket(tmp_path):
+    place = tmp_path / ("x" * 100)
+    place.mkdir()
+    script = (
+        "import sys; from experiments import cli\n"
+        "from experiments.runtime.processes import run_each\n"
+        "sys.exit(cli.guarded(lambda: run_each(abs, [1], 1)))"
+    )
+    done = python(script, TMPDIR=str(place))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: TMPDIR = {place}: too long".encode())
+
+
+def test_no_file_gets_the_number_of_a_closed_stream():
+    script = (
+        "import os, sys; from experiments import cli\n"
+        "from argparse import ArgumentParser\n"
+        "def command(parsed):\n"
+        "    sys.stdin.read(), sys.stderr.write('x')\n"
+        "    return 0 if os.open('/', os.O_RDONLY) > 2 else 1\n"
+        "sys.exit(cli.execute(ArgumentParser(), command, []))"
+    )
+    assert python(script, "<&- >&- 2>&-").returncode == 0
+
+
 PRINT = (
     "import argparse, sys; from experiments import cli\n"
     "sys.exit(cli.execute(argparse.ArgumentParser(), lambda parsed: print('x ± y', '…'), []))"

@@ -43,6 +43,12 @@ def section(tmp_path):
     )
 
 
+def test_a_picture_that_does_not_fit_is_named(tmp_path):
+    (tmp_path / "full.png").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*full.png'"):
+        save(panels(1, (1, 1))[0], tmp_path / "full.png")
+
+
 def test_terminal(section, capsys):
     console = terminal.make_console()
     terminal.show(section, console)

@@ -143,6 +143,9 @@ def test_values_that_only_some_combinations_set_are_those_of_the_configuration(t
 def test_a_key_with_one_value_is_not_swept(tmp_path):
     text = "grid: {optimizer: [sgd], batch_size: [64], optimizer.lr: [0.1, 0.2]}"
     assert read_sweep(write(tmp_path, text), tmp_path).keys == ["optimizer.lr"]
+    same = ("{name: cosine, warmup_epochs: 1}", "{warmup_epochs: 1, name: cosine}")
+    points = [f"{{optimizer: sgd, epochs: {2 + i}, schedule: {s}}}" for i, s in enumerate(same)]
+    assert read_sweep(write(tmp_path, f"list: [{', '.join(points)}]"), tmp_path).keys == ["epochs"]
 
 
 def test_line_over_one_number(tmp_path):

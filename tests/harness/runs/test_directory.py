@@ -62,6 +62,16 @@ def test_git_is_asked_without_its_lock_and_not_for_ever(monkeypatch):
     assert asked == [["git", "--no-optional-locks"]] * 2
 
 
+def test_a_row_of_an_epoch_is_on_disk_and_one_of_a_step_waits(directory, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    assert (directory.metrics_size(), directory.steps_size()) == (0, 0)
+    directory.append_step({"step": 1})
+    assert not synced and directory.steps_size() > 0
+    directory.append({"epoch": 1})
+    assert len(synced) == 1
+
+
 def test_metrics_are_cut_back(directory):
     directory.cut_metrics(0)
     directory.append({"epoch": 1})

@@ -28,6 +28,7 @@ MEASURED = (
     "curvature_statistics=true", "spectrum_every_epochs=3", "spectrum.batches=2", "spectrum.k=2",
     "spectrum.num_lanczos_steps=8", "spectrum.trace_matvecs=6",
 )  # fmt: skip
+TWO = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 DIFFERENCE = "optimizers.adahessian.curvature=finite_difference"
 
 
@@ -44,6 +45,8 @@ def second_of_two(monkeypatch):
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE = '0': torchrun sets it, to 1 or more; unset it"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE = 'two': torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "first"}, "RANK = 'first': torchrun sets it, to 0 or more"),
+        ({**TWO, "RANK": "2"}, "RANK = 2 of WORLD_SIZE = 2: ranks count from 0"),
+        ({**TWO, "MASTER_PORT": "a"}, "MASTER_PORT = 'a': torchrun sets it, to 1 or more"),
     ],
 )
 def test_what_an_environment_has_left_is_named(variables, message, monkeypatch):

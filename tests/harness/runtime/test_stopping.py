@@ -60,7 +60,7 @@ def test_stopped_by_each_signal_a_run_goes_on_as_if_it_had_not_been(tmp_path, mo
     whole = result(train_here(tmp_path / "whole", config))
     directory = RunDirectory(tmp_path / "stopped", config)
     step, calls = loop.optimizer_step, []
-    moments = dict(zip((4, train_steps(config), 17, 19), stopping.SIGNALS, strict=True))
+    moments = dict(zip((4, train_steps(config), 17, 19, 20, 21), stopping.SIGNALS, strict=True))
 
     def interrupted(*arguments):
         calls.append(1)

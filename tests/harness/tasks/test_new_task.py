@@ -224,6 +224,9 @@ def test_a_loss_without_second_derivative_ends_no_measured_training(path, tmp_pa
     more = ("optimizers.adahessian.curvature=finite_difference", "spectrum_every_epochs=0")
     with pytest.warns(UserWarning, match="no curvature error after epoch [24]: "):
         assert train(path, tmp_path, *MEASURED, *more, optimizer="adahessian").done
+    more = "optimizers.adahessian.curvature=double_backward"
+    with pytest.raises(UserError, match="optimizers.adahessian: .*curvature='finite_difference'"):
+        train(path, tmp_path, more, optimizer="adahessian")
 
 
 def test_a_loss_that_differentiates_says_so_in_an_evaluation(path, tmp_path, monkeypatch):
