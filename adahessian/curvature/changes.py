@@ -139,7 +139,7 @@ class Usual:
         return is_exceeded
 
 
-def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
+def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Return the norm of each of some tensors, on the device of the first."""
-    found = torch._foreach_norm(list(tensors), order)
+    found = torch._foreach_norm(list(tensors))
     return torch.stack([n.to(found[0]) for n in found])
